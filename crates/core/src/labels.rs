@@ -1,0 +1,90 @@
+//! Labels and label selectors. The one implementation: everything that matches labels calls it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The labels of an object, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A `metav1.LabelSelector`. All its requirements are ANDed; without any it matches everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Selector {
+    /// `matchLabels`: each key must have exactly this value.
+    pub match_labels: Labels,
+    /// `matchExpressions`, in the order written.
+    pub match_expressions: Vec<Requirement>,
+}
+
+/// One item of `matchExpressions`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Requirement {
+    /// The label key it is about.
+    pub key: String,
+    /// What must hold for that key.
+    pub operator: Operator,
+}
+
+/// `metav1.LabelSelectorOperator`, with its values where it has any.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operator {
+    /// The key is there with one of these values.
+    In(Vec<String>),
+    /// The key is absent, or has none of these values.
+    NotIn(Vec<String>),
+    /// The key is there.
+    Exists,
+    /// The key is absent.
+    DoesNotExist,
+}
+
+impl Selector {
+    /// Whether the labels satisfy every requirement.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+            && self.match_expressions.iter().all(|r| r.matches(labels))
+    }
+
+    /// Whether it has no requirement, and so selects everything.
+    pub fn is_empty(&self) -> bool {
+        self.match_labels.is_empty() && self.match_expressions.is_empty()
+    }
+}
+
+impl Requirement {
+    /// Whether the labels satisfy this requirement. `NotIn` and `DoesNotExist` hold where the key
+    /// is absent, `In` and `Exists` do not (SEMANTICS 10).
+    pub fn matches(&self, labels: &Labels) -> bool {
+        let value = labels.get(&self.key);
+        match &self.operator {
+            Operator::In(values) => value.is_some_and(|v| values.contains(v)),
+            Operator::NotIn(values) => !value.is_some_and(|v| values.contains(v)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+/// As `kubectl -l` writes it; `<any>` for the empty selector.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("<any>");
+        }
+        let labels = self.match_labels.iter().map(|(k, v)| format!("{k}={v}"));
+        let expressions = self.match_expressions.iter().map(Requirement::to_string);
+        f.write_str(&labels.chain(expressions).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// As `kubectl -l` writes it: `key in (a,b)`, `key notin (a)`, `key`, `!key`.
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        match &self.operator {
+            Operator::In(values) => write!(f, "{key} in ({})", values.join(",")),
+            Operator::NotIn(values) => write!(f, "{key} notin ({})", values.join(",")),
+            Operator::Exists => f.write_str(key),
+            Operator::DoesNotExist => write!(f, "!{key}"),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The state that a [`Program`](crate::Program) is compiled from. An invalid policy cannot be
+//! expressed here: see [`crate::validate`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::labels::{Labels, Selector};
+use crate::net::{IpNet, Protocol};
+
+/// The label that every namespace carries, whatever its manifest says (SEMANTICS 11).
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Everything policies speak of, as known at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// The labels of each namespace that has an object in the input. A namespace that is only
+    /// mentioned need not be here: it then has [`NAMESPACE_NAME_LABEL`] alone (SEMANTICS 11).
+    pub namespaces: BTreeMap<String, Labels>,
+    /// The pods, in input order.
+    pub pods: Vec<Pod>,
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// The Services.
+    pub services: Vec<Service>,
+    /// The policies, in input order. Order never matters (SEMANTICS 3).
+    pub policies: Vec<Policy>,
+}
+
+impl Cluster {
+    /// The labels of a namespace, with [`NAMESPACE_NAME_LABEL`] always there and always right.
+    pub fn namespace_labels(&self, name: &str) -> Labels {
+        let mut labels = self.namespaces.get(name).cloned().unwrap_or_default();
+        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+        labels
+    }
+}
+
+/// A pod, or one of the pods that a workload's template stands for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// The workload that owns it, if one does: the outermost owner, so a Deployment and not its
+    /// ReplicaSet.
+    pub workload: Option<Workload>,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// `spec.hostNetwork`. Such a pod is its node to the network: never a subject and never
+    /// matched by a selector (SEMANTICS 12).
+    pub host_network: bool,
+    /// Phase `Succeeded` or `Failed`: neither subject nor peer (SEMANTICS 13).
+    pub finished: bool,
+    /// `status.podIPs`. Empty before it has an address, and for a template.
+    pub addresses: Vec<IpAddr>,
+    /// The ports of its containers and restartable init containers, in order.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// The controller of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Workload {
+    /// The kind, as the API spells it: `Deployment`.
+    pub kind: String,
+    /// `metadata.name`. The namespace is that of the pod.
+    pub name: String,
+}
+
+/// A port that a container declares.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerPort {
+    /// `name`.
+    pub name: Option<String>,
+    /// `containerPort`.
+    pub port: u16,
+    /// `protocol`; TCP where absent.
+    pub protocol: Protocol,
+}
+
+/// A node and its addresses (`status.addresses` that are IP addresses).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// Its addresses. Traffic between these and the pods of this node is always allowed
+    /// (SEMANTICS 7).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A Service. In offline answers it means its endpoints (SEMANTICS 19).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Service {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.selector`; `None` where there is none, and so no endpoints of its own.
+    pub selector: Option<Labels>,
+    /// `spec.clusterIPs` that are addresses.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `name`.
+    pub name: Option<String>,
+    /// `protocol`; TCP where absent.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: u16,
+    /// `targetPort`; the same number as `port` where absent.
+    pub target: TargetPort,
+}
+
+/// `ServicePort.targetPort`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A number.
+    Number(u16),
+    /// The name of a container port of the endpoint.
+    Name(String),
+}
+
+/// Ingress or egress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Connections to the subject.
+    Ingress,
+    /// Connections from the subject.
+    Egress,
+}
+
+impl Direction {
+    /// Egress, then ingress: the order in which a connection meets them.
+    pub const ALL: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+    /// The name of the section in a spec: `ingress` or `egress`.
+    pub fn section(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+
+    /// What a rule of this direction calls its peers: `from` or `to`.
+    pub fn peers(self) -> &'static str {
+        match self {
+            Direction::Ingress => "from",
+            Direction::Egress => "to",
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.section())
+    }
+}
+
+/// A valid NetworkPolicy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// Which pods of its namespace it isolates.
+    pub subject: Selector,
+    /// The ingress rules if it isolates for ingress, `None` if it does not: `policyTypes` is
+    /// resolved (SEMANTICS 2).
+    pub ingress: Option<Vec<Rule>>,
+    /// The same for egress.
+    pub egress: Option<Vec<Rule>>,
+}
+
+impl Policy {
+    /// The rules of a direction, `None` if the policy does not isolate for it.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+}
+
+/// One rule: any of the peers on any of the ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Empty means every peer, also outside the cluster (SEMANTICS 14).
+    pub peers: Vec<Peer>,
+    /// Empty means every port and every protocol (SEMANTICS 15).
+    pub ports: Vec<PortRule>,
+}
+
+/// Who may be at the other end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// Pods, by their labels and those of their namespace. Never both `None` (SEMANTICS 9).
+    Pods {
+        /// `podSelector`; `None` means all pods of the namespaces.
+        pods: Option<Selector>,
+        /// `namespaceSelector`; `None` means the policy's own namespace.
+        namespaces: Option<Selector>,
+    },
+    /// `ipBlock`: addresses, whoever owns them (SEMANTICS 18).
+    Block(IpBlock),
+}
+
+/// Addresses of a CIDR less some.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IpBlock {
+    /// `cidr`, host bits cleared.
+    pub cidr: IpNet,
+    /// `except`, host bits cleared; each strictly inside `cidr`.
+    pub except: Vec<IpNet>,
+}
+
+impl IpBlock {
+    /// Whether the address is in the block and in none of its exceptions.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.cidr.contains(&address) && !self.except.iter().any(|e| e.contains(&address))
+    }
+}
+
+/// One item of `ports`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRule {
+    /// The protocol; TCP where the policy names none (SEMANTICS 16).
+    pub protocol: Protocol,
+    /// Which ports of it.
+    pub port: PortMatch,
+}
+
+/// `port` and `endPort` of a `NetworkPolicyPort`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortMatch {
+    /// `port` absent: all ports of the protocol, from 0 to 65535.
+    All,
+    /// `port` to `endPort`, both included; equal where there is no `endPort`.
+    Range(u16, u16),
+    /// A name, resolved at the destination pod (SEMANTICS 17).
+    Named(String),
+}

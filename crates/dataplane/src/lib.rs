@@ -1,0 +1,5 @@
+//! One node's share of a Program, enforced in the kernel.
+//!
+//! The seam is [`state`]: above it nothing knows nf_tables, below it nothing knows Kubernetes.
+
+pub mod state;

@@ -1,0 +1,1 @@
+//! The independent oracle, random clusters, and the suites that run on every back end.
