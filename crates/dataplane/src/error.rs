@@ -6,6 +6,26 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The state names something by an index that it does not have.
+    #[error("{place} names {what} {index}, but there are {count}")]
+    Dangling {
+        /// What the index is of.
+        what: &'static str,
+        /// The index.
+        index: u32,
+        /// How many there are.
+        count: usize,
+        /// Where in the state.
+        place: String,
+    },
+    /// A range in the state ends before it begins, or mixes address families.
+    #[error("{place} has the range {range}, which is not from low to high in one family")]
+    UpsideDown {
+        /// The range.
+        range: String,
+        /// Where in the state.
+        place: String,
+    },
     /// No netlink socket could be made.
     #[error("cannot open a netlink socket for protocol {protocol}: {source}")]
     Open {
