@@ -1,1 +1,4 @@
 //! The independent oracle, random clusters, and the suites that run on every back end.
+#![forbid(unsafe_code)]
+
+pub mod oracle;
