@@ -1,4 +1,5 @@
 //! The independent oracle, random clusters, and the suites that run on every back end.
 #![forbid(unsafe_code)]
 
+pub mod generate;
 pub mod oracle;
