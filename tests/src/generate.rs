@@ -91,15 +91,17 @@ const ANCHORS_V6: &[[u16; 8]] = &[
 pub fn world(size: Size) -> impl Strategy<Value = World> {
     let names = &NAMESPACES[..size.namespaces.clamp(1, NAMESPACES.len())];
     let namespaces = btree_map(select(names), namespace_labels(), 0..=names.len());
-    let nodes = vec(families(), 0..=size.nodes);
+    // The families of every node, and how many have an object.
+    let nodes = (vec(families(), size.nodes + 1), 0..=size.nodes);
     let pods = vec(pod(names, size.nodes), 0..=size.pods);
     let policies = vec(policy(names), 0..=size.policies);
     (namespaces, nodes, pods, policies).prop_map(|(namespaces, nodes, pods, policies)| {
-        let nodes: Vec<Node> = nodes.into_iter().enumerate().map(node).collect();
+        let (families, objects) = nodes;
+        let nodes: Vec<Node> = (0..).zip(&families).map(node).take(objects).collect();
         let namespaces = namespaces.into_iter().map(|(name, labels)| (name.to_owned(), labels));
         let mut cluster = Cluster { namespaces: namespaces.collect(), nodes, ..Cluster::default() };
         for draft in pods {
-            draft.settle(&mut cluster);
+            draft.settle(&mut cluster, &families);
         }
         let mut world = World { cluster, policies };
         for (index, policy) in world.policies.iter_mut().enumerate() {
@@ -203,15 +205,12 @@ fn addresses((v4, v6): Families, a: Ipv4Addr, b: Ipv6Addr) -> Vec<IpAddr> {
     v4.then_some(a.into()).into_iter().chain(v6.then_some(b.into())).collect()
 }
 
-/// The addresses of the node with this number. A pod knows them too, if it is on the host network
-/// of a node that has no object.
 fn node_addresses(number: u8, families: Families) -> Vec<IpAddr> {
     let v6 = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, u16::from(number) + 1);
     addresses(families, Ipv4Addr::new(192, 168, 0, number + 1), v6)
 }
 
-fn node((number, families): (usize, Families)) -> Node {
-    let number = number as u8;
+fn node((number, &families): (u8, &Families)) -> Node {
     let addresses = node_addresses(number, families);
     Node { name: format!("node-{number}"), addresses, ..Node::default() }
 }
@@ -251,32 +250,26 @@ fn pod(names: &'static [&'static str], nodes: usize) -> impl Strategy<Value = Po
 
 impl PodDraft {
     /// Gives the pod a name and addresses that fit the cluster, and puts it there.
-    fn settle(self, cluster: &mut Cluster) {
+    fn settle(self, cluster: &mut Cluster, nodes: &[Families]) {
         let number = cluster.pods.len() as u8;
-        let node_name = self.node.map(|n| format!("node-{n}"));
-        let node = cluster.nodes.iter().find(|n| Some(&n.name) == node_name.as_ref());
-        let addresses = match (self.host_network, node, self.node, cluster.pods.last()) {
-            (true, Some(node), _, _) => node.addresses.clone(),
-            (true, None, Some(node), _) => node_addresses(node, self.families),
-            (true, None, None, _) => Vec::new(),
-            (false, _, _, Some(last))
-                if self.finished && self.address_passed_on && !last.host_network =>
-            {
+        let subnet = self.node.unwrap_or(9);
+        let v4 = Ipv4Addr::new(10, 0, subnet, number + 1);
+        let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, subnet.into(), u16::from(number) + 1);
+        let addresses = match (self.node, cluster.pods.last()) {
+            _ if self.families == (false, false) => Vec::new(),
+            (Some(node), _) if self.host_network => node_addresses(node, nodes[usize::from(node)]),
+            (None, _) if self.host_network => Vec::new(),
+            (_, Some(last)) if self.finished && self.address_passed_on && !last.host_network => {
                 last.addresses.clone()
             }
-            (false, ..) => {
-                let subnet = self.node.unwrap_or(9);
-                let v4 = Ipv4Addr::new(10, 0, subnet, number + 1);
-                let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, subnet.into(), u16::from(number) + 1);
-                addresses(self.families, v4, v6)
-            }
+            _ => addresses(self.families, v4, v6),
         };
         cluster.pods.push(Pod {
             namespace: self.namespace.to_owned(),
             name: format!("pod-{number}"),
             labels: self.labels,
             workload: None,
-            node: node_name,
+            node: self.node.map(|n| format!("node-{n}")),
             host_network: self.host_network,
             finished: self.finished,
             addresses,

@@ -2,4 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod generate;
+pub mod manifests;
 pub mod oracle;
+pub mod scenario;

@@ -78,8 +78,17 @@ impl<'a> Party<'a> {
             }
             End::Pod(index) => {
                 let pod = &world.cluster.pods[index];
-                let address = pod.addresses.iter().copied().find(|a| Family::of(*a) == family);
-                if address.is_none() && !pod.addresses.is_empty() {
+                if pod.finished {
+                    // 13: it is nobody, and its address may be another's by now
+                    return Some(Party { pod: None, node: None, address: None });
+                }
+                let addresses = match &pod.node {
+                    // 12: a hostNetwork pod is its node
+                    Some(node) if pod.host_network => node_addresses(world, node),
+                    _ => pod.addresses.clone(),
+                };
+                let address = addresses.iter().copied().find(|a| Family::of(*a) == family);
+                if address.is_none() && !addresses.is_empty() {
                     return None; // 20: it is not in this family
                 }
                 Some(Party {
@@ -93,21 +102,29 @@ impl<'a> Party<'a> {
     }
 
     fn of_address(world: &'a World, address: IpAddr) -> Party<'a> {
-        let pods = &world.cluster.pods;
+        let Cluster { pods, nodes, .. } = &world.cluster;
         let pod =
             pods.iter().find(|p| can_be_subject_and_peer(p) && p.addresses.contains(&address));
-        let node = world.cluster.nodes.iter().find(|n| n.addresses.contains(&address));
-        // 12: the address of a hostNetwork pod is an address of its node, whether or not the node
-        // says so
-        let host_pod =
-            pods.iter().find(|p| p.host_network && !p.finished && p.addresses.contains(&address));
-        let node = match (node, host_pod) {
-            (Some(node), _) => Some(node.name.as_str()),
-            (None, Some(pod)) => pod.node.as_deref(),
-            (None, None) => None,
-        };
-        Party { pod, node, address: Some(address) }
+        let names = nodes.iter().map(|node| &node.name).chain(pods.iter().flat_map(|p| &p.node));
+        let node = names.into_iter().find(|name| node_addresses(world, name).contains(&address));
+        Party { pod, node: node.map(String::as_str), address: Some(address) }
     }
+}
+
+/// The addresses of a node. 12: those of its hostNetwork pods are among them, also where there is
+/// no Node object to say so.
+fn node_addresses(world: &World, name: &str) -> Vec<IpAddr> {
+    let nodes = world.cluster.nodes.iter().filter(|node| node.name == name);
+    let pods = world
+        .cluster
+        .pods
+        .iter()
+        .filter(|pod| pod.host_network && !pod.finished && pod.node.as_deref() == Some(name));
+    nodes
+        .flat_map(|node| &node.addresses)
+        .chain(pods.flat_map(|pod| &pod.addresses))
+        .copied()
+        .collect()
 }
 
 /// 12: hostNetwork pods are neither. 13: finished pods are neither.
