@@ -285,11 +285,14 @@ fn echo_request(family: Family) -> u8 {
 /// What the socket has to say; `None` if nothing yet that is for this probe.
 fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
     let mut buffer = [0; 1024];
+    let is_sctp = matches!(probe.traffic, Traffic::Port(Protocol::Sctp, _));
     let own_name = || names.get(&probe.to).cloned().unwrap_or_else(|| probe.to.to_string());
     loop {
         let bytes = match (&flight.socket).read(&mut buffer) {
             Ok(length) => &buffer[..length],
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+            // No raw socket of the destination had room: the packet arrived.
+            Err(e) if is_sctp && unheard(&e) => return Some(Outcome::Answered(own_name())),
             Err(e) => return Some(outcome_of(&e)),
         };
         match probe.traffic {
@@ -317,10 +320,14 @@ fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
     }
 }
 
+/// ICMP protocol unreachable, in IPv4 and in IPv6.
+fn unheard(error: &io::Error) -> bool {
+    [Errno::ENOPROTOOPT, Errno::EPROTO].map(|e| Some(e as i32)).contains(&error.raw_os_error())
+}
+
 fn outcome_of(error: &io::Error) -> Outcome {
     match error.raw_os_error().map(Errno::from_raw) {
-        // The third is what a raw socket hears where nothing at all speaks the protocol.
-        Some(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::ENOPROTOOPT) => Outcome::Refused,
+        Some(Errno::ECONNREFUSED | Errno::ECONNRESET) => Outcome::Refused,
         other => Outcome::Error(other.map_or(0, |e| e as i32)),
     }
 }
