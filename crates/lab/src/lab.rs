@@ -120,10 +120,9 @@ impl Lab {
             for namespace in &self.namespaces {
                 namespace.enter()?;
                 for key in &missing {
-                    self.responders.open(*key, families).map_err(|source| Error::Socket {
-                        step: format!("listen on {}/{}", key.1, key.0),
-                        source,
-                    })?;
+                    self.responders
+                        .open(*key, families)
+                        .map_err(|e| Error::socket(&format!("listen on {}/{}", key.1, key.0), e))?;
                 }
             }
             self.responders.set_sctp(&ports);

@@ -9,6 +9,7 @@
 //! whoever puts rules into its nodes ([`Lab::in_node`]).
 #![forbid(unsafe_code)]
 
+mod control;
 mod enter;
 mod error;
 mod external;
@@ -20,6 +21,7 @@ mod respond;
 mod sctp;
 mod wiring;
 
+pub use control::{Connection, Control, Event};
 pub use enter::enter;
 pub use error::Error;
 pub use lab::Lab;

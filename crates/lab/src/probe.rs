@@ -79,7 +79,8 @@ pub(crate) fn run(
     space_of: &[usize],
     mut settled: impl FnMut(usize),
 ) -> Result<Vec<Outcome>, Error> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| failed("poll", e))?;
+    let epoll =
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| Error::socket("poll", e))?;
     let mut prober = Prober {
         probes,
         names,
@@ -169,7 +170,7 @@ impl Prober<'_> {
             match send(probe, next_port) {
                 Ok((socket, port)) => {
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
-                    self.epoll.add(&socket, event).map_err(|e| failed("poll", e))?;
+                    self.epoll.add(&socket, event).map_err(|e| Error::socket("poll", e))?;
                     self.flights.insert(index, Flight { socket, port, sent });
                 }
                 Err(e) => self.outcomes[index] = Some(outcome_of(&e)),
@@ -203,7 +204,7 @@ impl Prober<'_> {
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
-            Err(e) => return Err(failed("poll", e)),
+            Err(e) => return Err(Error::socket("poll", e)),
         };
         for event in &events[..count] {
             let index = event.data() as usize;
@@ -330,8 +331,4 @@ fn outcome_of(error: &io::Error) -> Outcome {
         Some(Errno::ECONNREFUSED | Errno::ECONNRESET) => Outcome::Refused,
         other => Outcome::Error(other.map_or(0, |e| e as i32)),
     }
-}
-
-fn failed(step: &str, source: Errno) -> Error {
-    Error::Socket { step: step.to_owned(), source: source.into() }
 }
