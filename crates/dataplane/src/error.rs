@@ -2,10 +2,35 @@
 
 use std::io;
 
+use crate::fake::Violation;
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The state names something by an index that it does not have.
+    #[error("{place} names {what} {index}, but there are {count}")]
+    Dangling {
+        /// What the index is of.
+        what: &'static str,
+        /// The index.
+        index: u32,
+        /// How many there are.
+        count: usize,
+        /// Where in the state.
+        place: String,
+    },
+    /// A range in the state ends before it begins, or mixes address families.
+    #[error("{place} has the range {range}, which is not from low to high in one family")]
+    UpsideDown {
+        /// The range.
+        range: String,
+        /// Where in the state.
+        place: String,
+    },
+    /// The plan is not one that the kernel would accept. Only [`Fake`](crate::Fake) says so.
+    #[error("the plan breaks the kernel's rules: {0}")]
+    Contract(#[from] Violation),
     /// No netlink socket could be made.
     #[error("cannot open a netlink socket for protocol {protocol}: {source}")]
     Open {
