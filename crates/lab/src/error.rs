@@ -151,3 +151,9 @@ pub enum Error {
         uid: u32,
     },
 }
+
+impl Error {
+    pub(crate) fn socket(step: &str, source: impl Into<io::Error>) -> Error {
+        Error::Socket { step: step.to_owned(), source: source.into() }
+    }
+}

@@ -9,6 +9,7 @@
 //! engine, enforced by the kernel, and tried.
 #![forbid(unsafe_code)]
 
+mod control;
 mod enter;
 mod error;
 mod external;
@@ -21,6 +22,7 @@ mod sctp;
 mod trial;
 mod wiring;
 
+pub use control::{Connection, Control, Event};
 pub use enter::enter;
 pub use error::Error;
 pub use lab::Lab;
