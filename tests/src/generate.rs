@@ -288,7 +288,7 @@ fn container_port() -> impl Strategy<Value = ContainerPort> {
 fn namespace_labels() -> impl Strategy<Value = Labels> {
     let labels = btree_map(select(NAMESPACE_KEYS), select(VALUES), 0..=2).prop_map(owned);
     // A manifest may state the label of its name, and may be wrong about it.
-    let named = option::weighted(0.2, select(NAMESPACES));
+    let named = option::weighted(0.4, select(NAMESPACES));
     (labels, named).prop_map(|(mut labels, named)| {
         let named = named.map(|n| ("kubernetes.io/metadata.name".to_owned(), n.to_owned()));
         labels.extend(named);
@@ -377,8 +377,8 @@ fn pod_selector() -> impl Strategy<Value = LabelSelector> {
 
 fn namespace_selector() -> impl Strategy<Value = LabelSelector> {
     prop_oneof![
-        2 => selector(NAMESPACE_KEYS, VALUES),
-        1 => selector(&["kubernetes.io/metadata.name"], NAMESPACES),
+        selector(NAMESPACE_KEYS, VALUES),
+        selector(&["kubernetes.io/metadata.name"], NAMESPACES),
     ]
 }
 

@@ -18,14 +18,98 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 
 use portcullis_core::model::{Cluster, ContainerPort, Service, TargetPort};
 use portcullis_core::net::{Family, Protocol, Traffic};
+use portcullis_kube::{Options, Severity, Source};
 
 use crate::generate::Flow;
 use crate::manifests;
 use crate::oracle::{End, World};
+
+/// A scenario file, read.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// The name of the file without its ending.
+    pub name: String,
+    /// What its manifests describe.
+    pub world: World,
+    /// What it expects.
+    pub expectations: Vec<Expectation>,
+}
+
+impl Scenario {
+    /// The scenarios of a directory whose names start with a prefix, by name. An error names the
+    /// file, and also if there is no such scenario.
+    pub fn all(directory: &Path, prefix: &str) -> Result<Vec<Scenario>, String> {
+        let place = directory.display();
+        let entries = directory.read_dir().map_err(|error| format!("{place}: {error}"))?;
+        let mut paths = entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("{place}: {error}"))?;
+        paths.retain(|path| path.extension().is_some_and(|e| e == "yaml"));
+        paths.retain(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        });
+        paths.sort();
+        if paths.is_empty() {
+            return Err(format!("{place}: expected a scenario file {prefix}*.yaml"));
+        }
+        paths.iter().map(|path| Scenario::read(path)).collect()
+    }
+
+    /// Reads a scenario file.
+    pub fn read(path: &Path) -> Result<Scenario, String> {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let text = fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
+        Scenario::parse(&name, &text)
+    }
+
+    /// Reads the text of a scenario file.
+    pub fn parse(name: &str, text: &str) -> Result<Scenario, String> {
+        let source = Source::Text { name: name.to_owned(), text: text.to_owned() };
+        let input = portcullis_kube::load(&[source], &Options::default());
+        let mut diagnostics = input.diagnostics.iter();
+        if let Some(error) = diagnostics.find(|d| d.severity == Severity::Error) {
+            return Err(format!("{name}: {error}"));
+        }
+        let policies = input.policies.into_iter().map(|policy| policy.raw).collect();
+        let cluster = Cluster { policies: Vec::new(), ..input.cluster };
+        let expectations =
+            expectations(text, &cluster).map_err(|error| format!("{name}: {error}"))?;
+        Ok(Scenario { name: name.to_owned(), world: World { cluster, policies }, expectations })
+    }
+
+    /// The expectations that some back end does not meet, a line each. The back end answers for
+    /// every address family that both ends of a flow have.
+    pub fn differences(
+        &self,
+        mut answer: impl FnMut(&Flow) -> BTreeMap<Family, bool>,
+    ) -> Vec<String> {
+        let mut differences = Vec::new();
+        for expected in &self.expectations {
+            let found = answer(&expected.flow);
+            if !expected.holds(&found) {
+                let Expectation { line, flow, verdicts } = expected;
+                let flow = describe(flow, &self.world.cluster);
+                let name = &self.name;
+                let wanted = if verdicts.contains_key(&None) {
+                    verdict_text(verdicts.values().copied().next().unwrap_or(false)).to_owned()
+                } else {
+                    answers_text(verdicts.iter().filter_map(|(f, &v)| Some(((*f)?, v))))
+                };
+                let found = answers_text(found.into_iter());
+                differences
+                    .push(format!("{name}.yaml:{line}: {flow}: expected {wanted}, found {found}"));
+            }
+        }
+        differences
+    }
+}
 
 /// One connection, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +137,7 @@ impl Expectation {
 }
 
 /// The expectations in the text of a scenario file about this cluster. An error names the line.
-pub fn expectations(text: &str, cluster: &Cluster) -> Result<Vec<Expectation>, String> {
+fn expectations(text: &str, cluster: &Cluster) -> Result<Vec<Expectation>, String> {
     let mut expectations = Vec::new();
     let mut inside = false;
     for (line, content) in (1..).zip(text.lines()) {
@@ -82,12 +166,7 @@ pub fn expectations(text: &str, cluster: &Cluster) -> Result<Vec<Expectation>, S
 pub fn write(title: &str, world: &World, expected: &[(Flow, BTreeMap<Family, bool>)]) -> String {
     let mut out = format!("# {title}\n# expect:\n");
     for (flow, answers) in expected {
-        let verdict = |allowed: bool| if allowed { "allow" } else { "deny" };
-        let answers = answers.iter().map(|(family, &a)| format!("{} {family}", verdict(a)));
-        let mut answers = answers.collect::<Vec<_>>().join(", ");
-        if answers.is_empty() {
-            answers.push_str("deny");
-        }
+        let answers = answers_text(answers.iter().map(|(&family, &allowed)| (family, allowed)));
         let _ = writeln!(out, "#   {}: {answers}", describe(flow, &world.cluster));
     }
     out + &manifests::yaml(world)
@@ -103,6 +182,17 @@ pub fn describe(flow: &Flow, cluster: &Cluster) -> String {
         End::Address(address) => address.to_string(),
     };
     format!("{} -> {} {}", end(flow.source), end(flow.destination), flow.traffic)
+}
+
+/// `allow IPv4, deny IPv6`. Without a family in common nothing can pass.
+fn answers_text(answers: impl Iterator<Item = (Family, bool)>) -> String {
+    let answers: Vec<_> =
+        answers.map(|(f, allowed)| format!("{} {f}", verdict_text(allowed))).collect();
+    if answers.is_empty() { verdict_text(false).to_owned() } else { answers.join(", ") }
+}
+
+fn verdict_text(allowed: bool) -> &'static str {
+    if allowed { "allow" } else { "deny" }
 }
 
 type Verdicts = BTreeMap<Option<Family>, bool>;

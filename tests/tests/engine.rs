@@ -1,14 +1,12 @@
 //! The engine against the oracle, on random worlds.
 #![allow(clippy::panic, reason = "the checks that tests share fail by panicking, too")]
 
-use std::collections::BTreeMap;
+use std::fmt::Debug;
 
-use portcullis_core::net::Family;
-use portcullis_core::program::{self, Verdict};
-use portcullis_core::{Program, validate};
+use portcullis_core::Program;
 use portcullis_tests::generate::{self, Flow, Size};
 use portcullis_tests::oracle::{self, End, World};
-use portcullis_tests::scenario;
+use portcullis_tests::{engine, scenario};
 use proptest::prelude::{ProptestConfig, TestCaseError};
 use proptest::test_runner::{TestError, TestRunner};
 
@@ -41,60 +39,31 @@ fn agree(size: Size, flows: usize) {
 
 /// Fails with the text of a scenario file.
 fn compare(world: &World, most: usize) -> Result<(), TestCaseError> {
-    let program = compile(world);
+    let program = Program::compile(&engine::cluster(world));
     for flow in generate::flows(world, most) {
-        let expected = oracle::allowed(world, flow.source, flow.destination, flow.traffic);
-        let found = verdict(&program, &flow);
-        if found != summary(&expected) {
-            return Err(difference(world, flow, expected, format!("{found:?}")));
+        let Flow { source, destination, traffic } = flow;
+        let expected = oracle::allowed(world, source, destination, traffic);
+        let fail = |found: &dyn Debug| {
+            let title = format!("The engine says {found:?}.");
+            let text = scenario::write(&title, world, &[(flow, expected.clone())]);
+            Err(TestCaseError::fail(text))
+        };
+        let found = engine::allowed(&program, &flow);
+        if found != expected {
+            return fail(&found);
         }
-        if let (End::Address(source), End::Address(destination)) = (flow.source, flow.destination)
+        let verdict = program.verdict(engine::end(source), engine::end(destination), traffic);
+        if verdict != engine::verdict(&expected) {
+            return fail(&verdict);
+        }
+        if let (End::Address(source), End::Address(destination)) = (source, destination)
             && source.is_ipv4() == destination.is_ipv4()
         {
-            let expected = oracle::passes(world, source, destination, flow.traffic);
-            let found = program.passes(source, destination, flow.traffic);
-            if found != expected {
-                let expected = BTreeMap::from([(Family::of(source), expected)]);
-                return Err(difference(world, flow, expected, format!("passes: {found}")));
+            let passes = program.passes(source, destination, traffic);
+            if passes != oracle::passes(world, source, destination, traffic) {
+                return fail(&passes);
             }
         }
     }
     Ok(())
-}
-
-fn compile(world: &World) -> Program {
-    let mut cluster = world.cluster.clone();
-    for raw in &world.policies {
-        let reading = validate::read(raw);
-        assert_eq!(reading.errors, [], "{raw:?}");
-        cluster.policies.push(reading.policy);
-    }
-    Program::compile(&cluster)
-}
-
-fn verdict(program: &Program, flow: &Flow) -> Verdict {
-    let end = |end| match end {
-        End::Pod(index) => program::End::Pod(index),
-        End::Address(address) => program::End::Address(address),
-    };
-    program.verdict(end(flow.source), end(flow.destination), flow.traffic)
-}
-
-fn summary(answers: &BTreeMap<Family, bool>) -> Verdict {
-    let mut allowed = answers.iter().filter(|(_, allowed)| **allowed);
-    match (allowed.next(), allowed.next(), answers.len()) {
-        (None, ..) => Verdict::Refused,
-        (Some((&family, _)), None, 2) => Verdict::Mixed { allowed: family },
-        _ => Verdict::Allowed,
-    }
-}
-
-fn difference(
-    world: &World,
-    flow: Flow,
-    expected: BTreeMap<Family, bool>,
-    found: String,
-) -> TestCaseError {
-    let title = format!("The engine says {found}.");
-    TestCaseError::fail(scenario::write(&title, world, &[(flow, expected)]))
 }
