@@ -510,3 +510,255 @@ fn is_dns_label(text: &str) -> bool {
         && end(bytes.last())
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{IntOrString, LabelSelector, LabelSelectorRequirement, NetworkPolicy, Port};
+
+    /// A policy with one ingress rule of one peer and one port, to be spoilt.
+    fn sound() -> NetworkPolicy {
+        let peer = api::Peer { pod_selector: Some(LabelSelector::default()), ..Default::default() };
+        let port = Port { port: Some(IntOrString::Int(80)), ..Default::default() };
+        let rule = api::Rule { peers: Some(vec![peer]), ports: Some(vec![port]) };
+        NetworkPolicy {
+            name: "web".to_owned(),
+            namespace: "shop".to_owned(),
+            spec: api::NetworkPolicySpec { ingress: Some(vec![rule]), ..Default::default() },
+            ..Default::default()
+        }
+    }
+
+    /// The errors of a policy as lines of `path: reason`.
+    fn errors(spoil: impl FnOnce(&mut NetworkPolicy)) -> Vec<String> {
+        let mut policy = sound();
+        spoil(&mut policy);
+        read(&policy).errors.iter().map(|e| format!("{}: {}", e.path, e.reason)).collect()
+    }
+
+    fn first_rule(policy: &mut NetworkPolicy) -> &mut api::Rule {
+        &mut policy.spec.ingress.as_mut().unwrap()[0]
+    }
+
+    fn port_errors(port: Port) -> Vec<String> {
+        errors(|p| first_rule(p).ports = Some(vec![port]))
+    }
+
+    fn peer_errors(peer: api::Peer) -> Vec<String> {
+        errors(|p| first_rule(p).peers = Some(vec![peer]))
+    }
+
+    fn block_errors(cidr: &str, except: &[&str]) -> Vec<String> {
+        let except = except.iter().map(|e| (*e).to_owned()).collect();
+        let ip_block = Some(api::IpBlock { cidr: cidr.to_owned(), except });
+        peer_errors(api::Peer { ip_block, ..Default::default() })
+    }
+
+    fn requirement_errors(key: &str, operator: &str, values: &[&str]) -> Vec<String> {
+        let requirement = LabelSelectorRequirement {
+            key: key.to_owned(),
+            operator: operator.to_owned(),
+            values: values.iter().map(|v| (*v).to_owned()).collect(),
+        };
+        errors(|p| p.spec.pod_selector.match_expressions = vec![requirement])
+    }
+
+    const NONE: [&str; 0] = [];
+
+    #[test]
+    fn semantics_21_a_sound_policy_has_no_errors() {
+        assert_eq!(errors(|_| {}), NONE);
+    }
+
+    #[test]
+    fn semantics_21_ports() {
+        let int = |n| Some(IntOrString::Int(n));
+        let name = |s: &str| Some(IntOrString::String(s.to_owned()));
+        let port = "spec.ingress[0].ports[0].port: Invalid value";
+        let end = "spec.ingress[0].ports[0].endPort: Invalid value";
+        let with = |port, end_port| Port { port, end_port, ..Default::default() };
+        assert_eq!(port_errors(with(int(0), None)), [port]);
+        assert_eq!(port_errors(with(int(65536), None)), [port]);
+        assert_eq!(port_errors(with(int(-1), None)), [port]);
+        assert_eq!(port_errors(with(int(65535), None)), NONE);
+        assert_eq!(port_errors(with(int(80), Some(80))), NONE);
+        assert_eq!(port_errors(with(int(80), Some(79))), [end]);
+        assert_eq!(port_errors(with(int(80), Some(65536))), [end]);
+        assert_eq!(port_errors(with(int(0), Some(-1))), [port, end, end]);
+        assert_eq!(port_errors(with(None, Some(80))), [end]);
+        assert_eq!(port_errors(with(name("http"), Some(80))), [end]);
+        assert_eq!(port_errors(with(name("http-2"), None)), NONE);
+        for bad in ["80", "HTTP", "a--b", "-a", "a-", "sixteen-letters-", "a_b"] {
+            assert!(!port_errors(with(name(bad), None)).is_empty(), "{bad}");
+        }
+        assert_eq!(port_errors(with(name(""), None)).len(), 2);
+    }
+
+    #[test]
+    fn semantics_21_protocols_in_the_spelling_of_the_api_only() {
+        let with = |p: &str| Port { protocol: Some(p.to_owned()), ..Default::default() };
+        for good in ["TCP", "UDP", "SCTP"] {
+            assert_eq!(port_errors(with(good)), NONE);
+        }
+        for bad in ["tcp", "ICMP", ""] {
+            let expected = ["spec.ingress[0].ports[0].protocol: Unsupported value"];
+            assert_eq!(port_errors(with(bad)), expected);
+        }
+    }
+
+    #[test]
+    fn semantics_21_peers() {
+        let selector = || Some(LabelSelector::default());
+        let block = || Some(api::IpBlock { cidr: "10.0.0.0/8".to_owned(), except: vec![] });
+        let peer = "spec.ingress[0].from[0]";
+        assert_eq!(peer_errors(api::Peer::default()), [format!("{peer}: Required value")]);
+        let both =
+            api::Peer { ip_block: block(), namespace_selector: selector(), pod_selector: None };
+        assert_eq!(peer_errors(both), [format!("{peer}: Forbidden")]);
+    }
+
+    #[test]
+    fn semantics_21_blocks() {
+        let path = "spec.ingress[0].from[0].ipBlock";
+        let cidr = [format!("{path}.cidr: Invalid value")];
+        assert_eq!(block_errors("10.0.0.0/8", &["10.1.0.0/16"]), NONE);
+        assert_eq!(block_errors("", &[]), [format!("{path}.cidr: Required value")]);
+        for bad in [
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "10.0.0.256/8",
+            "fd00::/129",
+            "fe80::1%eth0/64",
+            "10.0.0.0/+8",
+            "x/8",
+            "/8",
+            "10.0.0.0/",
+        ] {
+            assert_eq!(block_errors(bad, &[]), cidr, "{bad}");
+        }
+        let except = [format!("{path}.except[0]: Invalid value")];
+        for bad in ["10.0.0.0/8", "0.0.0.0/0", "11.0.0.0/16", "fd00::/64", "10.0.0.0"] {
+            assert_eq!(block_errors("10.0.0.0/8", &[bad]), except, "{bad}");
+        }
+    }
+
+    #[test]
+    fn semantics_18_a_cidr_in_another_form_is_taken_as_its_network_and_reported() {
+        let ip_block = |text: &str| {
+            let mut policy = sound();
+            let block = api::IpBlock { cidr: text.to_owned(), except: vec![] };
+            first_rule(&mut policy).peers =
+                Some(vec![api::Peer { ip_block: Some(block), ..Default::default() }]);
+            let reading = read(&policy);
+            assert_eq!(reading.errors, []);
+            let rules = reading.policy.ingress.unwrap();
+            let Peer::Block(block) = rules[0].peers[0].clone() else { panic!("no block") };
+            (block.cidr.to_string(), reading.warnings.len())
+        };
+        assert_eq!(ip_block("10.1.0.0/16"), ("10.1.0.0/16".to_owned(), 0));
+        assert_eq!(ip_block("10.1.2.3/16"), ("10.1.0.0/16".to_owned(), 1));
+        assert_eq!(ip_block("010.001.0.0/16"), ("10.1.0.0/16".to_owned(), 1));
+        assert_eq!(ip_block("::ffff:10.1.0.0/112"), ("10.1.0.0/16".to_owned(), 1));
+        assert_eq!(ip_block("FD00::/8"), ("fd00::/8".to_owned(), 1));
+    }
+
+    #[test]
+    fn semantics_21_selectors() {
+        let path = "spec.podSelector.matchExpressions[0]";
+        assert_eq!(requirement_errors("app", "In", &["web", ""]), NONE);
+        assert_eq!(requirement_errors("example.com/app", "Exists", &[]), NONE);
+        for operator in ["In", "NotIn"] {
+            let expected = [format!("{path}.values: Required value")];
+            assert_eq!(requirement_errors("app", operator, &[]), expected);
+        }
+        for operator in ["Exists", "DoesNotExist"] {
+            let expected = [format!("{path}.values: Forbidden")];
+            assert_eq!(requirement_errors("app", operator, &["web"]), expected);
+        }
+        for operator in ["in", "", "Equals"] {
+            let expected = [format!("{path}.operator: Invalid value")];
+            assert_eq!(requirement_errors("app", operator, &["web"]), expected);
+        }
+        let key = [format!("{path}.key: Invalid value")];
+        for bad in
+            ["", "-app", "a b", "Example.com/app", "/app", "a.b/c/d", "app/", &"a".repeat(64)]
+        {
+            assert_eq!(requirement_errors(bad, "Exists", &[]), key, "{bad}");
+        }
+        let expected = [format!("{path}.values[1]: Invalid value")];
+        assert_eq!(requirement_errors("app", "In", &["web", "a b"]), expected);
+        let labels = errors(|p| {
+            p.spec.pod_selector.match_labels.insert("a b".to_owned(), "web".to_owned());
+        });
+        assert_eq!(labels, ["spec.podSelector.matchLabels: Invalid value"]);
+    }
+
+    #[test]
+    fn semantics_21_policy_types() {
+        let types = |types: &[&str]| {
+            let types = types.iter().map(|t| (*t).to_owned()).collect();
+            errors(|p| p.spec.policy_types = Some(types))
+        };
+        assert_eq!(types(&["Ingress", "Egress"]), NONE);
+        assert_eq!(types(&["Ingress", "Ingress"]), NONE);
+        assert_eq!(types(&["ingress"]), ["spec.policyTypes[0]: Unsupported value"]);
+        let three = types(&["Ingress", "Egress", "Ingress"]);
+        assert_eq!(three, ["spec.policyTypes: Invalid value"]);
+    }
+
+    #[test]
+    fn semantics_21_all_errors_of_an_object_come_at_once() {
+        let found = errors(|p| {
+            p.name = "Web".to_owned();
+            p.spec.policy_types = Some(vec!["Both".to_owned()]);
+            let rule = first_rule(p);
+            rule.ports.as_mut().unwrap()[0].end_port = Some(1);
+            rule.peers.as_mut().unwrap().push(api::Peer::default());
+        });
+        let expected = [
+            "metadata.name: Invalid value",
+            "spec.ingress[0].ports[0].endPort: Invalid value",
+            "spec.ingress[0].from[1]: Required value",
+            "spec.policyTypes[0]: Unsupported value",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn semantics_22_a_rule_that_cannot_be_read_allows_nothing() {
+        let mut policy = sound();
+        first_rule(&mut policy).peers.as_mut().unwrap()[0].ip_block =
+            Some(api::IpBlock { cidr: "10.0.0.0/8".to_owned(), except: vec![] });
+        let rules = read(&policy).policy.ingress.unwrap();
+        assert_eq!(rules, [Rule { peers: vec![Peer::nobody()], ports: vec![] }]);
+    }
+
+    #[test]
+    fn semantics_22_a_policy_that_cannot_be_read_isolates_all_it_can_mean() {
+        let mut policy = sound();
+        policy.spec.policy_types = Some(vec!["Inbound".to_owned()]);
+        let bad = LabelSelectorRequirement { key: "app".to_owned(), ..Default::default() };
+        policy.spec.pod_selector.match_expressions = vec![bad];
+        let reading = read(&policy);
+        assert!(reading.policy.subject.is_empty());
+        assert!(reading.policy.ingress.is_some() && reading.policy.egress.is_some());
+    }
+
+    #[test]
+    fn semantics_02_policy_types_default_to_ingress_and_to_egress_where_it_has_rules() {
+        let isolates = |egress: Option<Vec<api::Rule>>, types: Option<Vec<String>>| {
+            let mut policy = sound();
+            policy.spec.egress = egress;
+            policy.spec.policy_types = types;
+            let policy = read(&policy).policy;
+            (policy.ingress.is_some(), policy.egress.is_some())
+        };
+        let one_rule = || Some(vec![api::Rule::default()]);
+        assert_eq!(isolates(None, None), (true, false));
+        assert_eq!(isolates(Some(vec![]), None), (true, false));
+        assert_eq!(isolates(one_rule(), None), (true, true));
+        assert_eq!(isolates(one_rule(), Some(vec![])), (true, true));
+        assert_eq!(isolates(None, Some(vec!["Egress".to_owned()])), (false, true));
+    }
+}
