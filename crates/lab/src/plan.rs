@@ -135,7 +135,8 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
             node: Some(index),
         });
     }
-    let taken = addresses.owners.keys().chain(&addresses.reserved).copied().collect();
+    let of_services = cluster.services.iter().flat_map(|s| &s.cluster_ips);
+    let taken = addresses.owners.keys().chain(of_services).copied().collect();
     for address in external::hosts(&blocks(&cluster), &taken, options.families) {
         endpoints.push(Endpoint {
             name: address.to_string(),
