@@ -25,6 +25,12 @@ pub(crate) enum Target {
 #[error("{0}")]
 pub(crate) struct NotAnEnd(String);
 
+impl NotAnEnd {
+    pub(crate) fn new(why: String) -> NotAnEnd {
+        NotAnEnd(why)
+    }
+}
+
 /// One connection that a question is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flow {

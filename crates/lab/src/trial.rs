@@ -15,12 +15,12 @@ use crate::plan::{Kind, Plan};
 use crate::probe::{Outcome, Probe};
 use crate::{Error, Lab};
 
-/// What a lab does next; told to whoever shows progress.
+/// What a lab is doing; told to whoever shows progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Namespaces that are ready.
     Up,
-    /// Connections tried while no policy is in force.
+    /// Connections tried where no policy can refuse them.
     Before,
     /// Nodes whose kernel has the policies.
     Enforce,
@@ -53,9 +53,9 @@ pub struct Observation {
     pub destination: usize,
     /// Whether the engine says that it passes.
     pub predicted: bool,
-    /// What came of it while no policy was in force, if that was tried. Where it was and the right
-    /// host did not answer, `under` means nothing.
-    pub before: Option<Outcome>,
+    /// What came of it where no policy could refuse it: while none was in force, or from the
+    /// destination's own node. Where the right host did not answer, `under` means nothing.
+    pub before: Outcome,
     /// What came of it under the policies.
     pub under: Outcome,
 }
@@ -70,8 +70,7 @@ impl Observation {
     /// policies either, so that nothing can be said.
     pub fn passed(&self, plan: &Plan) -> Option<bool> {
         let right = Outcome::Answered(plan.endpoints[self.destination].name.clone());
-        let tells = self.before.as_ref().is_none_or(|before| *before == right);
-        tells.then(|| self.under == right)
+        (self.before == right).then(|| self.under == right)
     }
 
     /// Whether it came out as predicted: an answer from the right host, or silence.
@@ -176,12 +175,8 @@ impl Lab {
         let connections = connections(self.plan(), traffics);
         let before = self.try_all(&connections, Step::Before, progress)?;
         let mut enforcement = self.enforce(program, progress)?;
-        let mut observations = self.observe(&enforcement, connections, progress)?;
-        for (observation, before) in observations.iter_mut().zip(before) {
-            observation.before = Some(before);
-        }
         let trial = Trial {
-            observations,
+            observations: self.under(&enforcement, connections, before, progress)?,
             hits: enforcement.hits()?,
             packets: self.packets_received()? - packets_before,
             elapsed: started.elapsed(),
@@ -189,25 +184,57 @@ impl Lab {
         Ok((trial, enforcement))
     }
 
-    /// Tries connections under the policies in force.
+    /// Tries connections under the policies in force. Whether a destination answers at all is asked
+    /// from its own node, which it may always talk to (SEMANTICS 7).
     pub fn observe(
         &mut self,
         enforcement: &Enforcement,
         connections: Vec<(Probe, usize)>,
         progress: Progress<'_>,
     ) -> Result<Vec<Observation>, Error> {
-        let expecting = |(mut probe, destination): (Probe, usize)| {
+        let mut asked = BTreeMap::new();
+        let mut witnesses = Vec::new();
+        for (probe, destination) in &connections {
+            asked.entry((probe.traffic, probe.to)).or_insert_with(|| {
+                witnesses.push((self.witness(probe, *destination), *destination));
+                witnesses.len() - 1
+            });
+        }
+        let answers = self.try_all(&witnesses, Step::Before, progress)?;
+        let before =
+            |(probe, _): &(Probe, usize)| answers[asked[&(probe.traffic, probe.to)]].clone();
+        let before = connections.iter().map(before).collect();
+        self.under(enforcement, connections, before, progress)
+    }
+
+    /// The same question, asked by the destination's node, or by any node of a host outside.
+    fn witness(&self, probe: &Probe, destination: usize) -> Probe {
+        let node = self.plan().endpoints[destination].node.unwrap_or(0);
+        let mut endpoints = self.plan().endpoints.iter().enumerate();
+        let source = endpoints.find(|(_, e)| e.kind == Kind::Node && e.node == Some(node));
+        let Some((source, node)) = source else { return *probe };
+        let mut addresses = node.addresses.iter().copied();
+        let from = addresses.find(|a| Family::of(*a) == Family::of(probe.to)).unwrap_or(probe.from);
+        Probe { source, from, expect: Some(true), ..*probe }
+    }
+
+    fn under(
+        &mut self,
+        enforcement: &Enforcement,
+        mut connections: Vec<(Probe, usize)>,
+        before: Vec<Outcome>,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Observation>, Error> {
+        for (probe, _) in &mut connections {
             let passes = enforcement.program.passes(probe.from, probe.to, probe.traffic);
             probe.expect = Some(passes);
-            (probe, destination)
-        };
-        let connections: Vec<_> = connections.into_iter().map(expecting).collect();
+        }
         let outcomes = self.try_all(&connections, Step::Under, progress)?;
-        let observation = |((probe, destination), under): ((Probe, usize), Outcome)| {
+        let observation = |(((probe, destination), before), under): (((Probe, usize), _), _)| {
             let predicted = probe.expect == Some(true);
-            Observation { probe, destination, predicted, before: None, under }
+            Observation { probe, destination, predicted, before, under }
         };
-        Ok(connections.into_iter().zip(outcomes).map(observation).collect())
+        Ok(connections.into_iter().zip(before).zip(outcomes).map(observation).collect())
     }
 
     /// Tries connections, as many ports at once as there can be responders for.
