@@ -18,6 +18,8 @@ use super::{NAMESPACES, policy};
 pub struct Invalid {
     /// The policy.
     pub policy: NetworkPolicy,
+    /// The policy without the mistakes, which all are additions but those in `policyTypes`.
+    pub intended: NetworkPolicy,
     /// The path and the reason of each error. Where the API server has several things to say of
     /// one field, it stands here once.
     pub errors: BTreeSet<(String, Reason)>,
@@ -28,7 +30,8 @@ pub fn invalid() -> impl Strategy<Value = Invalid> {
     let mistakes = vec((select(Mistake::all()), select(&Direction::ALL[..])), 1..=4);
     (policy(NAMESPACES), mistakes).prop_map(|(mut policy, mistakes)| {
         policy.name = "policy".to_owned();
-        let mut invalid = Invalid { policy, errors: BTreeSet::new() };
+        let intended = policy.clone();
+        let mut invalid = Invalid { policy, intended, errors: BTreeSet::new() };
         for (mistake, direction) in mistakes {
             invalid.add(mistake, direction);
         }
