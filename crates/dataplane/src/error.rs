@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::fake::Violation;
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,6 +28,9 @@ pub enum Error {
         /// Where in the state.
         place: String,
     },
+    /// The plan is not one that the kernel would accept. Only [`Fake`](crate::Fake) says so.
+    #[error("the plan breaks the kernel's rules: {0}")]
+    Contract(#[from] Violation),
     /// No netlink socket could be made.
     #[error("cannot open a netlink socket for protocol {protocol}: {source}")]
     Open {

@@ -7,6 +7,7 @@
 mod attributes;
 mod encode;
 mod error;
+mod fake;
 mod layout;
 pub mod netlink;
 mod nftables;
@@ -17,6 +18,7 @@ mod share;
 pub mod state;
 
 pub use error::Error;
+pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;

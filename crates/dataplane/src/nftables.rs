@@ -41,14 +41,7 @@ impl Dataplane for Nftables {
         let requests = encode::replace(&plan);
         let bytes = requests.iter().map(|(message, _)| 16 + message.buffer_len()).sum();
         self.socket.transaction(requests)?;
-        let report = Report {
-            chains: plan.chains.len(),
-            rules: plan.chains.iter().map(|chain| chain.rules.len()).sum(),
-            sets: plan.sets.len(),
-            elements: plan.sets.iter().map(|set| set.elements.len()).sum(),
-            bytes,
-            elapsed: start.elapsed(),
-        };
+        let report = plan.report(bytes, start.elapsed());
         self.plan = plan;
         Ok(report)
     }

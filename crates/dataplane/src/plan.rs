@@ -4,9 +4,11 @@
 //! names depend on the state alone.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use portcullis_core::net::{Family, IpRange};
 
+use crate::Report;
 use crate::state::Ports;
 
 pub use crate::layout::plan;
@@ -169,6 +171,17 @@ impl Plan {
     /// The chain, if the index is good.
     pub fn chain(&self, id: ChainId) -> Option<&Chain> {
         self.chains.get(id.0 as usize)
+    }
+
+    pub(crate) fn report(&self, bytes: usize, elapsed: Duration) -> Report {
+        Report {
+            chains: self.chains.len(),
+            rules: self.chains.iter().map(|chain| chain.rules.len()).sum(),
+            sets: self.sets.len(),
+            elements: self.sets.iter().map(|set| set.elements.len()).sum(),
+            bytes,
+            elapsed,
+        }
     }
 
     /// The origins of a counter; none if the index is bad.

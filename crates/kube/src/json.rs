@@ -130,7 +130,9 @@ impl<'t> Json<'t> {
                     text.push(escaped);
                 }
                 _ => {
-                    return Err(self.expected("a string without line breaks and control characters"));
+                    return Err(
+                        self.expected("a string without line breaks and control characters")
+                    );
                 }
             }
         }

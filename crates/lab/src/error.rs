@@ -59,6 +59,22 @@ pub enum Error {
         /// Who was to have one.
         owner: String,
     },
+    /// A node's kernel did not take the policies, or did not say what it counted.
+    #[error("the kernel of node {node}: {source}")]
+    Kernel {
+        /// The node.
+        node: String,
+        /// What went wrong.
+        source: portcullis_dataplane::Error,
+    },
+    /// The counters of a namespace could not be read.
+    #[error("cannot read how many packets {owner} has received: {source}")]
+    Statistics {
+        /// Whose namespace.
+        owner: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// A network namespace could not be made or entered.
     #[error("cannot {step} a network namespace: {source}")]
     Namespace {
@@ -134,4 +150,10 @@ pub enum Error {
         /// The other user.
         uid: u32,
     },
+}
+
+impl Error {
+    pub(crate) fn socket(step: &str, source: impl Into<io::Error>) -> Error {
+        Error::Socket { step: step.to_owned(), source: source.into() }
+    }
 }

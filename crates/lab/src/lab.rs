@@ -41,17 +41,13 @@ const LINKS_SECONDS: u64 = 10;
 const FILES_FOR_PROBES: usize = 512;
 
 impl Lab {
-    /// Builds the network of the plan. [`enter`](crate::enter) comes first. Nothing listens yet
-    /// and no rule is in any node. `progress` is told how many of how many namespaces are done.
+    /// Builds the network of the plan. [`enter`](crate::enter) comes first. No port is
+    /// open yet, and no rule is in any node. `progress` is told how many of how many namespaces are done.
     pub fn up(plan: &Plan, mut progress: impl FnMut(usize, usize) + Send) -> Result<Lab, Error> {
         let (spaces, space_of) = wiring::spaces(plan);
         require_files(spaces.len())?;
-        let namespaces = Namespace::create(spaces.len())?;
+        let namespaces = Namespace::create(&spaces, |space| set_all(space, plan.families))?;
         on_own_thread(|| {
-            for (space, namespace) in spaces.iter().zip(&namespaces) {
-                namespace.enter()?;
-                set_all(space, plan.families)?;
-            }
             for (index, space) in spaces.iter().enumerate() {
                 namespaces[index].enter()?;
                 let file = |child: usize| namespaces[child].file().as_raw_fd();
@@ -76,14 +72,17 @@ impl Lab {
         let names = Arc::new(names);
         let responders = Responders::start(Arc::clone(&names))
             .map_err(|source| Error::Socket { step: "start the responders".to_owned(), source })?;
-        Ok(Lab {
+        let mut lab = Lab {
             plan: plan.clone(),
             responders,
             namespaces,
             space_of,
             names,
             next_ports: NextPorts::new(),
-        })
+        };
+        // SCTP and ICMP have their answers also where no port is open.
+        lab.listen(&BTreeSet::new())?;
+        Ok(lab)
     }
 
     /// What the lab consists of.
@@ -121,10 +120,9 @@ impl Lab {
             for namespace in &self.namespaces {
                 namespace.enter()?;
                 for key in &missing {
-                    self.responders.open(*key, families).map_err(|source| Error::Socket {
-                        step: format!("listen on {}/{}", key.1, key.0),
-                        source,
-                    })?;
+                    self.responders
+                        .open(*key, families)
+                        .map_err(|e| Error::socket(&format!("listen on {}/{}", key.1, key.0), e))?;
                 }
             }
             self.responders.set_sctp(&ports);

@@ -79,7 +79,8 @@ pub(crate) fn run(
     space_of: &[usize],
     mut settled: impl FnMut(usize),
 ) -> Result<Vec<Outcome>, Error> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| failed("poll", e))?;
+    let epoll =
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| Error::socket("poll", e))?;
     let mut prober = Prober {
         probes,
         names,
@@ -169,7 +170,7 @@ impl Prober<'_> {
             match send(probe, next_port) {
                 Ok((socket, port)) => {
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
-                    self.epoll.add(&socket, event).map_err(|e| failed("poll", e))?;
+                    self.epoll.add(&socket, event).map_err(|e| Error::socket("poll", e))?;
                     self.flights.insert(index, Flight { socket, port, sent });
                 }
                 Err(e) => self.outcomes[index] = Some(outcome_of(&e)),
@@ -203,7 +204,7 @@ impl Prober<'_> {
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
-            Err(e) => return Err(failed("poll", e)),
+            Err(e) => return Err(Error::socket("poll", e)),
         };
         for event in &events[..count] {
             let index = event.data() as usize;
@@ -285,11 +286,14 @@ fn echo_request(family: Family) -> u8 {
 /// What the socket has to say; `None` if nothing yet that is for this probe.
 fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
     let mut buffer = [0; 1024];
+    let is_sctp = matches!(probe.traffic, Traffic::Port(Protocol::Sctp, _));
     let own_name = || names.get(&probe.to).cloned().unwrap_or_else(|| probe.to.to_string());
     loop {
         let bytes = match (&flight.socket).read(&mut buffer) {
             Ok(length) => &buffer[..length],
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+            // No raw socket of the destination had room: the packet arrived.
+            Err(e) if is_sctp && unheard(&e) => return Some(Outcome::Answered(own_name())),
             Err(e) => return Some(outcome_of(&e)),
         };
         match probe.traffic {
@@ -317,14 +321,14 @@ fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
     }
 }
 
-fn outcome_of(error: &io::Error) -> Outcome {
-    match error.raw_os_error().map(Errno::from_raw) {
-        // The third is what a raw socket hears where nothing at all speaks the protocol.
-        Some(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::ENOPROTOOPT) => Outcome::Refused,
-        other => Outcome::Error(other.map_or(0, |e| e as i32)),
-    }
+/// ICMP protocol unreachable, in IPv4 and in IPv6.
+fn unheard(error: &io::Error) -> bool {
+    [Errno::ENOPROTOOPT, Errno::EPROTO].map(|e| Some(e as i32)).contains(&error.raw_os_error())
 }
 
-fn failed(step: &str, source: Errno) -> Error {
-    Error::Socket { step: step.to_owned(), source: source.into() }
+fn outcome_of(error: &io::Error) -> Outcome {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ECONNREFUSED | Errno::ECONNRESET) => Outcome::Refused,
+        other => Outcome::Error(other.map_or(0, |e| e as i32)),
+    }
 }

@@ -20,7 +20,7 @@ use nix::sys::socket::{
 };
 use portcullis_core::net::{Family, Protocol};
 use rustc_hash::FxHashMap;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
 
 use crate::plan::Families;
 use crate::sctp;
@@ -33,7 +33,7 @@ pub(crate) type Names = FxHashMap<IpAddr, String>;
 pub(crate) struct Responders {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// The sockets of each port. All SCTP ports share those under the number 0.
+    /// The sockets of each port, and those of [`SCTP`].
     open: BTreeMap<(Protocol, u16), Vec<u64>>,
     next_token: u64,
 }
@@ -59,6 +59,8 @@ enum Responder {
     Sctp(Socket),
 }
 
+/// All SCTP ports are served by the same raw sockets, one per family.
+const SCTP: (Protocol, u16) = (Protocol::Sctp, 0);
 /// The token of [`Shared::stop`].
 const STOP: u64 = 0;
 /// Connections that may wait to be accepted: as many as the kernel's own default allows.
@@ -84,9 +86,8 @@ impl Responders {
     /// Closes what is open and not among these ports.
     pub(crate) fn close_others(&mut self, ports: &BTreeSet<(Protocol, u16)>) {
         let mut state = self.shared.state();
-        state.sctp_ports.retain(|port| ports.contains(&(Protocol::Sctp, *port)));
         self.open.retain(|port, tokens| {
-            let stays = ports.contains(port) || port.0 == Protocol::Sctp;
+            let stays = *port == SCTP || ports.contains(port);
             if !stays {
                 tokens.iter().for_each(|token| drop(state.responders.remove(token)));
             }
@@ -94,9 +95,11 @@ impl Responders {
         });
     }
 
-    /// The ports that need sockets yet; how many per namespace tells [`sockets_for`].
+    /// What needs sockets yet; how many per namespace tells [`sockets_for`]. The raw sockets for
+    /// SCTP are needed always: they say that a port is closed, too.
     pub(crate) fn missing(&self, ports: &BTreeSet<(Protocol, u16)>) -> BTreeSet<(Protocol, u16)> {
-        ports.iter().map(socket_key).filter(|key| !self.open.contains_key(key)).collect()
+        let with_sockets = ports.iter().copied().filter(|(p, _)| *p != Protocol::Sctp);
+        with_sockets.chain([SCTP]).filter(|key| !self.open.contains_key(key)).collect()
     }
 
     /// Opens the sockets of one of [`Responders::missing`] in the namespace of the calling thread.
@@ -131,17 +134,9 @@ impl Drop for Responders {
     }
 }
 
-/// All SCTP ports are served by one pair of raw sockets.
-fn socket_key(port: &(Protocol, u16)) -> (Protocol, u16) {
-    match port {
-        (Protocol::Sctp, _) => (Protocol::Sctp, 0),
-        other => *other,
-    }
-}
-
 /// How many sockets in each namespace the key needs.
 pub(crate) fn sockets_for(key: (Protocol, u16), families: Families) -> usize {
-    if key.0 == Protocol::Sctp { families.iter().count() } else { 1 }
+    if key == SCTP { families.iter().count() } else { 1 }
 }
 
 fn sockets((protocol, port): (Protocol, u16), families: Families) -> io::Result<Vec<Responder>> {
@@ -163,6 +158,7 @@ fn sockets((protocol, port): (Protocol, u16), families: Families) -> io::Result<
                 let kind = Type::RAW.nonblocking();
                 let protocol = i32::from(Protocol::Sctp.number()).into();
                 let socket = Socket::new(domain(family), kind, Some(protocol))?;
+                socket.attach_filter(&only_init(family))?;
                 tell_destination(&socket, family)?;
                 Ok(Responder::Sctp(socket))
             };
@@ -186,6 +182,27 @@ fn bound(kind: Type, family: Family, families: Families, port: u16) -> io::Resul
     }
     socket.bind(&SocketAddr::new(any, port).into())?;
     Ok(socket)
+}
+
+/// A classic BPF program that passes SCTP packets with an INIT. Raw sockets get every packet of
+/// their protocol, and answers to the probes of the same host would fill the queue.
+fn only_init(family: Family) -> Vec<SockFilter> {
+    let op = |code: u32, if_true, if_false, k| SockFilter::new(code as u16, if_true, if_false, k);
+    let chunk_type = 12;
+    let mut program = match family {
+        // Past the IP header, of which the low half of the first byte is the length.
+        Family::V4 => vec![
+            op(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0, 0, 0),
+            op(libc::BPF_LD | libc::BPF_B | libc::BPF_IND, 0, 0, chunk_type),
+        ],
+        Family::V6 => vec![op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, chunk_type)],
+    };
+    program.extend([
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, sctp::INIT.into()),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ]);
+    program
 }
 
 /// Has the kernel tell for each packet to which address it came.

@@ -25,7 +25,8 @@ pub(crate) enum Chunk {
     Abort { by_responder: bool },
 }
 
-const INIT: u8 = 1;
+/// The chunk type of an INIT.
+pub(crate) const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const ABORT: u8 = 6;
 /// `User-Initiated Abort`.
