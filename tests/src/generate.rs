@@ -171,7 +171,7 @@ fn peers(world: &World) -> impl Iterator<Item = &Peer> {
     rules(world).flat_map(|rule| rule.peers.iter().flatten())
 }
 
-/// The first and the last address of a CIDR.
+/// The first and the last address of a CIDR in one of its usual forms.
 fn edges(cidr: &str) -> Option<(IpAddr, IpAddr)> {
     let (address, length) = cidr.split_once('/')?;
     let length: u32 = length.parse().ok()?;
@@ -407,10 +407,22 @@ fn ip_block() -> impl Strategy<Value = IpBlock> {
     let v4 = select(ANCHORS_V4).prop_map(|a| u128::from(u32::from(Ipv4Addr::from(a))));
     let v6 = select(ANCHORS_V6).prop_map(|a| u128::from(Ipv6Addr::from(a)));
     let (v4, v6) = (v4.boxed(), v6.boxed());
+    let v4_lengths = &[0, 1, 8, 16, 22, 24, 29, 30, 31, 32];
+    let v6_lengths = &[0, 1, 16, 48, 64, 108, 112, 124, 126, 127, 128];
     prop_oneof![
-        block_of(32, v4, &[0, 1, 8, 16, 22, 24, 29, 30, 31, 32]),
-        block_of(128, v6, &[0, 1, 16, 48, 64, 108, 112, 124, 126, 127, 128]),
+        10 => block_of(32, v4.clone(), v4_lengths, |a, n| format!("{}/{n}", v4_address(a))),
+        10 => block_of(128, v6, v6_lengths, |a, n| format!("{}/{n}", Ipv6Addr::from(a))),
+        // Forms that the API server takes, too: leading zeros, and IPv4 written as IPv6.
+        1 => block_of(32, v4.clone(), v4_lengths, |a, n| {
+            let octets = v4_address(a).octets().map(|octet| format!("{octet:03}"));
+            format!("{}/{n}", octets.join("."))
+        }),
+        1 => block_of(32, v4, v4_lengths, |a, n| format!("::ffff:{}/{}", v4_address(a), 96 + n)),
     ]
+}
+
+fn v4_address(bits: u128) -> Ipv4Addr {
+    Ipv4Addr::from(bits as u32)
 }
 
 /// A block of a family with so many bits, around one of the anchors, with exceptions around
@@ -419,17 +431,14 @@ fn block_of(
     width: u32,
     anchor: impl Strategy<Value = u128> + Clone + 'static,
     lengths: &'static [u32],
+    write: fn(u128, u32) -> String,
 ) -> impl Strategy<Value = IpBlock> {
     let except = (anchor.clone(), 1..=width / 2, rarely(6));
     (anchor, select(lengths), rarely(6), vec(except, 0..=2)).prop_map(
         move |(anchor, length, host_bits, excepts)| {
             let host = |length: u32| u128::MAX.checked_shr(128 - width + length).unwrap_or(0);
             let cidr = |address: u128, length: u32, host_bits: bool| {
-                let address = if host_bits { address } else { address & !host(length) };
-                match width {
-                    32 => format!("{}/{length}", Ipv4Addr::from(address as u32)),
-                    _ => format!("{}/{length}", Ipv6Addr::from(address)),
-                }
+                write(if host_bits { address } else { address & !host(length) }, length)
             };
             let except = excepts.into_iter().filter(|_| length < width);
             let except = except.map(|(inner, longer, host_bits)| {

@@ -4,5 +4,6 @@
 pub mod engine;
 pub mod generate;
 pub mod manifests;
+pub mod nodes;
 pub mod oracle;
 pub mod scenario;

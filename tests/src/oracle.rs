@@ -5,7 +5,7 @@
 //! It is to be read beside the semantics; the numbers in the comments are their lines.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use portcullis_core::api::{
     IntOrString, IpBlock, LabelSelector, LabelSelectorRequirement, NetworkPolicy,
@@ -327,13 +327,30 @@ fn block_contains(block: &IpBlock, address: IpAddr) -> bool {
 /// CIDR does not matter. Families never mix.
 fn cidr_contains(cidr: &str, address: IpAddr) -> bool {
     let Some((network, length)) = cidr.split_once('/') else { return false };
-    let (Ok(network), Ok(length)) = (network.parse::<IpAddr>(), length.parse::<usize>()) else {
+    let (Some(network), Ok(mut length)) = (parse_address(network), length.parse::<usize>()) else {
         return false;
     };
-    let (network, address) = (bits(network), bits(address));
+    let (mut network, address) = (bits(network), bits(address));
+    // The API server takes IPv4 written as IPv6, `::ffff:10.0.0.0/104`, for IPv4.
+    if network.len() == 128 && length >= 96 && network.starts_with(&bits(MAPPED)[..96]) {
+        network.drain(..96);
+        length -= 96;
+    }
     network.len() == address.len()
         && length <= network.len()
         && network[..length] == address[..length]
+}
+
+/// `::ffff:0.0.0.0`.
+const MAPPED: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0));
+
+/// The API server reads `010.0.0.1` as `10.0.0.1`.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    if text.contains(':') {
+        return text.parse().ok();
+    }
+    let numbers: Vec<u8> = text.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+    <[u8; 4]>::try_from(numbers).ok().map(IpAddr::from)
 }
 
 /// The bits of an address, written as zeros and ones: 32 of them or 128.

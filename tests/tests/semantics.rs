@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use portcullis_core::Program;
+use portcullis_tests::generate::Flow;
+use portcullis_tests::nodes::Nodes;
 use portcullis_tests::scenario::Scenario;
 use portcullis_tests::{engine, oracle};
 
@@ -130,13 +132,17 @@ fn hold(line: &str) {
 #[track_caller]
 fn check(scenario: &Scenario) {
     let world = &scenario.world;
-    let differences =
-        scenario.differences(|f| oracle::allowed(world, f.source, f.destination, f.traffic));
-    assert!(differences.is_empty(), "the oracle:\n{}", differences.join("\n"));
+    let report = |back_end: &str, differences: Vec<String>| {
+        assert!(differences.is_empty(), "{back_end}:\n{}", differences.join("\n"));
+    };
+    let oracle = |f: &Flow| Some(oracle::allowed(world, f.source, f.destination, f.traffic));
+    report("the oracle", scenario.differences(oracle));
 
     let program = Program::compile(&engine::cluster(world));
-    let differences = scenario.differences(|flow| engine::allowed(&program, flow));
-    assert!(differences.is_empty(), "the engine:\n{}", differences.join("\n"));
+    report("the engine", scenario.differences(|flow| Some(engine::allowed(&program, flow))));
+
+    let mut nodes = Nodes::program(world).unwrap_or_else(|error| panic!("{error}"));
+    report("the fake nodes", scenario.differences(|flow| nodes.allowed(flow)));
 }
 
 fn scenarios(directory: &str, prefix: &str) -> Vec<Scenario> {

@@ -1,5 +1,7 @@
 //! Policies with mistakes in them, and what the API server says about each.
 
+use std::collections::BTreeSet;
+
 use portcullis_core::api::{
     IntOrString, IpBlock, LabelSelector, LabelSelectorRequirement, NetworkPolicy, Peer, Port, Rule,
 };
@@ -16,8 +18,11 @@ use super::{NAMESPACES, policy};
 pub struct Invalid {
     /// The policy.
     pub policy: NetworkPolicy,
-    /// The path and the reason of each error, in no order. One mistake can be two errors.
-    pub errors: Vec<(String, Reason)>,
+    /// The policy without the mistakes, which all are additions but those in `policyTypes`.
+    pub intended: NetworkPolicy,
+    /// The path and the reason of each error. Where the API server has several things to say of
+    /// one field, it stands here once.
+    pub errors: BTreeSet<(String, Reason)>,
 }
 
 /// A valid policy, with one to four mistakes added.
@@ -25,7 +30,8 @@ pub fn invalid() -> impl Strategy<Value = Invalid> {
     let mistakes = vec((select(Mistake::all()), select(&Direction::ALL[..])), 1..=4);
     (policy(NAMESPACES), mistakes).prop_map(|(mut policy, mistakes)| {
         policy.name = "policy".to_owned();
-        let mut invalid = Invalid { policy, errors: Vec::new() };
+        let intended = policy.clone();
+        let mut invalid = Invalid { policy, intended, errors: BTreeSet::new() };
         for (mistake, direction) in mistakes {
             invalid.add(mistake, direction);
         }
@@ -58,7 +64,7 @@ impl Mistake {
             port(Some("UDP"), number(65536), None, &[(".port", Invalid)]),
             port(None, number(80), Some(65536), &[(".endPort", Invalid)]),
             port(None, number(80), Some(79), &[(".endPort", Invalid)]),
-            port(None, number(80), Some(0), &[(".endPort", Invalid), (".endPort", Invalid)]),
+            port(None, number(80), Some(0), &[(".endPort", Invalid)]),
             port(None, None, Some(80), &[(".endPort", Invalid)]),
             port(None, name("http"), Some(80), &[(".endPort", Invalid)]),
             port(None, name("80"), None, &[(".port", Invalid)]),
@@ -66,7 +72,7 @@ impl Mistake {
             port(None, name("a--b"), None, &[(".port", Invalid)]),
             port(None, name("http-"), None, &[(".port", Invalid)]),
             port(None, name("longer-than-15-x"), None, &[(".port", Invalid)]),
-            port(None, name("HTTP"), None, &[(".port", Invalid), (".port", Invalid)]),
+            port(None, name("HTTP"), None, &[(".port", Invalid)]),
             port(Some("x"), number(0), None, &[(".protocol", NotSupported), (".port", Invalid)]),
             Mistake::Peer(Peer::default(), &[("", Required)]),
             Mistake::Peer(
@@ -110,7 +116,7 @@ impl Mistake {
             expression("app", "", &[], &[(".operator", Invalid)]),
             expression("app", "In", &["a", "two words"], &[(".values[1]", Invalid)]),
             expression("_app", "Exists", &[], &[(".key", Invalid)]),
-            expression("", "Exists", &[], &[(".key", Invalid), (".key", Invalid)]),
+            expression("", "Exists", &[], &[(".key", Invalid)]),
             Mistake::PolicyTypes(&["ingress"], &[("[0]", NotSupported)]),
             Mistake::PolicyTypes(&["Egress", "Both"], &[("[1]", NotSupported)]),
             Mistake::PolicyTypes(&["Ingress", "Egress", "Ingress"], &[("", Invalid)]),

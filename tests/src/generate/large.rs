@@ -26,7 +26,7 @@ pub struct Counts {
     pub policies: usize,
 }
 
-/// How many pods an application has.
+/// How many pods an application has, in namespaces with enough of them for every kind.
 const REPLICAS: usize = 4;
 
 /// A named port of an application.
@@ -48,7 +48,8 @@ const KINDS: &[(&str, &str, &[NamedPort])] = &[
 pub fn cluster(seed: u64, counts: Counts) -> World {
     let mut random = Random(seed);
     let namespaces = counts.namespaces.max(1);
-    let apps = counts.pods.div_ceil(REPLICAS * namespaces).max(1);
+    let each = counts.pods.div_ceil(namespaces);
+    let apps = each.div_ceil(REPLICAS).max(each.min(KINDS.len())).max(1);
     let mut world = World::default();
     for n in 0..namespaces {
         let env = random.pick(&["dev", "staging", "prod"]);
