@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use portcullis_kube::{Diagnostic, Input, Severity};
+use portcullis_kube::{Diagnostic, Input, Reason, Severity};
 use serde::Serialize;
 
 use crate::input::{InputArgs, line};
@@ -68,7 +68,15 @@ impl Check {
                 json(&report)?;
             }
         }
-        Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        // Findings are one thing; not to have been able to look is another.
+        let unread = |d: &Diagnostic| {
+            matches!(d.reason, Reason::Unreadable | Reason::TooLarge | Reason::NoObjects)
+        };
+        Ok(match errors {
+            0 => ExitCode::SUCCESS,
+            _ if input.diagnostics.iter().any(unread) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        })
     }
 }
 

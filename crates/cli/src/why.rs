@@ -6,7 +6,8 @@ use portcullis_core::Program;
 use portcullis_core::explain::{
     EndExplanation, Explanation, Miss, NearMiss, PathExplanation, explain,
 };
-use portcullis_core::model::Direction;
+use portcullis_core::labels::Selector;
+use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
 use portcullis_core::net::Traffic;
 use portcullis_core::program::{Endpoint, Exemption, Origin, Verdict};
 use portcullis_kube::{Input, ObjectRef};
@@ -128,7 +129,7 @@ impl Page<'_> {
         match answer.why.paths.as_slice() {
             [] => text.push_str("  the two have no address family in common\n"),
             [first, rest @ ..] if rest.iter().all(|path| same(path, first)) => {
-                self.path(first, traffic, text);
+                self.path(first, text);
             }
             paths => {
                 for path in paths {
@@ -136,13 +137,13 @@ impl Page<'_> {
                         let word = if path.allowed { "allowed" } else { "refused" };
                         text.push_str(&format!("  {BOLD}{family}{BOLD:#}: {word}\n"));
                     }
-                    self.path(path, traffic, text);
+                    self.path(path, text);
                 }
             }
         }
     }
 
-    fn path(&self, path: &PathExplanation, traffic: Traffic, text: &mut String) {
+    fn path(&self, path: &PathExplanation, text: &mut String) {
         match path.exemption {
             Some(Exemption::Itself) => text.push_str("  a pod always reaches itself\n"),
             Some(Exemption::OwnNode) => {
@@ -150,19 +151,13 @@ impl Page<'_> {
             }
             None => {
                 for direction in Direction::ALL {
-                    self.end(path, direction, traffic, text);
+                    self.end(path, direction, text);
                 }
             }
         }
     }
 
-    fn end(
-        &self,
-        path: &PathExplanation,
-        direction: Direction,
-        traffic: Traffic,
-        text: &mut String,
-    ) {
+    fn end(&self, path: &PathExplanation, direction: Direction, text: &mut String) {
         let (subject, _) = path.path.subject_and_remote(direction);
         let name = self.endpoint(subject);
         let lead = format!("  {:<8} ", direction.section());
@@ -180,7 +175,7 @@ impl Page<'_> {
                 let shown = if self.verbose { by.len() } else { 1 };
                 for origin in &by[..shown] {
                     let (rule, place) = self.rule(origin);
-                    let on = self.allows(origin, traffic);
+                    let on = self.allows(origin);
                     text.push_str(&format!(
                         "{more}{ALLOWED}allowed{ALLOWED:#} by {rule}{place}\n{more}  {on}\n"
                     ));
@@ -212,7 +207,12 @@ impl Page<'_> {
     }
 
     fn miss(&self, near: &NearMiss, miss: &Miss, more: &str) -> String {
-        let place = self.place(near.origin.policy, &miss.path);
+        // The file was named with the rule.
+        let location =
+            self.input.locate(ObjectRef::Policy(near.origin.policy as usize), &miss.path);
+        let place = location.map_or(String::new(), |l| {
+            format!(" {DIM}(line {}, column {}){DIM:#}", l.line, l.column)
+        });
         let field = miss.path.strip_prefix(&near.origin.rule_path()).unwrap_or(&miss.path);
         let field = field.strip_prefix('.').unwrap_or(field);
         let Miss { expected, found, .. } = miss;
@@ -250,16 +250,16 @@ impl Page<'_> {
     }
 
     /// Which peer and port of a rule it is that allow.
-    fn allows(&self, origin: &Origin, traffic: Traffic) -> String {
-        let peer = match origin.peer {
-            Some(i) => format!("{}[{i}]", origin.direction.peers()),
-            None => "every peer".to_owned(),
-        };
-        let port = match origin.port {
-            Some(i) => format!("ports[{i}]"),
-            None => "every port".to_owned(),
-        };
-        format!("{peer}, {port} ({traffic})")
+    fn allows(&self, origin: &Origin) -> String {
+        let policy = &self.input.cluster.policies[origin.policy as usize];
+        let rule = &policy.rules(origin.direction).unwrap_or_default()[origin.rule as usize];
+        let (section, peers) = (origin.direction.peers(), &rule.peers);
+        let peer =
+            origin.peer.map(|i| format!("{section}[{i}]: {}", show_peer(&peers[i as usize])));
+        let port =
+            origin.port.map(|i| format!("ports[{i}]: {}", show_port(&rule.ports[i as usize])));
+        let (peer, port) = (peer.as_deref(), port.as_deref());
+        format!("{}, {}", peer.unwrap_or("every peer"), port.unwrap_or("every port"))
     }
 
     fn place(&self, policy: u32, path: &str) -> String {
@@ -365,6 +365,34 @@ fn of(path: &PathExplanation, direction: Direction) -> &EndExplanation {
     match direction {
         Direction::Ingress => &path.ingress,
         Direction::Egress => &path.egress,
+    }
+}
+
+fn show_peer(peer: &Peer) -> String {
+    match peer {
+        Peer::Pods { pods, namespaces } => {
+            let namespaces = match namespaces {
+                Some(selector) => format!("namespaces {selector}, "),
+                None => String::new(),
+            };
+            let pods = pods.as_ref().map_or("<any>".to_owned(), Selector::to_string);
+            format!("{namespaces}pods {pods}")
+        }
+        Peer::Block(block) if block.except.is_empty() => block.cidr.to_string(),
+        Peer::Block(block) => {
+            let except = block.except.iter().map(|e| e.to_string()).collect::<Vec<_>>();
+            format!("{} except {}", block.cidr, except.join(", "))
+        }
+    }
+}
+
+fn show_port(port: &PortRule) -> String {
+    let protocol = port.protocol;
+    match &port.port {
+        PortMatch::All => format!("every {protocol} port"),
+        PortMatch::Range(first, last) if first == last => format!("{first}/{protocol}"),
+        PortMatch::Range(first, last) => format!("{first}-{last}/{protocol}"),
+        PortMatch::Named(name) => format!("{name}/{protocol}"),
     }
 }
 
