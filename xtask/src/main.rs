@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         "soak" => soak(rest),
         "bench" => cargo(&["run", "--release", "--package", "portcullis-bench", "--"], rest, &[]),
         "fuzz" => fuzz(rest),
-        "bless" => cargo(&["test", "--workspace", "--quiet"], rest, &[("SNAPSHOTS", "overwrite")]),
+        "bless" => cargo(&["test", "--workspace", "--quiet"], rest, &[("TRYCMD", "overwrite")]),
         "help" | "-h" | "--help" => {
             print!("{HELP}");
             true

@@ -486,10 +486,7 @@ impl Page<'_> {
         }
         let count = plural(trial.observations.len(), "connection");
         let packets = plural(trial.packets as usize, "packet");
-        let tried = format!(
-            "{count}, each tried without policies and with them: {packets}, {:.1} s",
-            elapsed.as_secs_f64()
-        );
+        let tried = format!("{count}, {packets}, {:.1} s", elapsed.as_secs_f64());
         let verdict = match differences.len() {
             0 => format!("{ALLOWED}kernel and engine agree on all{ALLOWED:#}"),
             n => format!("{ERROR}{}{ERROR:#}", plural(n, "difference")),
