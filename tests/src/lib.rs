@@ -6,4 +6,5 @@ pub mod generate;
 pub mod manifests;
 pub mod nodes;
 pub mod oracle;
+pub mod property;
 pub mod scenario;
