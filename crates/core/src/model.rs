@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::labels::{Labels, Selector};
+use crate::labels::{Labels, Operator, Requirement, Selector};
 use crate::net::{IpNet, Protocol};
 
 /// The label that every namespace carries, whatever its manifest says (SEMANTICS 11).
@@ -213,6 +213,15 @@ pub enum Peer {
     },
     /// `ipBlock`: addresses, whoever owns them (SEMANTICS 18).
     Block(IpBlock),
+}
+
+impl Peer {
+    /// A peer that nothing matches: what is left of a rule that cannot be read (SEMANTICS 22).
+    pub fn nobody() -> Peer {
+        let never = Requirement { key: String::new(), operator: Operator::In(Vec::new()) };
+        let pods = Selector { match_expressions: vec![never], ..Selector::default() };
+        Peer::Pods { pods: Some(pods), namespaces: None }
+    }
 }
 
 /// Addresses of a CIDR less some.
