@@ -1,7 +1,24 @@
 //! One node's share of a Program, enforced in the kernel.
 //!
-//! The seam is [`state`]: above it nothing knows nf_tables, below it nothing knows Kubernetes.
+//! The seam is [`state`] and [`Dataplane`]: above it nothing knows nf_tables, below it nothing
+//! knows Kubernetes. A desired state is laid out as a [`plan::Plan`], which is plain data; what
+//! sends it to the kernel, renders it as text or interprets it has nothing left to decide.
 
+mod attributes;
+mod encode;
+mod error;
+mod fake;
+mod layout;
+pub mod netlink;
+mod nftables;
+pub mod plan;
+mod render;
+mod seam;
 mod share;
 pub mod state;
+
+pub use error::Error;
+pub use fake::{Fake, Packet, Violation};
+pub use nftables::Nftables;
+pub use seam::{Dataplane, Hits, Report};
 pub use share::share;

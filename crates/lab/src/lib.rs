@@ -1,1 +1,31 @@
 //! A cluster of network namespaces: real packets without root.
+//!
+//! [`plan`] says what a lab will consist of, as plain data. [`enter`] moves the process into
+//! namespaces of its own, [`Lab::up`] builds the plan there, [`Lab::probe`] sends real packets
+//! through it. All of it consists of open files and threads of one process, so nothing is left
+//! when that process ends, whichever way.
+//!
+//! None of that knows policies. [`Lab::trial`] does: it has every connection predicted by the
+//! engine, enforced by the kernel, and tried.
+#![forbid(unsafe_code)]
+
+mod control;
+mod enter;
+mod error;
+mod external;
+mod lab;
+mod namespace;
+mod plan;
+mod probe;
+mod respond;
+mod sctp;
+mod trial;
+mod wiring;
+
+pub use control::{Connection, Control, Event};
+pub use enter::enter;
+pub use error::Error;
+pub use lab::Lab;
+pub use plan::{Endpoint, Families, Kind, Options, Plan, plan};
+pub use probe::{Outcome, Probe};
+pub use trial::{Enforcement, Observation, Progress, Step, Trial, connections, traffics};

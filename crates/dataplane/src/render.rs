@@ -1,0 +1,135 @@
+//! A plan as the text that `nft -f` reads: for people, for snapshots, and as the oracle of what
+//! goes over netlink.
+
+use std::fmt::{self, Write};
+
+use portcullis_core::net::{Family, Protocol};
+
+use crate::plan::{Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict};
+
+/// The table as `nft -f` takes it. Chains come in the order in which they can be read: called
+/// before caller.
+pub fn render(plan: &Plan) -> String {
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    let _ = table(plan, &mut text);
+    text
+}
+
+fn table(plan: &Plan, out: &mut String) -> fmt::Result {
+    writeln!(out, "table inet {TABLE} {{")?;
+    // A map's elements name chains, so that each chain is declared first.
+    for (index, chain) in plan.chains.iter().enumerate() {
+        writeln!(out, "\tchain {} {{", chain.name)?;
+        if index == 0 {
+            writeln!(out, "\t\ttype filter hook forward priority filter; policy accept;")?;
+        }
+        writeln!(out, "\t}}")?;
+    }
+    for set in &plan.sets {
+        writeln!(out)?;
+        self::set(plan, set, out)?;
+    }
+    for chain in &plan.chains {
+        writeln!(out, "\n\tchain {} {{", chain.name)?;
+        for rule in &chain.rules {
+            writeln!(out, "\t\t{}", self::rule(plan, rule))?;
+        }
+        writeln!(out, "\t}}")?;
+    }
+    writeln!(out, "}}")
+}
+
+fn set(plan: &Plan, set: &Set, out: &mut String) -> fmt::Result {
+    let parts: Vec<&str> = set.key.iter().map(|part| type_name(*part)).collect();
+    let verdict = if set.map { " : verdict" } else { "" };
+    writeln!(out, "\t{} {} {{", if set.map { "map" } else { "set" }, set.name)?;
+    writeln!(out, "\t\ttype {}{verdict}", parts.join(" . "))?;
+    if set.interval {
+        writeln!(out, "\t\tflags interval")?;
+    }
+    if set.counted {
+        writeln!(out, "\t\tcounter")?;
+    }
+    writeln!(out, "\t\telements = {{")?;
+    for element in &set.elements {
+        write!(out, "\t\t\t{}", key(element.key))?;
+        if let Some(verdict) = element.verdict {
+            write!(out, " : {}", self::verdict(plan, verdict))?;
+        }
+        writeln!(out, ",")?;
+    }
+    writeln!(out, "\t\t}}\n\t}}")
+}
+
+fn type_name(part: Type) -> &'static str {
+    match part {
+        Type::Address(Family::V4) => "ipv4_addr",
+        Type::Address(Family::V6) => "ipv6_addr",
+        Type::Protocol => "inet_proto",
+        Type::Port => "inet_service",
+    }
+}
+
+fn key(key: Key) -> String {
+    match key {
+        Key::Pair(source, destination) => format!("{source} . {destination}"),
+        Key::Address(address) => address.to_string(),
+        Key::Addresses(range) if range.first == range.last => range.first.to_string(),
+        Key::Addresses(range) => format!("{}-{}", range.first, range.last),
+        Key::Service(address, protocol, port) => {
+            let known = Protocol::ALL.into_iter().find(|known| known.number() == protocol);
+            let protocol = known.map_or(protocol.to_string(), protocol_name);
+            format!("{address} . {protocol} . {port}")
+        }
+        Key::Ports(ports) if ports.first == ports.last => {
+            format!("{} . {}", protocol_name(ports.protocol), ports.first)
+        }
+        Key::Ports(ports) => {
+            format!("{} . {}-{}", protocol_name(ports.protocol), ports.first, ports.last)
+        }
+    }
+}
+
+fn protocol_name(protocol: Protocol) -> String {
+    protocol.as_str().to_ascii_lowercase()
+}
+
+fn rule(plan: &Plan, rule: &Rule) -> String {
+    let parts: Vec<String> = rule.0.iter().map(|part| expression(plan, part)).collect();
+    parts.join(" ")
+}
+
+fn expression(plan: &Plan, part: &Expression) -> String {
+    let named = |id: &SetId| plan.set(*id).map_or("?", |set| &set.name);
+    match part {
+        Expression::KnownConnection => "ct state established,related".to_owned(),
+        Expression::Lookup(fields, set) => format!("{} @{}", self::fields(fields), named(set)),
+        Expression::Map(fields, map) => format!("{} vmap @{}", self::fields(fields), named(map)),
+        Expression::Count(_) => "counter".to_owned(),
+        Expression::Verdict(verdict) => self::verdict(plan, *verdict),
+    }
+}
+
+fn fields(fields: &[Field]) -> String {
+    let names = fields.iter().map(|field| match field {
+        Field::Source(Family::V4) => "ip saddr",
+        Field::Source(Family::V6) => "ip6 saddr",
+        Field::Destination(Family::V4) => "ip daddr",
+        Field::Destination(Family::V6) => "ip6 daddr",
+        Field::Protocol => "meta l4proto",
+        Field::Port => "th dport",
+    });
+    names.collect::<Vec<_>>().join(" . ")
+}
+
+fn verdict(plan: &Plan, verdict: Verdict) -> String {
+    let named = |id| plan.chain(id).map_or("?", |chain| &chain.name);
+    match verdict {
+        Verdict::Accept => "accept".to_owned(),
+        Verdict::Drop => "drop".to_owned(),
+        Verdict::Return => "return".to_owned(),
+        Verdict::Jump(chain) => format!("jump {}", named(chain)),
+        Verdict::Goto(chain) => format!("goto {}", named(chain)),
+    }
+}

@@ -1,0 +1,54 @@
+//! What every data plane does.
+
+use std::time::Duration;
+
+use crate::Error;
+use crate::state::NodeState;
+
+/// One node's enforcement. The desired state goes in whole; how it is reached is not the caller's
+/// business.
+pub trait Dataplane {
+    /// Makes the state the one that is enforced, in place of whatever was enforced before. No
+    /// packet sees half of it: after an error all is as it was.
+    fn apply(&mut self, state: &NodeState) -> Result<Report, Error>;
+
+    /// What was allowed since the last [`apply`](Dataplane::apply), by origin, origins without
+    /// hits left out.
+    ///
+    /// A new connection counts once in each direction in which its pod is isolated, for the rule
+    /// that let it pass. It counts for several origins where the looked-up key stands for all of
+    /// them. Where entries of different form allow it (exact ports, every port, port ranges), only
+    /// those of the form that is looked up first count.
+    fn hits(&mut self) -> Result<Vec<Hits>, Error>;
+
+    /// Ends all enforcement. Nothing to remove is fine.
+    fn remove(&mut self) -> Result<(), Error>;
+}
+
+/// What an [`apply`](Dataplane::apply) put in place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Chains, the base chain included.
+    pub chains: usize,
+    /// Rules in all chains.
+    pub rules: usize,
+    /// Sets and maps.
+    pub sets: usize,
+    /// Elements in all sets.
+    pub elements: usize,
+    /// Bytes sent to the kernel.
+    pub bytes: usize,
+    /// Time from the state to the kernel's acknowledgement.
+    pub elapsed: Duration,
+}
+
+/// What one origin let pass: the first packets of connections, for later ones are not looked up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hits {
+    /// The origin, as in the applied state.
+    pub origin: u32,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, with IP headers.
+    pub bytes: u64,
+}

@@ -1,0 +1,266 @@
+//! The plan, interpreted as the kernel would, against what the state says.
+
+#![allow(clippy::unwrap_used, reason = "clippy allows it in the tests, but not beside them")]
+
+mod random;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use portcullis_core::net::Protocol;
+use portcullis_dataplane::plan::plan;
+use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use portcullis_dataplane::{Dataplane, Error, Fake, Packet, Violation};
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
+
+/// The entries of one end that allow the packet; `None` if the end imposes nothing.
+fn allowing<'a>(
+    state: &'a NodeState,
+    local: IpAddr,
+    remote: IpAddr,
+    direction: fn(&Profile) -> &Option<Vec<Entry>>,
+    packet: &Packet,
+) -> Option<Vec<&'a Entry>> {
+    let profile = &state.profiles[*state.endpoints.get(&local)? as usize];
+    let entries = direction(profile).as_ref()?;
+    let allows = |entry: &&Entry| {
+        let peer = entry.peers.is_none_or(|peers| match &state.peers[peers as usize] {
+            PeerSet::Addresses(addresses) => addresses.contains(&remote),
+            PeerSet::Ranges(ranges) => ranges.iter().any(|range| range.contains(remote)),
+        });
+        let port = entry.ports.is_none_or(|ports| {
+            ports.protocol.number() == packet.protocol
+                && packet.port.is_some_and(|port| ports.first <= port && port <= ports.last)
+        });
+        peer && port
+    };
+    Some(entries.iter().filter(allows).collect())
+}
+
+/// Entries of one form are looked up together, so that all of them count. `None` where a peer set
+/// is too large or too mixed to tell from here.
+fn form(state: &NodeState, entry: &Entry) -> Option<(&'static str, &'static str)> {
+    let ports = match entry.ports {
+        None => "none",
+        Some(ports) if ports.first == ports.last => "exact",
+        Some(_) => "range",
+    };
+    match entry.peers.map(|peers| &state.peers[peers as usize]) {
+        None => Some(("any", "")),
+        Some(PeerSet::Addresses(addresses)) if addresses.len() <= 512 => Some(("addresses", ports)),
+        Some(PeerSet::Ranges(_)) if ports != "exact" => Some(("ranges", ports)),
+        Some(_) => None,
+    }
+}
+
+fn counts(fake: &mut Fake) -> BTreeMap<u32, (u64, u64)> {
+    let hits = fake.hits().unwrap();
+    hits.into_iter().map(|hits| (hits.origin, (hits.packets, hits.bytes))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_connection_passes_if_both_ends_allow_it_and_counts_for_what_allowed_it(
+        state in random::state(),
+        packets in vec(random::packet(), 40),
+    ) {
+        let mut fake = Fake::new();
+        fake.apply(&state).unwrap();
+        for packet in packets {
+            let Packet { source, destination, .. } = packet;
+            let own = source == destination && state.endpoints.contains_key(&source);
+            let ends = [
+                allowing(&state, source, destination, |profile| &profile.egress, &packet),
+                allowing(&state, destination, source, |profile| &profile.ingress, &packet),
+            ];
+            let refused = ends.iter().position(|end| end.as_ref().is_some_and(Vec::is_empty));
+
+            let before = counts(&mut fake);
+            prop_assert_eq!(fake.passes(&packet), own || refused.is_none(), "{:?}", packet);
+            let mut counted = counts(&mut fake);
+            counted.retain(|origin, count| before.get(origin) != Some(count));
+            let counted: BTreeSet<u32> = counted.into_keys().collect();
+
+            // Ends before the one that refuses have counted.
+            let judged = if own { 0 } else { refused.unwrap_or(ends.len()) };
+            let mut may_count = BTreeSet::new();
+            let mut exact = true;
+            for end in ends[..judged].iter().flatten() {
+                let origins: BTreeSet<u32> = end.iter().map(|entry| entry.origin).collect();
+                prop_assert!(!counted.is_disjoint(&origins), "{:?} counted for none", packet);
+                may_count.extend(origins);
+                let first = form(&state, end[0]);
+                exact &= first.is_some() && end.iter().all(|entry| form(&state, entry) == first);
+            }
+            prop_assert!(counted.is_subset(&may_count), "{:?}: {:?}", packet, counted);
+            if exact {
+                prop_assert_eq!(counted, may_count, "{:?}", packet);
+            }
+        }
+    }
+
+    #[test]
+    fn equal_states_have_equal_plans(state in random::state()) {
+        prop_assert_eq!(plan(&state).unwrap(), plan(&state.clone()).unwrap());
+    }
+}
+
+/// One pod at 10.0.0.1 with this ingress.
+fn pod(ingress: Vec<Entry>, peers: Vec<PeerSet>) -> NodeState {
+    let origins = ingress.iter().map(|entry| entry.origin + 1).max().unwrap_or(0);
+    NodeState {
+        endpoints: BTreeMap::from([("10.0.0.1".parse().unwrap(), 0)]),
+        profiles: vec![Profile { ingress: Some(ingress), egress: None }],
+        peers,
+        origins,
+    }
+}
+
+fn to_pod(source: &str) -> Packet {
+    let (source, destination) = (source.parse().unwrap(), "10.0.0.1".parse().unwrap());
+    Packet { source, destination, protocol: 6, port: Some(80), bytes: 60 }
+}
+
+#[test]
+fn more_large_peer_sets_than_a_chain_looks_into_are_copied_and_still_count_apart() {
+    let set = |n: u32| (0..600).map(move |i| IpAddr::V4((0x0b00_0000 + n * 1000 + i).into()));
+    let peers: Vec<_> = (0..12).map(|n| PeerSet::Addresses(set(n).collect())).collect();
+    let entry = |n| Entry { peers: Some(n), ports: None, origin: n };
+    let mut fake = Fake::new();
+    fake.apply(&pod((0..12).map(entry).collect(), peers)).unwrap();
+    let lookups = fake.plan().chains[1].rules.len() - 1;
+    assert_eq!(lookups, 9, "8 shared sets and the set of copies");
+    for n in 0..12 {
+        let source = IpAddr::V4((0x0b00_0000 + n * 1000 + 599).into());
+        assert!(fake.passes(&to_pod(&source.to_string())));
+    }
+    let hits: Vec<_> = counts(&mut fake).into_iter().collect();
+    assert_eq!(hits, (0..12).map(|n| (n, (1, 60))).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_large_peer_set_is_one_set_for_all_profiles_and_ports() {
+    let many = (0..5000).map(|i| IpAddr::V4((0x0b00_0000 + i).into())).collect();
+    let ports = |first, last| Some(Ports { protocol: Protocol::Tcp, first, last });
+    let mut state = pod(
+        vec![
+            Entry { peers: Some(0), ports: ports(80, 80), origin: 0 },
+            Entry { peers: Some(0), ports: ports(90, 99), origin: 1 },
+        ],
+        vec![PeerSet::Addresses(many)],
+    );
+    state.profiles.push(Profile {
+        ingress: Some(vec![Entry { peers: Some(0), ports: None, origin: 0 }]),
+        egress: None,
+    });
+    state.endpoints.insert("10.0.0.2".parse().unwrap(), 1);
+    let plan = plan(&state).unwrap();
+    let large: Vec<_> = plan.sets.iter().filter(|set| set.elements.len() >= 5000).collect();
+    assert_eq!(large.len(), 1);
+    assert!(!large[0].counted);
+}
+
+#[test]
+fn a_state_that_names_what_it_does_not_have_is_refused() {
+    let entry = Entry { peers: Some(3), ports: None, origin: 0 };
+    let error = Fake::new().apply(&pod(vec![entry.clone()], vec![])).unwrap_err();
+    assert_eq!(error.to_string(), "profile 0, ingress entry 0 names peer set 3, but there are 0");
+
+    let mut state = pod(vec![Entry { peers: None, ..entry.clone() }], vec![]);
+    state.origins = 0;
+    let error = Fake::new().apply(&state).unwrap_err();
+    assert_eq!(error.to_string(), "profile 0, ingress entry 0 names origin 0, but there are 0");
+
+    let ports = Some(Ports { protocol: Protocol::Udp, first: 9, last: 8 });
+    let error = Fake::new().apply(&pod(vec![Entry { peers: None, ports, origin: 0 }], vec![]));
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "profile 0, ingress entry 0 has the range 9-8, which is not from low to high in one family"
+    );
+}
+
+#[test]
+fn after_an_error_the_state_before_is_enforced() {
+    let mut fake = Fake::new();
+    fake.apply(&pod(vec![], vec![])).unwrap();
+    let bad = Entry { peers: None, ports: None, origin: 7 };
+    let mut state = pod(vec![bad], vec![]);
+    state.origins = 7;
+    fake.apply(&state).unwrap_err();
+    assert!(!fake.passes(&to_pod("10.9.9.9")));
+}
+
+#[test]
+fn after_removal_everything_passes() {
+    let mut fake = Fake::new();
+    fake.apply(&pod(vec![], vec![])).unwrap();
+    assert!(!fake.passes(&to_pod("10.9.9.9")));
+    fake.remove().unwrap();
+    fake.remove().unwrap();
+    assert!(fake.passes(&to_pod("10.9.9.9")));
+}
+
+#[test]
+fn the_fake_refuses_what_the_kernel_would_refuse() {
+    use portcullis_dataplane::plan::{ChainId, Expression, Plan, Rule, SetId, Verdict};
+
+    let good = plan(&pod(
+        vec![Entry { peers: Some(0), ports: None, origin: 0 }],
+        vec![PeerSet::Addresses(vec!["10.1.0.1".parse().unwrap()])],
+    ))
+    .unwrap();
+    let violation = |spoil: &dyn Fn(&mut Plan)| {
+        let mut plan = good.clone();
+        spoil(&mut plan);
+        match Fake::new().apply_plan(plan).unwrap_err() {
+            Error::Contract(violation) => violation,
+            other => panic!("{other}"),
+        }
+    };
+    let verdict = |verdict| Rule(vec![Expression::Verdict(verdict)]);
+
+    assert!(matches!(
+        violation(&|plan| plan.chains.truncate(1)),
+        Violation::DanglingChain { chain: ChainId(1), .. }
+    ));
+    assert!(matches!(
+        violation(&|plan| plan.sets[0].name = plan.sets[1].name.clone()),
+        Violation::DuplicateName(_)
+    ));
+    assert!(matches!(
+        violation(&|plan| plan.sets[0].name = "x".repeat(256)),
+        Violation::NameLength(_)
+    ));
+    assert!(matches!(
+        violation(&|plan| drop(plan.sets.pop())),
+        Violation::DanglingSet { set: SetId(2), .. }
+    ));
+    assert!(matches!(
+        violation(&|plan| plan.chains[1].rules.push(verdict(Verdict::Jump(ChainId(9))))),
+        Violation::DanglingChain { chain: ChainId(9), .. }
+    ));
+    assert!(matches!(
+        violation(&|plan| plan.chains[1].rules.push(verdict(Verdict::Goto(ChainId(1))))),
+        Violation::Depth(_)
+    ));
+    assert!(matches!(
+        violation(&|plan| plan.chains[1].rules.push(Rule(vec![]))),
+        Violation::Unreachable(_)
+    ));
+    assert!(matches!(
+        violation(&|plan| {
+            let again = plan.sets[0].elements[0];
+            plan.sets[0].elements.push(again);
+        }),
+        Violation::Overlap { .. }
+    ));
+    assert!(matches!(
+        violation(&|plan| plan.sets[0].elements[0].verdict = Some(Verdict::Drop)),
+        Violation::WrongElement { .. }
+    ));
+    assert!(matches!(violation(&|plan| plan.sets.swap(0, 1)), Violation::WrongLookup { .. }));
+    assert!(matches!(violation(&|plan| plan.origins.clear()), Violation::DanglingOrigins { .. }));
+}

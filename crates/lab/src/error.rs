@@ -1,0 +1,159 @@
+//! What can go wrong with a lab.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use portcullis_core::net::Family;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// [`enter`](crate::enter) was called too late.
+    #[error(
+        "a lab must enter its namespaces while the process has one thread, but it has {threads}"
+    )]
+    Threads {
+        /// How many threads there are.
+        threads: usize,
+    },
+    /// The system does not let this user make namespaces.
+    #[error(
+        "cannot make the lab's own namespaces: {step}: {source}\n\
+         The lab needs user namespaces, and this system forbids them to this user. Either run it \
+         as root (sudo), or have root allow them, whichever of these the system has:\n  \
+         sysctl -w kernel.unprivileged_userns_clone=1\n  \
+         sysctl -w user.max_user_namespaces=10000\n  \
+         sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    )]
+    Forbidden {
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Two owners have one address.
+    #[error("{address} belongs to {first} and to {second}: an address can have one owner")]
+    DuplicateAddress {
+        /// The address.
+        address: IpAddr,
+        /// Who has it, by name.
+        first: String,
+        /// Who has it too.
+        second: String,
+    },
+    /// An address of the input can be nobody's: loopback, link-local, multicast and the like.
+    #[error("{owner} cannot have the address {address}: it is not a unicast address of a host")]
+    UnusableAddress {
+        /// The address.
+        address: IpAddr,
+        /// Who has it in the input.
+        owner: String,
+    },
+    /// More pods or nodes than the lab has addresses to give.
+    #[error("no {family} address is left for {owner}")]
+    NoAddressLeft {
+        /// The family.
+        family: Family,
+        /// Who was to have one.
+        owner: String,
+    },
+    /// A node's kernel did not take the policies, or did not say what it counted.
+    #[error("the kernel of node {node}: {source}")]
+    Kernel {
+        /// The node.
+        node: String,
+        /// What went wrong.
+        source: portcullis_dataplane::Error,
+    },
+    /// The counters of a namespace could not be read.
+    #[error("cannot read how many packets {owner} has received: {source}")]
+    Statistics {
+        /// Whose namespace.
+        owner: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A network namespace could not be made or entered.
+    #[error("cannot {step} a network namespace: {source}")]
+    Namespace {
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A kernel setting of a namespace could not be made.
+    #[error("cannot write {value} to {} in the namespace of {owner}: {source}", path.display())]
+    Setting {
+        /// Whose namespace.
+        owner: String,
+        /// The file.
+        path: PathBuf,
+        /// What was to be written.
+        value: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Links, addresses or routes of a namespace could not be made.
+    #[error("cannot set up the network of {owner}: {source}")]
+    Network {
+        /// Whose namespace.
+        owner: String,
+        /// What the kernel answered.
+        source: portcullis_dataplane::Error,
+    },
+    /// Links stayed without carrier.
+    #[error("the links of {owner} did not come up within {seconds} s")]
+    LinksDown {
+        /// Whose namespace.
+        owner: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The limit of open files is too low for so many sockets.
+    #[error(
+        "this needs {needed} open files, and the hard limit is {limit}: raise it (ulimit -Hn), or \
+         use fewer pods or ports"
+    )]
+    TooManyFiles {
+        /// How many files would be open.
+        needed: usize,
+        /// How many may be.
+        limit: usize,
+    },
+    /// A socket of a responder or of the lab itself could not be made or used.
+    #[error("cannot {step}: {source}")]
+    Socket {
+        /// What was being done.
+        step: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A lab of this name is running already.
+    #[error("a lab named {name} is running already: end it with `lab down`, or use another --name")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// No lab of this name is running.
+    #[error("no lab named {name} is running: start one with `lab up`")]
+    NotRunning {
+        /// The name.
+        name: String,
+    },
+    /// The other end of the control socket belongs to somebody else.
+    #[error("the lab named {name} belongs to the user with the id {uid}, not to you")]
+    OtherUser {
+        /// The name.
+        name: String,
+        /// The other user.
+        uid: u32,
+    },
+}
+
+impl Error {
+    pub(crate) fn socket(step: &str, source: impl Into<io::Error>) -> Error {
+        Error::Socket { step: step.to_owned(), source: source.into() }
+    }
+}

@@ -1,0 +1,209 @@
+//! A lab that is up.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, State};
+use nix::sys::resource::{Resource, getrlimit};
+use portcullis_core::net::{Family, Protocol};
+use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
+
+use crate::Error;
+use crate::namespace::{Namespace, on_own_thread};
+use crate::plan::{Families, Plan};
+use crate::probe::{self, NextPorts, Outcome, Probe};
+use crate::respond::{Names, Responders, sockets_for};
+use crate::wiring::{self, Setting, Space, node_space};
+
+/// A lab that is up. When it is dropped, all of it is gone: it consists of open files and of one
+/// thread of this process, so it is gone too if the process is killed.
+#[derive(Debug)]
+pub struct Lab {
+    plan: Plan,
+    // Before the namespaces, so that the sockets close first.
+    responders: Responders,
+    namespaces: Vec<Namespace>,
+    /// For each endpoint the index of its namespace.
+    space_of: Vec<usize>,
+    names: Arc<Names>,
+    next_ports: NextPorts,
+}
+
+/// How long links may take to come up.
+const LINKS_SECONDS: u64 = 10;
+/// Open files that stay for probes, whatever else is open.
+const FILES_FOR_PROBES: usize = 512;
+
+impl Lab {
+    /// Builds the network of the plan. [`enter`](crate::enter) comes first. No port is
+    /// open yet, and no rule is in any node. `progress` is told how many of how many namespaces are done.
+    pub fn up(plan: &Plan, mut progress: impl FnMut(usize, usize) + Send) -> Result<Lab, Error> {
+        let (spaces, space_of) = wiring::spaces(plan);
+        require_files(spaces.len())?;
+        let namespaces = Namespace::create(&spaces, |space| set_all(space, plan.families))?;
+        on_own_thread(|| {
+            for (index, space) in spaces.iter().enumerate() {
+                namespaces[index].enter()?;
+                let file = |child: usize| namespaces[child].file().as_raw_fd();
+                let requests = wiring::requests(&spaces, index, file);
+                NetlinkSocket::open(NETLINK_ROUTE)
+                    .and_then(|mut socket| socket.batch(requests))
+                    .map_err(|source| Error::Network { owner: space.owner.clone(), source })?;
+                progress(index + 1, spaces.len());
+            }
+            for (space, namespace) in spaces.iter().zip(&namespaces).filter(|(s, _)| s.is_router())
+            {
+                namespace.enter()?;
+                wait_for_links(&space.owner)?;
+            }
+            Ok(())
+        })?;
+        let names: Names = plan
+            .endpoints
+            .iter()
+            .flat_map(|endpoint| endpoint.addresses.iter().map(|a| (*a, endpoint.name.clone())))
+            .collect();
+        let names = Arc::new(names);
+        let responders = Responders::start(Arc::clone(&names))
+            .map_err(|source| Error::Socket { step: "start the responders".to_owned(), source })?;
+        let mut lab = Lab {
+            plan: plan.clone(),
+            responders,
+            namespaces,
+            space_of,
+            names,
+            next_ports: NextPorts::new(),
+        };
+        // SCTP and ICMP have their answers also where no port is open.
+        lab.listen(&BTreeSet::new())?;
+        Ok(lab)
+    }
+
+    /// What the lab consists of.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Calls the closure on a thread in the network namespace of a node, given as an index into
+    /// the nodes of the plan's cluster. Sockets that it opens stay in that namespace wherever they
+    /// are used.
+    pub fn in_node<T: Send>(
+        &self,
+        node: usize,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, Error> {
+        on_own_thread(|| {
+            self.namespaces[node_space(node)].enter()?;
+            Ok(work())
+        })
+    }
+
+    /// Has every endpoint answer on these ports, and on no others. ICMP echo is always answered.
+    /// Port 0, which nobody can listen on, is passed over.
+    ///
+    /// Each TCP and UDP port takes an open file per endpoint. Fails with [`Error::TooManyFiles`] if
+    /// they are too many; [`Lab::ports_at_once`] says how many can be open.
+    pub fn listen(&mut self, ports: &BTreeSet<(Protocol, u16)>) -> Result<(), Error> {
+        let ports = ports.iter().copied().filter(|(_, port)| *port != 0).collect();
+        self.responders.close_others(&ports);
+        let missing = self.responders.missing(&ports);
+        let families = self.plan.families;
+        let each: usize = missing.iter().map(|key| sockets_for(*key, families)).sum();
+        require_files(each * self.namespaces.len() + FILES_FOR_PROBES)?;
+        on_own_thread(|| {
+            for namespace in &self.namespaces {
+                namespace.enter()?;
+                for key in &missing {
+                    self.responders
+                        .open(*key, families)
+                        .map_err(|e| Error::socket(&format!("listen on {}/{}", key.1, key.0), e))?;
+                }
+            }
+            self.responders.set_sctp(&ports);
+            Ok(())
+        })
+    }
+
+    /// How many TCP and UDP ports [`Lab::listen`] can have open, by the limit of open files.
+    pub fn ports_at_once(&self) -> usize {
+        let files = file_limit().saturating_sub(self.namespaces.len() + 2 * FILES_FOR_PROBES);
+        // SCTP has one raw socket per family, whatever the number of its ports.
+        (files / self.namespaces.len()).saturating_sub(2)
+    }
+
+    /// Sends all probes and waits for what comes of them: as many outcomes, in the same order.
+    /// `settled` is told how many more probes have their outcome.
+    pub fn probe(
+        &mut self,
+        probes: &[Probe],
+        settled: impl FnMut(usize) + Send,
+    ) -> Result<Vec<Outcome>, Error> {
+        let Lab { names, next_ports, namespaces, space_of, .. } = self;
+        on_own_thread(|| probe::run(probes, names, next_ports, namespaces, space_of, settled))
+    }
+}
+
+fn file_limit() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft as usize)
+}
+
+fn require_files(more: usize) -> Result<(), Error> {
+    let needed = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) + more;
+    let limit = file_limit();
+    if needed > limit { Err(Error::TooManyFiles { needed, limit }) } else { Ok(()) }
+}
+
+/// Makes the settings of a space in the namespace of the calling thread.
+fn set_all(space: &Space, families: Families) -> Result<(), Error> {
+    let v6 = families.contains(Family::V6);
+    let mut settings = wiring::SETTINGS.to_vec();
+    if v6 {
+        settings.extend(wiring::SETTINGS_V6);
+    }
+    if space.is_router() {
+        settings.push(wiring::FORWARDING);
+        settings.extend(v6.then_some(wiring::FORWARDING_V6));
+    }
+    settings.into_iter().try_for_each(|setting| set(space, setting))
+}
+
+/// `/proc/sys/net` is that of the thread that opens the file.
+fn set(space: &Space, (name, value): Setting) -> Result<(), Error> {
+    let path = Path::new("/proc/sys/net").join(name);
+    fs::write(&path, value).map_err(|source| Error::Setting {
+        owner: space.owner.clone(),
+        path,
+        value,
+        source,
+    })
+}
+
+/// The kernel takes a link into use a moment after both its ends are up.
+fn wait_for_links(owner: &str) -> Result<(), Error> {
+    let network = |source| Error::Network { owner: owner.to_owned(), source };
+    let mut socket = NetlinkSocket::open(NETLINK_ROUTE).map_err(network)?;
+    let started = Instant::now();
+    loop {
+        let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let links = socket.dump(all).map_err(network)?;
+        let waits = |link: &RouteNetlinkMessage| match link {
+            RouteNetlinkMessage::NewLink(link) => link.attributes.iter().any(|attribute| {
+                matches!(attribute, LinkAttribute::OperState(State::Down | State::LowerLayerDown))
+            }),
+            _ => false,
+        };
+        if !links.iter().any(waits) {
+            return Ok(());
+        }
+        if started.elapsed() > Duration::from_secs(LINKS_SECONDS) {
+            return Err(Error::LinksDown { owner: owner.to_owned(), seconds: LINKS_SECONDS });
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
