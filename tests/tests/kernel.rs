@@ -29,12 +29,22 @@ fn main() -> ExitCode {
     // Namespaces are entered by the one thread there is, and labs are built one after another.
     arguments.test_threads = Some(1);
     if !arguments.list {
-        portcullis_lab::enter().expect("these tests need user namespaces");
+        if let Err(error) = portcullis_lab::enter() {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
     }
     let mut tests = Vec::new();
     for directory in ["scenarios", "cases"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-        for scenario in Scenario::all(&path, "").expect("the scenario files can be read") {
+        let scenarios = match Scenario::all(&path, "") {
+            Ok(scenarios) => scenarios,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        for scenario in scenarios {
             let name = format!("{directory}::{}", scenario.name);
             tests.push(Trial::test(name, move || scenario_holds(&scenario)));
         }
