@@ -1,1 +1,10 @@
 //! The independent oracle, random clusters, and the suites that run on every back end.
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod generate;
+pub mod manifests;
+pub mod nodes;
+pub mod oracle;
+pub mod property;
+pub mod scenario;

@@ -1,2 +1,24 @@
-//! The command line.
-fn main() {}
+//! `portcullis`: network policy for Kubernetes, understood, enforced and proven.
+#![forbid(unsafe_code)]
+
+mod args;
+mod check;
+mod ends;
+mod eval;
+mod input;
+mod lab;
+mod matrix;
+mod output;
+mod style;
+mod trouble;
+mod why;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let outcome = args::parse().and_then(args::Command::run);
+    match outcome {
+        Ok(code) => code,
+        Err(trouble) => trouble.report(),
+    }
+}

@@ -11,6 +11,8 @@ pub struct NetworkPolicy {
     pub name: String,
     /// `metadata.namespace`, or the namespace the reader was told to assume.
     pub namespace: String,
+    /// `metadata.labels`.
+    pub labels: crate::labels::Labels,
     /// `spec`.
     pub spec: NetworkPolicySpec,
 }

@@ -5,6 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod compile;
+pub mod explain;
+mod index;
 pub mod labels;
 pub mod model;
 pub mod net;
+pub mod program;
+mod space;
+pub mod validate;
+
+pub use program::Program;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::labels::{Labels, Selector};
+use crate::labels::{Labels, Operator, Requirement, Selector};
 use crate::net::{IpNet, Protocol};
 
 /// The label that every namespace carries, whatever its manifest says (SEMANTICS 11).
@@ -199,6 +199,17 @@ pub struct Rule {
     pub peers: Vec<Peer>,
     /// Empty means every port and every protocol (SEMANTICS 15).
     pub ports: Vec<PortRule>,
+}
+
+impl Rule {
+    /// A rule that allows nothing: what is left of one that cannot be read (SEMANTICS 22). Its
+    /// peer asks for a label with one of no values.
+    pub fn nothing() -> Rule {
+        let never = Requirement { key: String::new(), operator: Operator::In(Vec::new()) };
+        let pods = Selector { match_expressions: vec![never], ..Selector::default() };
+        let nobody = Peer::Pods { pods: Some(pods), namespaces: None };
+        Rule { peers: vec![nobody], ports: Vec::new() }
+    }
 }
 
 /// Who may be at the other end.

@@ -14,9 +14,11 @@ mod nftables;
 pub mod plan;
 mod render;
 mod seam;
+mod share;
 pub mod state;
 
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
+pub use share::share;

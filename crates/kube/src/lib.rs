@@ -1,1 +1,31 @@
 //! Kubernetes objects to the model, with source positions.
+//!
+//! [`load`] reads manifests as the API server would, strictly: unknown fields, duplicate keys and
+//! wrong types are errors, each with file, line, column and field path. A NetworkPolicy is either
+//! in the cluster that comes back, or an error says why it is not.
+#![forbid(unsafe_code)]
+
+mod assemble;
+mod decode;
+mod diagnostic;
+mod document;
+#[rustfmt::skip]
+mod fields;
+mod input;
+mod json;
+mod kind;
+mod load;
+mod metadata;
+mod object;
+mod objects;
+mod policy;
+mod rules;
+mod scalar;
+mod source;
+mod tree;
+mod yaml;
+
+pub use diagnostic::{Diagnostic, Location, Reason, Severity};
+pub use input::{Input, ObjectRef, ReadPolicy};
+pub use load::{Options, load};
+pub use source::Source;

@@ -75,6 +75,22 @@ pub enum Error {
         /// How many nodes there are.
         nodes: usize,
     },
+    /// A node's kernel did not take the policies, or did not say what it counted.
+    #[error("the kernel of node {node}: {source}")]
+    Kernel {
+        /// The node.
+        node: String,
+        /// What went wrong.
+        source: portcullis_dataplane::Error,
+    },
+    /// The counters of a namespace could not be read.
+    #[error("cannot read how many packets {owner} has received: {source}")]
+    Statistics {
+        /// Whose namespace.
+        owner: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// A network namespace could not be made or entered.
     #[error("cannot {step} a network namespace: {source}")]
     Namespace {

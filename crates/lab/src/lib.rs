@@ -5,8 +5,8 @@
 //! through it. All of it consists of open files and threads of one process, so nothing is left
 //! when that process ends, whichever way.
 //!
-//! The lab knows nothing of policies: what is allowed between its endpoints is the business of
-//! whoever puts rules into its nodes ([`Lab::in_node`]).
+//! None of that knows policies. [`Lab::trial`] does: it has every connection predicted by the
+//! engine, enforced by the kernel, and tried.
 #![forbid(unsafe_code)]
 
 mod control;
@@ -19,6 +19,7 @@ mod plan;
 mod probe;
 mod respond;
 mod sctp;
+mod trial;
 mod wiring;
 
 pub use control::{Connection, Control, Event};
@@ -27,3 +28,4 @@ pub use error::Error;
 pub use lab::Lab;
 pub use plan::{Endpoint, Families, Kind, Options, Plan, plan};
 pub use probe::{Outcome, Probe};
+pub use trial::{Enforcement, Observation, Progress, Step, Trial, connections, traffics};

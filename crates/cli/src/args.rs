@@ -1,0 +1,82 @@
+//! The command line: what can be asked, and the one place that hands it on.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::trouble::Trouble;
+use crate::{check, eval, lab, why};
+
+/// Network policy for Kubernetes: understood, enforced and proven.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 fine, 1 findings or a difference, \
+                        2 the command could not do its work.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Is it valid? Every error that the API server would report, with its place in the file
+    Check(check::Check),
+    /// Is a connection allowed or refused, and by which policy, rule, peer and port?
+    Why(why::Why),
+    /// The verdicts of many connections: JSON lines in, JSON lines out
+    Eval(eval::Eval),
+    /// Real packets without a cluster: pods as network namespaces, no root needed
+    Lab {
+        #[command(subcommand)]
+        command: lab::Lab,
+    },
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// The directory; it must exist
+        directory: std::path::PathBuf,
+    },
+}
+
+/// Reads the arguments of this process.
+pub(crate) fn parse() -> Result<Command, Trouble> {
+    Ok(Arguments::try_parse()?.command)
+}
+
+impl Command {
+    /// Does what was asked.
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        match self {
+            Command::Check(check) => check.run(),
+            Command::Why(why) => why.run(),
+            Command::Eval(eval) => eval.run(),
+            Command::Lab { command } => command.run(),
+            Command::Completions { shell } => {
+                let mut command = Arguments::command();
+                clap_complete::generate(shell, &mut command, "portcullis", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Man { directory } => {
+                let what = format!("cannot write manual pages to {}", directory.display());
+                clap_mangen::generate_to(Arguments::command(), &directory)
+                    .map_err(|source| Trouble::Io { what, source })?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

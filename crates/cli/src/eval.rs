@@ -1,0 +1,282 @@
+//! `portcullis eval`: the verdicts of many connections, JSON lines in and JSON lines out.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use portcullis_core::Program;
+use portcullis_core::model::{Cluster, Direction};
+use portcullis_core::net::{Family, Protocol};
+use portcullis_core::program::{Exemption, Path, Verdict};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::ends::{Flow, Names, PortName, shown_pod};
+use crate::input::InputArgs;
+use crate::trouble::Trouble;
+
+/// The verdicts of many connections: JSON lines in, JSON lines out
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Each input line is a connection:\n  \
+    {\"from\":\"shop/web-0\",\"to\":\"192.168.5.10\",\"port\":80,\"protocol\":\"TCP\"}\n\
+    The output has the same fields, in the same order, with \"verdict\" (allow, deny, or mixed\n\
+    where the address families differ, then also \"families\") and \"reason\". protocol may be\n\
+    left out (TCP), and is ICMP, without port, for what has no ports.")]
+pub(crate) struct Eval {
+    /// File of connections; - for standard input
+    #[arg(long, value_name = "FILE")]
+    flows: PathBuf,
+    #[command(flatten)]
+    input: InputArgs,
+    /// Output format; there is one
+    #[arg(short, long, value_enum, default_value_t = Format::Json)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// JSON lines; the shape is stable
+    Json,
+    /// Columns for people
+    Table,
+}
+
+/// A line that has the fields of the contract and no others: by far the most common.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    #[serde(borrow)]
+    from: Cow<'a, str>,
+    #[serde(borrow)]
+    to: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    protocol: Option<Cow<'a, str>>,
+}
+
+impl Eval {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        let (name, reader): (String, Box<dyn BufRead>) = match self.flows.to_str() {
+            Some("-") => ("<stdin>".to_owned(), Box::new(io::stdin().lock())),
+            _ => {
+                let name = self.flows.display().to_string();
+                let what = format!("cannot read the connections in {name}");
+                let file =
+                    File::open(&self.flows).map_err(|source| Trouble::Io { what, source })?;
+                (name, Box::new(BufReader::with_capacity(1 << 16, file)))
+            }
+        };
+        let input = self.input.read_sound()?;
+        let program = Program::compile(&input.cluster);
+        let judge = Judge {
+            cluster: &input.cluster,
+            program: &program,
+            names: Names::of(&input.cluster),
+            namespace: &self.input.namespace,
+        };
+        let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+        let outcome = judge.all(&name, reader, self.output, &mut out);
+        // What was answered before an error is still an answer.
+        out.flush().map_err(Trouble::output)?;
+        outcome.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+struct Judge<'a> {
+    cluster: &'a Cluster,
+    program: &'a Program,
+    names: Names<'a>,
+    namespace: &'a str,
+}
+
+impl Judge<'_> {
+    fn all(
+        &self,
+        name: &str,
+        mut lines: impl BufRead,
+        format: Format,
+        out: &mut impl Write,
+    ) -> Result<(), Trouble> {
+        let (mut line, mut reason) = (String::new(), String::new());
+        for number in 1.. {
+            line.clear();
+            let place = || format!("{name}:{number}");
+            let what = || format!("cannot read {}", place());
+            let read = lines.read_line(&mut line);
+            if read.map_err(|source| Trouble::Io { what: what(), source })? == 0 {
+                break;
+            }
+            let text = line.trim();
+            if text.is_empty() {
+                continue;
+            }
+            reason.clear();
+            let wrong = |why: String| Trouble::Flow { place: place(), why };
+            let (flow, others) = read_line(text).map_err(wrong)?;
+            let verdict = self.judge(&flow, &mut reason).map_err(wrong)?;
+            match format {
+                Format::Json => write_json(out, &flow, others, verdict, &reason),
+                Format::Table => {
+                    let (from, to) = (&flow.from, &flow.to);
+                    let port = flow.port.map_or(String::new(), |p| format!("{p}/"));
+                    let protocol = flow.protocol.as_deref().unwrap_or("TCP");
+                    let on = format!("{port}{protocol}");
+                    writeln!(out, "{:<6} {from} -> {to} on {on}  ({reason})", word(verdict))
+                }
+            }
+            .map_err(Trouble::output)?;
+        }
+        Ok(())
+    }
+
+    fn judge(&self, line: &Line<'_>, reason: &mut String) -> Result<Verdict, String> {
+        let end = |text: &str| self.names.find(text, self.namespace).map_err(|e| e.to_string());
+        let (from, to) = (end(&line.from)?, end(&line.to)?);
+        let flows = self.names.flows(&from, &to, &port(line)?).map_err(|e| e.to_string())?;
+        let verdict =
+            |flow: &Flow| self.program.verdict(flow.source, flow.destination, flow.traffic);
+        let [first, rest @ ..] = flows.as_slice() else {
+            return Err("there is no pair of pods to judge".to_owned());
+        };
+        let answer = verdict(first);
+        if let Some(other) = rest.iter().find(|flow| verdict(flow) != answer) {
+            let show = |flow: &Flow| {
+                let (from, to) = (self.names.show(flow.source), self.names.show(flow.destination));
+                format!("{from} -> {to} is {}", word(verdict(flow)))
+            };
+            let pods = "these pods do not agree";
+            return Err(format!("{pods}: {}, {}; name the pods", show(first), show(other)));
+        }
+        self.reason(first, reason);
+        Ok(answer)
+    }
+
+    /// The reason of the first path that is refused, or of the first if all pass.
+    fn reason(&self, flow: &Flow, text: &mut String) {
+        let mut paths = self.program.paths(flow.source, flow.destination);
+        let Some(first) = paths.next() else {
+            text.push_str("no address family in common");
+            return;
+        };
+        let passes = |path: &Path| self.program.path_passes(path, flow.traffic);
+        let decides =
+            if passes(&first) { paths.find(|p| !passes(p)).unwrap_or(first) } else { first };
+        match self.program.exempt(&decides) {
+            Some(Exemption::Itself) => return text.push_str("a pod always reaches itself"),
+            Some(Exemption::OwnNode) => {
+                return text.push_str("a pod and its own node always reach each other");
+            }
+            None => {}
+        }
+        for direction in Direction::ALL {
+            let (subject, remote) = decides.subject_and_remote(direction);
+            let separator = if direction == Direction::Egress { "" } else { "; " };
+            let pod = subject.pod.map(|i| shown_pod(&self.cluster.pods[i]));
+            let (Some(rules), Some(pod)) = (self.program.isolation(subject, direction), pod) else {
+                let _ = write!(text, "{separator}{direction} open");
+                continue;
+            };
+            let mut allowing = self.program.allowing(rules, remote.identity, flow.traffic);
+            let _ = match allowing.next() {
+                Some(entry) => {
+                    let policy = &self.cluster.policies[entry.origin.policy as usize];
+                    let (namespace, name) = (&policy.namespace, &policy.name);
+                    let rule = entry.origin.rule;
+                    write!(
+                        text,
+                        "{separator}{direction} allowed by {namespace}/{name} {direction}[{rule}]"
+                    )
+                }
+                None => {
+                    let policy = &self.cluster.policies[rules.policies[0] as usize];
+                    let (namespace, name) = (&policy.namespace, &policy.name);
+                    let more = rules.policies.len() - 1;
+                    let _ = write!(
+                        text,
+                        "{separator}{direction} refused: {pod} is isolated by {namespace}/{name}"
+                    );
+                    if more > 0 { write!(text, " and {more} more") } else { Ok(()) }
+                }
+            };
+        }
+    }
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allowed => "allow",
+        Verdict::Refused => "deny",
+        Verdict::Mixed { .. } => "mixed",
+    }
+}
+
+/// Reads a line, and keeps the fields that are not of the contract in their place.
+fn read_line(text: &str) -> Result<(Line<'_>, Option<Map<String, Value>>), String> {
+    if let Ok(line) = serde_json::from_str(text) {
+        return Ok((line, None));
+    }
+    let mut map: Map<String, Value> =
+        serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))?;
+    for ours in ["verdict", "families", "reason"] {
+        map.shift_remove(ours);
+    }
+    let string = |key: &str| match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(Cow::Owned(text.clone()))),
+        Some(other) => Err(format!("{key:?}: expected a string, found {other}")),
+    };
+    let required = |key: &str| string(key)?.ok_or_else(|| format!("{key:?} is missing"));
+    let port = match map.get("port") {
+        None | Some(Value::Null) => None,
+        Some(value) => Some(
+            value
+                .as_u64()
+                .and_then(|n| u16::try_from(n).ok())
+                .ok_or_else(|| format!("\"port\": expected 1 to 65535, found {value}"))?,
+        ),
+    };
+    let line =
+        Line { from: required("from")?, to: required("to")?, port, protocol: string("protocol")? };
+    Ok((line, Some(map)))
+}
+
+fn port(line: &Line<'_>) -> Result<PortName, String> {
+    let protocol = line.protocol.as_deref().unwrap_or("TCP");
+    match (line.port, Protocol::from_api(protocol)) {
+        (Some(0), _) => Err("0 is not a port: write one from 1 to 65535".to_owned()),
+        (Some(port), Some(protocol)) => Ok(PortName::Port(Ok(port), Some(protocol))),
+        (None, Some(protocol)) => Err(format!("\"port\" is missing, which {protocol} needs")),
+        (None, None) if protocol == "ICMP" => Ok(PortName::Other),
+        (Some(_), None) if protocol == "ICMP" => Err("ICMP has no ports: leave it out".to_owned()),
+        (_, None) => Err(format!("unknown protocol {protocol:?}: write TCP, UDP, SCTP or ICMP")),
+    }
+}
+
+fn write_json(
+    out: &mut impl Write,
+    line: &Line<'_>,
+    others: Option<Map<String, Value>>,
+    verdict: Verdict,
+    reason: &str,
+) -> io::Result<()> {
+    let mut text = Vec::with_capacity(256);
+    match others {
+        Some(map) => serde_json::to_writer(&mut text, &map)?,
+        None => serde_json::to_writer(&mut text, line)?,
+    }
+    text.pop();
+    write!(text, ",\"verdict\":\"{}\"", word(verdict))?;
+    if let Verdict::Mixed { allowed } = verdict {
+        let family = |f: Family| if f == allowed { "allow" } else { "deny" };
+        let (v4, v6) = (family(Family::V4), family(Family::V6));
+        write!(text, ",\"families\":{{\"IPv4\":\"{v4}\",\"IPv6\":\"{v6}\"}}")?;
+    }
+    text.extend(b",\"reason\":");
+    serde_json::to_writer(&mut text, reason)?;
+    text.extend(b"}\n");
+    out.write_all(&text)
+}

@@ -1,0 +1,663 @@
+//! `portcullis lab`: policies tried with real packets, without a cluster and without root.
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use portcullis_core::Program;
+use portcullis_core::explain::{EndExplanation, explain};
+use portcullis_core::model::Direction;
+use portcullis_core::net::{Protocol, Traffic};
+use portcullis_core::program::{End, Origin};
+use portcullis_kube::{Input, ObjectRef};
+use portcullis_lab::{
+    Control, Endpoint, Enforcement, Event, Families, Kind, Lab as Network, Observation, Options,
+    Outcome, Plan, Step, Trial,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::ends::{Names, NotAnEnd, PortName};
+use crate::input::InputArgs;
+use crate::matrix;
+use crate::output::{Output, json, plural, print};
+use crate::style::{ALLOWED, BOLD, DIM, ERROR, REFUSED};
+use crate::trouble::Trouble;
+
+/// Real packets without a cluster
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Lab {
+    /// Up, try every pair and port with real packets, compare with the prediction, down
+    Run(Run),
+    /// Bring a lab up with its policies in force, and keep it until Ctrl-C or `lab down`
+    Up(Up),
+    /// Try a connection in a lab that is up, or all of them
+    Probe(Probe),
+    /// End a lab that is up
+    Down(Down),
+}
+
+impl Lab {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        match self {
+            Lab::Run(run) => run.run(),
+            Lab::Up(up) => up.run(),
+            Lab::Probe(probe) => probe.run(),
+            Lab::Down(down) => down.run(),
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct LabArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// Least number of nodes
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=200))]
+    nodes: u32,
+    /// Address families of the lab
+    #[arg(long, value_enum, default_value_t = FamiliesName::Dual)]
+    ip_families: FamiliesName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FamiliesName {
+    /// IPv4 and IPv6
+    Dual,
+    /// IPv4 alone
+    Ipv4,
+    /// IPv6 alone
+    Ipv6,
+}
+
+impl LabArgs {
+    /// Reads the input and plans the lab for it. No namespace is made yet.
+    fn plan(&self) -> Result<(Input, Plan), Trouble> {
+        let input = self.input.read_sound()?;
+        let options = Options {
+            nodes: self.nodes,
+            families: match self.ip_families {
+                FamiliesName::Dual => Families::Both,
+                FamiliesName::Ipv4 => Families::V4,
+                FamiliesName::Ipv6 => Families::V6,
+            },
+        };
+        let plan = portcullis_lab::plan(&input.cluster, &options)?;
+        Ok((input, plan))
+    }
+}
+
+/// Up, try every pair and port with real packets, compare with the prediction, down
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exits 1 if anything comes out other than predicted.")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    lab: LabArgs,
+    /// Try this port (80, 53/udp, icmp) instead of all that policies and pods speak of; may be
+    /// repeated
+    #[arg(short, long = "port", value_name = "PORT")]
+    ports: Vec<PortName>,
+    /// Show every row of the matrix, and what each rule let pass
+    #[arg(short, long)]
+    verbose: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+impl Run {
+    fn run(self) -> Result<ExitCode, Trouble> {
+        let started = Instant::now();
+        let (input, plan) = self.lab.plan()?;
+        let traffics = traffics(&plan, &self.ports)?;
+        portcullis_lab::enter()?;
+        let mut progress = Progress::new();
+        let mut network = Network::up(&plan, |done, all| progress.show(Step::Up, done, all))?;
+        let trial = network.trial(&traffics, &mut |step, done, all| progress.show(step, done, all));
+        progress.clear();
+        let (trial, enforcement) = trial?;
+        drop(network);
+        let page = Page { input: &input, plan: &plan, enforcement: &enforcement };
+        let differences = page.differences(&trial.observations);
+        match self.output {
+            Output::Table => {
+                let mut text =
+                    matrix::text(&plan, &trial.observations, self.verbose, terminal_width());
+                if self.verbose {
+                    text.push_str(&page.hits(&trial));
+                }
+                text.push_str(&page.summary(&trial, &differences, started.elapsed()));
+                print(&text)?;
+            }
+            Output::Json => json(&page.report(&trial, differences.len(), started.elapsed()))?,
+        }
+        Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// Bring a lab up with its policies in force, and keep it until Ctrl-C or `lab down`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    lab: LabArgs,
+    #[command(flatten)]
+    name: Name,
+    /// Output format of the list of what is there
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// Which of several labs.
+#[derive(Debug, clap::Args)]
+struct Name {
+    /// Name of the lab; labs of one user with different names live side by side
+    #[arg(long = "name", default_value = "default", value_name = "NAME")]
+    lab_name: String,
+}
+
+/// Try a connection in a lab that is up, or all of them
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exits 1 if anything comes out other than predicted.\n\n\
+                        Example:\n  portcullis lab probe shop/web shop/db 3306")]
+pub(crate) struct Probe {
+    /// Who opens the connection; without it, everything is tried
+    #[arg(value_name = "SRC", requires_all = ["destination", "port"])]
+    source: Option<String>,
+    /// Who accepts it
+    #[arg(value_name = "DST")]
+    destination: Option<String>,
+    /// Port number or name, with /tcp, /udp or /sctp; or icmp
+    port: Option<PortName>,
+    /// Namespace of names that give none
+    #[arg(short, long, default_value = "default", value_name = "NAME")]
+    namespace: String,
+    #[command(flatten)]
+    name: Name,
+    /// Show every row of the matrix
+    #[arg(short, long)]
+    verbose: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// End a lab that is up
+#[derive(Debug, clap::Args)]
+pub(crate) struct Down {
+    #[command(flatten)]
+    name: Name,
+}
+
+/// What one process asks of the lab that another one keeps up: a line of JSON. The answer is the
+/// exit code on a line, and then what to print.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Request {
+    Probe { ends: Option<Ends>, namespace: String, verbose: bool, json: bool, width: usize },
+    Down,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Ends {
+    source: String,
+    destination: String,
+    port: String,
+}
+
+impl Up {
+    fn run(self) -> Result<ExitCode, Trouble> {
+        let (input, plan) = self.lab.plan()?;
+        let mut control = Control::bind(&self.name.lab_name)?;
+        portcullis_lab::enter()?;
+        let mut progress = Progress::new();
+        let mut network = Network::up(&plan, |done, all| progress.show(Step::Up, done, all))?;
+        let program = Program::compile(&plan.cluster);
+        let enforcement =
+            network.enforce(program, &mut |step, done, all| progress.show(step, done, all))?;
+        progress.clear();
+        let ports = ports(&portcullis_lab::traffics(&plan.cluster));
+        network.listen(&ports)?;
+        let page = Page { input: &input, plan: &plan, enforcement: &enforcement };
+        match self.output {
+            Output::Json => json(&page.endpoints())?,
+            Output::Table => print(&page.welcome(&self.name.lab_name))?,
+        }
+        loop {
+            let mut connection = match control.next_event()? {
+                Event::Stop => break,
+                Event::Connection(connection) => connection,
+            };
+            // A command that goes away before its answer is no reason to end the lab.
+            let Ok(Some(line)) = connection.receive() else { continue };
+            let (code, text) = match serde_json::from_str(&line) {
+                Err(error) => (2, format!("error: this lab does not understand {line:?}: {error}")),
+                Ok(Request::Down) => {
+                    let _ = connection.send("0");
+                    break;
+                }
+                Ok(Request::Probe { ends, namespace, verbose, json, width }) => {
+                    let asked = Asked { ends, namespace, verbose, json, width };
+                    let answer = page.probe(&mut network, asked);
+                    network.listen(&ports)?;
+                    answer.unwrap_or_else(|trouble| (2, format!("error: {trouble}")))
+                }
+            };
+            let _ = connection.send(&code.to_string()).and_then(|()| connection.send(&text));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Probe {
+    fn run(self) -> Result<ExitCode, Trouble> {
+        let ends = match (self.source, self.destination, self.port) {
+            (Some(source), Some(destination), Some(port)) => {
+                Some(Ends { source, destination, port: port.to_string() })
+            }
+            _ => None,
+        };
+        let request = Request::Probe {
+            ends,
+            namespace: self.namespace,
+            verbose: self.verbose,
+            json: self.output == Output::Json,
+            width: terminal_width(),
+        };
+        let (code, text) = ask(&self.name.lab_name, &request)?;
+        match code {
+            2 => anstream::eprint!("{text}"),
+            _ => print(&text)?,
+        }
+        Ok(ExitCode::from(code))
+    }
+}
+
+impl Down {
+    fn run(self) -> Result<ExitCode, Trouble> {
+        let (code, _) = ask(&self.name.lab_name, &Request::Down)?;
+        Ok(ExitCode::from(code))
+    }
+}
+
+/// Asks a running lab, and waits until it has said everything and closed.
+fn ask(name: &str, request: &Request) -> Result<(u8, String), Trouble> {
+    let io = |source| Trouble::Io { what: format!("cannot talk to the lab {name:?}"), source };
+    let mut connection = Control::connect(name)?;
+    let request = serde_json::to_string(request).map_err(|e| io(e.into()))?;
+    connection.send(&request).map_err(io)?;
+    let closed = || io(std::io::ErrorKind::UnexpectedEof.into());
+    let code = connection.receive().map_err(io)?.ok_or_else(closed)?;
+    let code = code.parse().map_err(|_| closed())?;
+    let mut text = String::new();
+    while let Some(line) = connection.receive().map_err(io)? {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok((code, text))
+}
+
+fn ports(traffics: &BTreeSet<Traffic>) -> BTreeSet<(Protocol, u16)> {
+    let port = |traffic: &Traffic| match traffic {
+        Traffic::Port(protocol, port) => Some((*protocol, *port)),
+        Traffic::Other => None,
+    };
+    traffics.iter().filter_map(port).collect()
+}
+
+struct Asked {
+    ends: Option<Ends>,
+    namespace: String,
+    verbose: bool,
+    json: bool,
+    width: usize,
+}
+
+/// What is tried: what was asked for, or everything that the input speaks of.
+fn traffics(plan: &Plan, asked: &[PortName]) -> Result<BTreeSet<Traffic>, Trouble> {
+    if asked.is_empty() {
+        return Ok(portcullis_lab::traffics(&plan.cluster));
+    }
+    Ok(asked.iter().map(|port| port.traffic()).collect::<Result<_, _>>()?)
+}
+
+fn terminal_width() -> usize {
+    let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+    let terminal = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    columns.or_else(terminal).unwrap_or(100)
+}
+
+/// One line on a terminal that says how far the lab is.
+struct Progress {
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    const PAUSE: Duration = Duration::from_millis(100);
+
+    fn new() -> Progress {
+        Progress { shown: None }
+    }
+
+    fn show(&mut self, step: Step, done: usize, all: usize) {
+        let recent = self.shown.is_some_and(|shown| shown.elapsed() < Self::PAUSE);
+        if recent && done < all || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let doing = match step {
+            Step::Up => "making namespaces",
+            Step::Before => "trying connections without policies",
+            Step::Enforce => "programming the kernels of nodes",
+            Step::Under => "trying connections under the policies",
+        };
+        anstream::eprint!("\r\x1b[K{DIM}{doing}: {done} of {all}{DIM:#}");
+        // Progress that cannot be shown is no reason to stop.
+        let _ = std::io::stderr().flush();
+    }
+
+    fn clear(&mut self) {
+        if self.shown.take().is_some() {
+            anstream::eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Most differences that are told one by one.
+const MOST_DIFFERENCES: usize = 20;
+
+struct Page<'a> {
+    input: &'a Input,
+    plan: &'a Plan,
+    enforcement: &'a Enforcement,
+}
+
+impl Page<'_> {
+    /// What is there, and what can be done with it.
+    fn welcome(&self, lab: &str) -> String {
+        let endpoints = self.endpoints();
+        let name = endpoints.iter().map(|e| e.name.len()).max().unwrap_or(0).max(4);
+        let mut text = format!("{BOLD}{:<name$}  KIND      NODE      ADDRESSES{BOLD:#}\n", "NAME");
+        for e in &endpoints {
+            let (node, addresses) = (e.node.unwrap_or("-"), e.addresses.join(", "));
+            text.push_str(&format!("{:<name$}  {:<8}  {node:<8}  {addresses}\n", e.name, e.kind));
+        }
+        let option = if lab == "default" { String::new() } else { format!(" --name {lab}") };
+        text + &format!(
+            "\nThe lab is up, its policies are in force. In another terminal:\n  \
+             portcullis lab probe SRC DST PORT{option}    a connection, with real packets\n  \
+             portcullis lab probe{option}                 all of them\n\
+             Ctrl-C, or portcullis lab down{option}, ends it.\n"
+        )
+    }
+
+    /// Answers `lab probe`: the exit code and the text.
+    fn probe(&self, network: &mut Network, asked: Asked) -> Result<(u8, String), Trouble> {
+        let started = Instant::now();
+        let connections = match &asked.ends {
+            None => {
+                let traffics = portcullis_lab::traffics(&self.plan.cluster);
+                portcullis_lab::connections(self.plan, &traffics)
+            }
+            Some(ends) => self.connections(ends, &asked.namespace)?,
+        };
+        let observations = network.observe(self.enforcement, connections, &mut |_, _, _| {})?;
+        let differences = self.differences(&observations);
+        let code = if differences.is_empty() { 0 } else { 1 };
+        if asked.json {
+            let connections: Vec<_> = observations.iter().map(|o| self.connection(o)).collect();
+            let text = serde_json::to_string_pretty(&connections);
+            return Ok((code, text.map_err(|e| Trouble::output(e.into()))?));
+        }
+        let mut text = match asked.ends {
+            None => matrix::text(self.plan, &observations, asked.verbose, asked.width),
+            Some(_) => observations.iter().map(|o| self.line(o)).collect(),
+        };
+        for difference in differences.iter().take(MOST_DIFFERENCES) {
+            text.push_str(&self.difference(difference));
+        }
+        let count = plural(observations.len(), "connection");
+        let verdict = match differences.len() {
+            0 => format!("{ALLOWED}as predicted{ALLOWED:#}"),
+            n => format!("{ERROR}{}{ERROR:#}", plural(n, "difference")),
+        };
+        let elapsed = started.elapsed().as_secs_f64();
+        text.push_str(&format!("{BOLD}{verdict}{BOLD:#} ({count}, {elapsed:.1} s)"));
+        Ok((code, text))
+    }
+
+    /// The connections between two named ends, on every family that both have.
+    fn connections(
+        &self,
+        ends: &Ends,
+        namespace: &str,
+    ) -> Result<Vec<(portcullis_lab::Probe, usize)>, Trouble> {
+        let names = Names::of(&self.plan.cluster);
+        let port = ends.port.parse().map_err(NotAnEnd::new)?;
+        let (from, to) =
+            (names.find(&ends.source, namespace)?, names.find(&ends.destination, namespace)?);
+        let mut connections = Vec::new();
+        for flow in names.flows(&from, &to, &port)? {
+            for path in self.enforcement.program.paths(flow.source, flow.destination) {
+                let (Some(from), Some(to)) = (path.source.address, path.destination.address) else {
+                    continue;
+                };
+                let at = |address: std::net::IpAddr| {
+                    self.plan.endpoint_at(address).ok_or_else(|| {
+                        let why = "the lab has nobody at this address; `lab up` lists who is there";
+                        NotAnEnd::new(format!("{address}: {why}"))
+                    })
+                };
+                let (source, destination) = (at(from)?, at(to)?);
+                let traffic = flow.traffic;
+                let probe = portcullis_lab::Probe { source, from, to, traffic, expect: None };
+                connections.push((probe, destination));
+            }
+        }
+        Ok(connections)
+    }
+
+    fn line(&self, o: &Observation) -> String {
+        let name = |endpoint: usize| &self.plan.endpoints[endpoint].name;
+        let (from, to) = (name(o.probe.source), name(o.destination));
+        let (traffic, family) = (o.probe.traffic, o.family());
+        let word = |passes| match passes {
+            Some(true) => format!("{ALLOWED}passes{ALLOWED:#}"),
+            Some(false) => format!("{REFUSED}refused{REFUSED:#}"),
+            None => format!("{ERROR}unknown{ERROR:#}"),
+        };
+        let (predicted, observed) = (word(Some(o.predicted)), word(o.passed(self.plan)));
+        format!(
+            "{from} -> {to} on {traffic} ({family}): predicted {predicted}, observed {observed}\n"
+        )
+    }
+
+    fn differences<'o>(&self, observations: &'o [Observation]) -> Vec<&'o Observation> {
+        observations.iter().filter(|o| !o.as_predicted(self.plan)).collect()
+    }
+
+    fn summary(&self, trial: &Trial, differences: &[&Observation], elapsed: Duration) -> String {
+        let mut text = String::new();
+        for difference in differences.iter().take(MOST_DIFFERENCES) {
+            text.push_str(&self.difference(difference));
+        }
+        if differences.len() > MOST_DIFFERENCES {
+            let more = differences.len() - MOST_DIFFERENCES;
+            text.push_str(&format!("and {}\n", plural(more, "more difference")));
+        }
+        let count = plural(trial.observations.len(), "connection");
+        let packets = plural(trial.packets as usize, "packet");
+        let tried = format!("{count}, {packets}, {:.1} s", elapsed.as_secs_f64());
+        let verdict = match differences.len() {
+            0 => format!("{ALLOWED}kernel and engine agree on all{ALLOWED:#}"),
+            n => format!("{ERROR}{}{ERROR:#}", plural(n, "difference")),
+        };
+        text + &format!("{BOLD}{verdict}{BOLD:#} ({tried})\n")
+    }
+
+    /// A connection that came out other than predicted, with the rules that it hangs on.
+    fn difference(&self, o: &Observation) -> String {
+        let name = |endpoint: usize| &self.plan.endpoints[endpoint].name;
+        let (from, to) = (name(o.probe.source), name(o.destination));
+        let predicted = if o.predicted { "pass" } else { "be refused" };
+        let family = o.family();
+        let mut text = format!(
+            "{ERROR}difference{ERROR:#}: {from} -> {to} on {} ({family}) should {predicted}, and ",
+            o.probe.traffic
+        );
+        let shown = |outcome: &Outcome| match outcome {
+            Outcome::Answered(who) if who == to => "was answered".to_owned(),
+            Outcome::Answered(who) => format!("was answered by {who}"),
+            Outcome::Refused => "arrived where nothing listens".to_owned(),
+            Outcome::Silent => "got no answer".to_owned(),
+            Outcome::Error(errno) => {
+                format!("failed: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+        };
+        if o.passed(self.plan).is_none() {
+            text.push_str(&format!("where no policy can refuse it, it {}\n", shown(&o.before)));
+            return text;
+        }
+        text.push_str(&format!("it {}\n", shown(&o.under)));
+        let (from, to) = (End::Address(o.probe.from), End::Address(o.probe.to));
+        let cluster = &self.plan.cluster;
+        let why = explain(cluster, &self.enforcement.program, from, to, o.probe.traffic);
+        for path in &why.paths {
+            for direction in Direction::ALL {
+                let end = match direction {
+                    Direction::Egress => &path.egress,
+                    Direction::Ingress => &path.ingress,
+                };
+                match end {
+                    EndExplanation::NoSubject | EndExplanation::Open => {}
+                    EndExplanation::Allowed { by, .. } => {
+                        let rules: Vec<_> = by.iter().map(|origin| self.rule(origin)).collect();
+                        text.push_str(&format!("  {direction} allowed by {}\n", rules.join(", ")));
+                    }
+                    EndExplanation::Refused { isolated_by, .. } => {
+                        let policy = |i: &u32| {
+                            let policy = &cluster.policies[*i as usize];
+                            format!("{}/{}", policy.namespace, policy.name)
+                        };
+                        let names: Vec<_> = isolated_by.iter().map(policy).collect();
+                        let names = names.join(", ");
+                        text.push_str(&format!("  {direction} isolated by {names}, not allowed\n"));
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    fn rule(&self, origin: &Origin) -> String {
+        let policy = &self.plan.cluster.policies[origin.policy as usize];
+        let path = origin.rule_path();
+        let object = ObjectRef::Policy(origin.policy as usize);
+        let place = self.input.locate(object, &path).map_or(String::new(), |l| format!(" ({l})"));
+        format!("{path} of {}/{}{place}", policy.namespace, policy.name)
+    }
+
+    fn hits(&self, trial: &Trial) -> String {
+        let mut text = format!("\n{BOLD}PACKETS  ALLOWED BY{BOLD:#}\n");
+        for (origin, packets) in &trial.hits {
+            let path = origin.peer_path();
+            let policy = &self.plan.cluster.policies[origin.policy as usize];
+            let (namespace, name) = (&policy.namespace, &policy.name);
+            text.push_str(&format!("{packets:>7}  {namespace}/{name} {path}\n"));
+        }
+        text.push('\n');
+        text
+    }
+
+    fn endpoints(&self) -> Vec<EndpointReport<'_>> {
+        let nodes = &self.plan.cluster.nodes;
+        let report = |e: &'_ Endpoint| EndpointReport {
+            kind: match e.kind {
+                Kind::Pod => "pod",
+                Kind::Node => "node",
+                Kind::External => "external",
+            },
+            name: e.name.clone(),
+            addresses: e.addresses.iter().map(|a| a.to_string()).collect(),
+            node: e.node.map(|i| nodes[i].name.as_str()),
+        };
+        self.plan.endpoints.iter().map(report).collect()
+    }
+
+    fn connection(&self, o: &Observation) -> ConnectionReport<'_> {
+        let name = |endpoint: usize| self.plan.endpoints[endpoint].name.as_str();
+        let allow = |passes| if passes { "allow" } else { "deny" };
+        let (port, protocol) = match o.probe.traffic {
+            Traffic::Port(protocol, port) => (Some(port), protocol.to_string()),
+            Traffic::Other => (None, o.probe.traffic.to_string()),
+        };
+        ConnectionReport {
+            from: name(o.probe.source),
+            to: name(o.destination),
+            source: o.probe.from.to_string(),
+            destination: o.probe.to.to_string(),
+            port,
+            protocol,
+            predicted: allow(o.predicted),
+            observed: o.passed(self.plan).map_or("unknown", allow),
+        }
+    }
+
+    fn report(&self, trial: &Trial, differences: usize, elapsed: Duration) -> Report<'_> {
+        let rules = trial.hits.iter().map(|(origin, packets)| {
+            let policy = &self.plan.cluster.policies[origin.policy as usize];
+            RuleReport {
+                policy: format!("{}/{}", policy.namespace, policy.name),
+                peer: origin.peer_path(),
+                port: origin.port.map(|_| origin.port_path()),
+                packets: *packets,
+            }
+        });
+        Report {
+            endpoints: self.endpoints(),
+            connections: trial.observations.iter().map(|o| self.connection(o)).collect(),
+            allowed_by: rules.collect(),
+            differences,
+            packets: trial.packets,
+            seconds: elapsed.as_secs_f64(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    endpoints: Vec<EndpointReport<'a>>,
+    connections: Vec<ConnectionReport<'a>>,
+    allowed_by: Vec<RuleReport>,
+    differences: usize,
+    packets: u64,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct EndpointReport<'a> {
+    name: String,
+    kind: &'static str,
+    addresses: Vec<String>,
+    node: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ConnectionReport<'a> {
+    from: &'a str,
+    to: &'a str,
+    source: String,
+    destination: String,
+    port: Option<u16>,
+    protocol: String,
+    predicted: &'static str,
+    observed: &'static str,
+}
+
+#[derive(Serialize)]
+struct RuleReport {
+    policy: String,
+    peer: String,
+    port: Option<String>,
+    packets: u64,
+}

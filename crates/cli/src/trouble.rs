@@ -1,0 +1,62 @@
+//! Why a command could not do its work. Reported on stderr; the exit code is 2.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::ends::NotAnEnd;
+use crate::style::{BOLD, ERROR};
+
+/// A reason to stop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// The arguments do not parse, or ask for help: clap has the words for both.
+    #[error(transparent)]
+    Arguments(#[from] clap::Error),
+    /// The input has errors that were already printed.
+    #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
+    Input(String),
+    /// No `-f`.
+    #[error("no input: pass -f with a file, a directory, or - for standard input")]
+    NoInput,
+    /// The ends of a question.
+    #[error(transparent)]
+    End(#[from] NotAnEnd),
+    /// A line of the flows that `eval` was given.
+    #[error("{place}: {why}")]
+    Flow { place: String, why: String },
+    /// A file of ours, or output.
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    /// The lab.
+    #[error(transparent)]
+    Lab(#[from] portcullis_lab::Error),
+    /// The kernel.
+    #[error(transparent)]
+    Dataplane(#[from] portcullis_dataplane::Error),
+}
+
+impl Trouble {
+    pub(crate) fn report(self) -> ExitCode {
+        match self {
+            Trouble::Arguments(error) => {
+                let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+                // Nothing is left to do where even this cannot be printed.
+                let _ = error.print();
+                code
+            }
+            // Whoever reads the output has enough of it: `portcullis … | head`.
+            Trouble::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
+                ExitCode::SUCCESS
+            }
+            other => {
+                anstream::eprintln!("{ERROR}error{ERROR:#}{BOLD}:{BOLD:#} {other}");
+                ExitCode::from(2)
+            }
+        }
+    }
+
+    /// An error of writing what was asked for.
+    pub(crate) fn output(source: io::Error) -> Trouble {
+        Trouble::Io { what: "cannot write the output".to_owned(), source }
+    }
+}

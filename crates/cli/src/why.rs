@@ -1,0 +1,464 @@
+//! `portcullis why`: allowed or refused, and by what.
+
+use std::process::ExitCode;
+
+use portcullis_core::Program;
+use portcullis_core::explain::{
+    EndExplanation, Explanation, Miss, NearMiss, PathExplanation, explain,
+};
+use portcullis_core::labels::Selector;
+use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
+use portcullis_core::net::Traffic;
+use portcullis_core::program::{Endpoint, Exemption, Origin, Verdict};
+use portcullis_kube::{Input, ObjectRef};
+use serde::Serialize;
+
+use crate::ends::{Flow, Names, PortName, Target, shown_pod};
+use crate::input::InputArgs;
+use crate::output::{Output, json, plural, print};
+use crate::style::{ALLOWED, BOLD, DIM, REFUSED};
+use crate::trouble::Trouble;
+
+/// Is a connection allowed or refused, and by which policy, rule, peer and port?
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "SRC and DST are namespace/pod, namespace/kind/name of a workload, or an IP \
+                        address; DST may be a Service.\n\n\
+                        Examples:\n  \
+                        portcullis why shop/web shop/db 3306 -f examples/three-tier\n  \
+                        portcullis why shop/db 192.168.5.10 80 -f examples/three-tier\n  \
+                        portcullis why shop/deployment/web shop/db icmp -f examples/three-tier"
+)]
+pub(crate) struct Why {
+    /// Who opens the connection
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// Who accepts it
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// Port number or name, with /tcp, /udp or /sctp (tcp where left out); or icmp
+    port: PortName,
+    #[command(flatten)]
+    input: InputArgs,
+    /// Show everything: all policies that isolate, all rules that allow, each pod
+    #[arg(short, long)]
+    verbose: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+impl Why {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        let input = self.input.read_sound()?;
+        let program = Program::compile(&input.cluster);
+        let names = Names::of(&input.cluster);
+        let from = names.find(&self.source, &self.input.namespace)?;
+        let to = names.find(&self.destination, &self.input.namespace)?;
+        let flows = names.flows(&from, &to, &self.port)?;
+        let answers: Vec<Answer> = flows
+            .into_iter()
+            .map(|flow| Answer {
+                flow,
+                why: explain(&input.cluster, &program, flow.source, flow.destination, flow.traffic),
+            })
+            .collect();
+        let page = Page { input: &input, names: &names, verbose: self.verbose };
+        match self.output {
+            Output::Table => print(&page.text(&answers, &to))?,
+            Output::Json => {
+                json(&answers.iter().map(|answer| page.report(answer)).collect::<Vec<_>>())?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+struct Answer {
+    flow: Flow,
+    why: Explanation,
+}
+
+struct Page<'a> {
+    input: &'a Input,
+    names: &'a Names<'a>,
+    verbose: bool,
+}
+
+/// How many policies or rules are listed before the rest is only counted.
+const SHORT: usize = 2;
+
+impl Page<'_> {
+    /// One answer for each verdict there is; all of them with `-v`.
+    fn text(&self, answers: &[Answer], to: &Target) -> String {
+        let mut text = String::new();
+        if let Target::Service(i) = to {
+            let service = &self.input.cluster.services[*i];
+            let (namespace, name) = (&service.namespace, &service.name);
+            let count = plural(answers.len(), "connection");
+            text.push_str(&format!(
+                "{DIM}Service {namespace}/{name} means its endpoints: {count}{DIM:#}\n"
+            ));
+        }
+        let mut shown: Vec<Verdict> = Vec::new();
+        for answer in answers {
+            if !self.verbose && shown.contains(&answer.why.verdict) {
+                continue;
+            }
+            shown.push(answer.why.verdict);
+            self.answer(answer, &mut text);
+        }
+        if shown.len() < answers.len() {
+            let count = answers.len();
+            text.push_str(&format!("{DIM}{count} pairs of pods in all; -v shows each{DIM:#}\n"));
+        }
+        text
+    }
+
+    fn answer(&self, answer: &Answer, text: &mut String) {
+        let Flow { source, destination, traffic } = answer.flow;
+        let (from, to) = (self.names.show(source), self.names.show(destination));
+        let verdict = match answer.why.verdict {
+            Verdict::Allowed => format!("{ALLOWED}allowed{ALLOWED:#}"),
+            Verdict::Refused => format!("{REFUSED}refused{REFUSED:#}"),
+            Verdict::Mixed { allowed } => {
+                format!("{REFUSED}mixed{REFUSED:#}, only {allowed} is allowed")
+            }
+        };
+        text.push_str(&format!("{BOLD}{from} -> {to} on {traffic}{BOLD:#}: {verdict}\n"));
+        match answer.why.paths.as_slice() {
+            [] => text.push_str("  the two have no address family in common\n"),
+            [first, rest @ ..] if rest.iter().all(|path| same(path, first)) => {
+                self.path(first, text);
+            }
+            paths => {
+                for path in paths {
+                    if let Some(family) = path.path.family() {
+                        let word = if path.allowed { "allowed" } else { "refused" };
+                        text.push_str(&format!("  {BOLD}{family}{BOLD:#}: {word}\n"));
+                    }
+                    self.path(path, text);
+                }
+            }
+        }
+    }
+
+    fn path(&self, path: &PathExplanation, text: &mut String) {
+        match path.exemption {
+            Some(Exemption::Itself) => text.push_str("  a pod always reaches itself\n"),
+            Some(Exemption::OwnNode) => {
+                text.push_str("  a pod and the node it runs on always reach each other\n");
+            }
+            None => {
+                for direction in Direction::ALL {
+                    self.end(path, direction, text);
+                }
+            }
+        }
+    }
+
+    fn end(&self, path: &PathExplanation, direction: Direction, text: &mut String) {
+        let (subject, _) = path.path.subject_and_remote(direction);
+        let name = self.endpoint(subject);
+        let lead = format!("  {:<8} ", direction.section());
+        let more = " ".repeat(lead.len());
+        match of(path, direction) {
+            EndExplanation::NoSubject => {
+                text.push_str(&format!("{lead}{name} is no pod: no policy applies to it\n"));
+            }
+            EndExplanation::Open => {
+                text.push_str(&format!("{lead}{name} is open: no policy isolates it\n"));
+            }
+            EndExplanation::Allowed { isolated_by, by } => {
+                let policies = self.policies(isolated_by);
+                text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
+                let shown = if self.verbose { by.len() } else { 1 };
+                for origin in &by[..shown] {
+                    let (rule, place) = self.rule(origin);
+                    let on = self.allows(origin);
+                    text.push_str(&format!(
+                        "{more}{ALLOWED}allowed{ALLOWED:#} by {rule}{place}\n{more}  {on}\n"
+                    ));
+                }
+                if shown < by.len() {
+                    let rest = plural(by.len() - shown, "more rule");
+                    text.push_str(&format!("{more}{DIM}and by {rest}{DIM:#}\n"));
+                }
+            }
+            EndExplanation::Refused { isolated_by, nearest } => {
+                let policies = self.policies(isolated_by);
+                text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
+                match nearest {
+                    None => text.push_str(&format!(
+                        "{more}{REFUSED}refused{REFUSED:#}: they have no {direction} rule\n"
+                    )),
+                    Some(near) => {
+                        let (rule, place) = self.rule(&near.origin);
+                        text.push_str(&format!(
+                            "{more}{REFUSED}refused{REFUSED:#}; nearest is {rule}{place}\n"
+                        ));
+                        for miss in &near.misses {
+                            text.push_str(&self.miss(near, miss, &more));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn miss(&self, near: &NearMiss, miss: &Miss, more: &str) -> String {
+        // The file was named with the rule.
+        let location =
+            self.input.locate(ObjectRef::Policy(near.origin.policy as usize), &miss.path);
+        let place = location.map_or(String::new(), |l| {
+            format!(" {DIM}(line {}, column {}){DIM:#}", l.line, l.column)
+        });
+        let field = miss.path.strip_prefix(&near.origin.rule_path()).unwrap_or(&miss.path);
+        let field = field.strip_prefix('.').unwrap_or(field);
+        let Miss { expected, found, .. } = miss;
+        format!("{more}  {field}: expected {expected}, found {found}{place}\n")
+    }
+
+    fn endpoint(&self, endpoint: &Endpoint) -> String {
+        match (endpoint.pod, endpoint.address) {
+            (Some(pod), _) => shown_pod(&self.input.cluster.pods[pod]),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => "a pod on the host network".to_owned(),
+        }
+    }
+
+    fn policy(&self, index: u32) -> String {
+        let policy = &self.input.cluster.policies[index as usize];
+        format!("{}/{}", policy.namespace, policy.name)
+    }
+
+    fn policies(&self, indices: &[u32]) -> String {
+        let shown = if self.verbose { indices.len() } else { SHORT.min(indices.len()) };
+        let name = |i: &u32| format!("{}{}", self.policy(*i), self.place(*i, ""));
+        let mut text = indices[..shown].iter().map(name).collect::<Vec<_>>().join(", ");
+        if shown < indices.len() {
+            text.push_str(&format!(" and {} more", indices.len() - shown));
+        }
+        text
+    }
+
+    fn rule(&self, origin: &Origin) -> (String, String) {
+        let path = origin.rule_path();
+        let rule = path.strip_prefix("spec.").unwrap_or(&path);
+        let text = format!("{rule} of {}", self.policy(origin.policy));
+        (text, self.place(origin.policy, &path))
+    }
+
+    /// Which peer and port of a rule it is that allow.
+    fn allows(&self, origin: &Origin) -> String {
+        let policy = &self.input.cluster.policies[origin.policy as usize];
+        let rule = &policy.rules(origin.direction).unwrap_or_default()[origin.rule as usize];
+        let (section, peers) = (origin.direction.peers(), &rule.peers);
+        let peer =
+            origin.peer.map(|i| format!("{section}[{i}]: {}", show_peer(&peers[i as usize])));
+        let port =
+            origin.port.map(|i| format!("ports[{i}]: {}", show_port(&rule.ports[i as usize])));
+        let (peer, port) = (peer.as_deref(), port.as_deref());
+        format!("{}, {}", peer.unwrap_or("every peer"), port.unwrap_or("every port"))
+    }
+
+    fn place(&self, policy: u32, path: &str) -> String {
+        let location = self.input.locate(ObjectRef::Policy(policy as usize), path);
+        location.map_or(String::new(), |l| format!(" {DIM}({l}){DIM:#}"))
+    }
+
+    fn report(&self, answer: &Answer) -> Report {
+        let Flow { source, destination, traffic } = answer.flow;
+        let (port, protocol) = match traffic {
+            Traffic::Port(protocol, port) => (Some(port), protocol.to_string()),
+            Traffic::Other => (None, traffic.to_string()),
+        };
+        Report {
+            from: self.names.show(source),
+            to: self.names.show(destination),
+            port,
+            protocol,
+            verdict: match answer.why.verdict {
+                Verdict::Allowed => "allow",
+                Verdict::Refused => "deny",
+                Verdict::Mixed { .. } => "mixed",
+            },
+            paths: answer.why.paths.iter().map(|path| self.path_report(path)).collect(),
+        }
+    }
+
+    fn path_report(&self, path: &PathExplanation) -> PathReport {
+        PathReport {
+            family: path.path.family().map(|family| family.to_string()),
+            source: path.path.source.address.map(|a| a.to_string()),
+            destination: path.path.destination.address.map(|a| a.to_string()),
+            verdict: if path.allowed { "allow" } else { "deny" },
+            exemption: path.exemption.map(|exemption| match exemption {
+                Exemption::Itself => "itself",
+                Exemption::OwnNode => "ownNode",
+            }),
+            egress: self.end_report(path, Direction::Egress),
+            ingress: self.end_report(path, Direction::Ingress),
+        }
+    }
+
+    fn end_report(&self, path: &PathExplanation, direction: Direction) -> EndReport {
+        let (subject, _) = path.path.subject_and_remote(direction);
+        let mut report = EndReport {
+            subject: self.endpoint(subject),
+            state: "open",
+            isolated_by: Vec::new(),
+            allowed_by: Vec::new(),
+            nearest: None,
+        };
+        let policies = |indices: &[u32]| {
+            let policy =
+                |i: &u32| PolicyReport { policy: self.policy(*i), location: self.location(*i, "") };
+            indices.iter().map(policy).collect()
+        };
+        match of(path, direction) {
+            EndExplanation::NoSubject => report.state = "noSubject",
+            EndExplanation::Open => {}
+            EndExplanation::Allowed { isolated_by, by } => {
+                report.state = "allowed";
+                report.isolated_by = policies(isolated_by);
+                report.allowed_by = by.iter().map(|origin| self.origin_report(origin)).collect();
+            }
+            EndExplanation::Refused { isolated_by, nearest } => {
+                report.state = "refused";
+                report.isolated_by = policies(isolated_by);
+                report.nearest = nearest.as_ref().map(|near| NearReport {
+                    origin: self.origin_report(&near.origin),
+                    misses: near
+                        .misses
+                        .iter()
+                        .map(|miss| MissReport {
+                            term: miss.term.as_str(),
+                            path: miss.path.clone(),
+                            expected: miss.expected.clone(),
+                            found: miss.found.clone(),
+                            location: self.location(near.origin.policy, &miss.path),
+                        })
+                        .collect(),
+                });
+            }
+        }
+        report
+    }
+
+    fn origin_report(&self, origin: &Origin) -> OriginReport {
+        OriginReport {
+            policy: self.policy(origin.policy),
+            rule: origin.rule_path(),
+            peer: origin.peer.map(|_| origin.peer_path()),
+            port: origin.port.map(|_| origin.port_path()),
+            location: self.location(origin.policy, &origin.rule_path()),
+        }
+    }
+
+    fn location(&self, policy: u32, path: &str) -> Option<String> {
+        self.input.locate(ObjectRef::Policy(policy as usize), path).map(|l| l.to_string())
+    }
+}
+
+fn of(path: &PathExplanation, direction: Direction) -> &EndExplanation {
+    match direction {
+        Direction::Ingress => &path.ingress,
+        Direction::Egress => &path.egress,
+    }
+}
+
+fn show_peer(peer: &Peer) -> String {
+    match peer {
+        Peer::Pods { pods, namespaces } => {
+            let namespaces = match namespaces {
+                Some(selector) => format!("namespaces {selector}, "),
+                None => String::new(),
+            };
+            let pods = pods.as_ref().map_or("<any>".to_owned(), Selector::to_string);
+            format!("{namespaces}pods {pods}")
+        }
+        Peer::Block(block) if block.except.is_empty() => block.cidr.to_string(),
+        Peer::Block(block) => {
+            let except = block.except.iter().map(|e| e.to_string()).collect::<Vec<_>>();
+            format!("{} except {}", block.cidr, except.join(", "))
+        }
+    }
+}
+
+fn show_port(port: &PortRule) -> String {
+    let protocol = port.protocol;
+    match &port.port {
+        PortMatch::All => format!("every {protocol} port"),
+        PortMatch::Range(first, last) if first == last => format!("{first}/{protocol}"),
+        PortMatch::Range(first, last) => format!("{first}-{last}/{protocol}"),
+        PortMatch::Named(name) => format!("{name}/{protocol}"),
+    }
+}
+
+/// Whether two paths differ in their addresses only.
+fn same(a: &PathExplanation, b: &PathExplanation) -> bool {
+    (a.exemption, &a.egress, &a.ingress) == (b.exemption, &b.egress, &b.ingress)
+}
+
+#[derive(Serialize)]
+struct Report {
+    from: String,
+    to: String,
+    port: Option<u16>,
+    protocol: String,
+    verdict: &'static str,
+    paths: Vec<PathReport>,
+}
+
+#[derive(Serialize)]
+struct PathReport {
+    family: Option<String>,
+    source: Option<String>,
+    destination: Option<String>,
+    verdict: &'static str,
+    exemption: Option<&'static str>,
+    egress: EndReport,
+    ingress: EndReport,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EndReport {
+    subject: String,
+    state: &'static str,
+    isolated_by: Vec<PolicyReport>,
+    allowed_by: Vec<OriginReport>,
+    nearest: Option<NearReport>,
+}
+
+#[derive(Serialize)]
+struct PolicyReport {
+    policy: String,
+    location: Option<String>,
+}
+
+#[derive(Serialize)]
+struct OriginReport {
+    policy: String,
+    rule: String,
+    peer: Option<String>,
+    port: Option<String>,
+    location: Option<String>,
+}
+
+#[derive(Serialize)]
+struct NearReport {
+    #[serde(flatten)]
+    origin: OriginReport,
+    misses: Vec<MissReport>,
+}
+
+#[derive(Serialize)]
+struct MissReport {
+    term: &'static str,
+    path: String,
+    expected: String,
+    found: String,
+    location: Option<String>,
+}

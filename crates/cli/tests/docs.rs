@@ -1,0 +1,16 @@
+//! What the documentation shows is what the commands print: each `console` block is run.
+
+use std::path::Path;
+
+#[test]
+fn every_transcript_in_the_documentation_is_what_the_commands_print() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::set_current_dir(root).unwrap();
+    trycmd::TestCases::new()
+        .env("COLUMNS", "80")
+        .case("README.md")
+        .case("docs/*.md")
+        .case("examples/*/README.md")
+        .case("crates/cli/tests/cmd/*.md")
+        .run();
+}

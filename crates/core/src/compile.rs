@@ -1,0 +1,534 @@
+//! Policies and cluster state to a [`Program`]: a pure function.
+//!
+//! Selectors are tried once for each distinct set of labels, through an index, and never once
+//! for each pod and policy. Pods that no rule can tell apart are one class from the start.
+
+use std::net::IpAddr;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::index::SelectorIndex;
+use crate::labels::{Labels, Selector};
+use crate::model::{Cluster, ContainerPort, Direction, IpBlock, Peer, Pod, PortMatch, PortRule};
+use crate::net::{Family, Protocol};
+use crate::program::{
+    Entry, IdentityId, Origin, Owner, PeerClass, PeerId, PodEntry, Ports, Profile, Program, RuleSet,
+};
+use crate::space::{self, Space};
+
+impl Program {
+    /// Compiles a cluster. The same cluster always gives the same program.
+    pub fn compile(cluster: &Cluster) -> Program {
+        let named = NamedPorts::in_use(cluster);
+        let peers = Peers::collect(cluster, &named);
+        let mut compiler = Compiler {
+            cluster,
+            subjects: Subjects::collect(cluster),
+            space: Space::cut(peers.blocks.iter().map(|(block, id)| (id.0, *block))),
+            labels_of_namespaces: FxHashMap::default(),
+            parts: Interner::default(),
+            identities: Interner::default(),
+            identity_of: FxHashMap::default(),
+            profiles: Interner::default(),
+            rule_sets: Vec::new(),
+            rule_set_of: FxHashMap::default(),
+            peers,
+            named,
+        };
+        compiler.run()
+    }
+}
+
+/// Numbers equal values equally, in order of first sight.
+struct Interner<T> {
+    numbers: FxHashMap<T, u32>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Interner { numbers: FxHashMap::default(), values: Vec::new() }
+    }
+}
+
+impl<T: Clone + Eq + std::hash::Hash> Interner<T> {
+    fn number(&mut self, value: T) -> u32 {
+        if let Some(number) = self.numbers.get(&value) {
+            return *number;
+        }
+        let number = self.values.len() as u32;
+        self.values.push(value.clone());
+        self.numbers.insert(value, number);
+        number
+    }
+}
+
+/// A named port of a pod that some policy names: the number of the (name, protocol), and a port.
+type Resolution = (u32, u16);
+
+/// The (name, protocol) pairs that policies use, and the port numbers that pods give them.
+struct NamedPorts<'a> {
+    numbers: FxHashMap<(&'a str, Protocol), u32>,
+    /// By number: the ports that any pod resolves it to, ascending.
+    ports: Vec<Vec<u16>>,
+}
+
+impl<'a> NamedPorts<'a> {
+    fn in_use(cluster: &'a Cluster) -> Self {
+        let mut names = NamedPorts { numbers: FxHashMap::default(), ports: Vec::new() };
+        let rules = cluster.policies.iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
+        for port in rules.flatten().flat_map(|rule| &rule.ports) {
+            if let PortMatch::Named(name) = &port.port {
+                let next = names.numbers.len() as u32;
+                names.numbers.entry((name, port.protocol)).or_insert(next);
+            }
+        }
+        names.ports = vec![Vec::new(); names.numbers.len()];
+        if names.numbers.is_empty() {
+            return names;
+        }
+        for pod in cluster.pods.iter().filter(|p| is_subject(p)) {
+            for (name, port) in names.resolve(&pod.ports) {
+                let ports = &mut names.ports[name as usize];
+                if let Err(at) = ports.binary_search(&port) {
+                    ports.insert(at, port);
+                }
+            }
+        }
+        names
+    }
+
+    fn number(&self, port: &PortRule) -> Option<u32> {
+        match &port.port {
+            PortMatch::Named(name) => self.numbers.get(&(name.as_str(), port.protocol)).copied(),
+            PortMatch::All | PortMatch::Range(..) => None,
+        }
+    }
+
+    /// What the declared ports of a pod answer for the names in use, sorted, each once.
+    fn resolve(&self, ports: &[ContainerPort]) -> Vec<Resolution> {
+        let answer = |port: &ContainerPort| {
+            let name = port.name.as_deref()?;
+            self.numbers.get(&(name, port.protocol)).map(|number| (*number, port.port))
+        };
+        let mut answers: Vec<_> = ports.iter().filter_map(answer).collect();
+        answers.sort_unstable();
+        answers.dedup();
+        answers
+    }
+}
+
+/// Whether policies can select a pod and peers can match it (SEMANTICS 12, 13).
+fn is_subject(pod: &Pod) -> bool {
+    !pod.host_network && !pod.finished
+}
+
+/// Everything that rules name as a peer, each once.
+struct Peers<'a> {
+    classes: Vec<PeerClass>,
+    /// Peers by what the policy wrote; a `podSelector` alone is of the policy's namespace.
+    written: FxHashMap<(Option<&'a str>, &'a Peer), PeerId>,
+    blocks: Vec<(&'a IpBlock, PeerId)>,
+    /// The peer and a name: those of its pods that resolve the name to this port.
+    named: FxHashMap<(PeerId, Resolution), PeerId>,
+    /// Pod selectors of peers within one namespace, and within those of a namespace selector.
+    of_namespace: FxHashMap<&'a str, SelectorIndex<'a, PeerId>>,
+    of_selector: Vec<SelectorIndex<'a, PeerId>>,
+    namespace_selectors: SelectorIndex<'a, usize>,
+}
+
+/// The selector of a peer that names namespaces only.
+static EVERYTHING: Selector =
+    Selector { match_labels: Labels::new(), match_expressions: Vec::new() };
+
+impl<'a> Peers<'a> {
+    fn collect(cluster: &'a Cluster, ports: &NamedPorts<'_>) -> Self {
+        let mut classes = vec![PeerClass::Any];
+        let mut written: FxHashMap<_, PeerId> = FxHashMap::default();
+        let mut blocks = Vec::new();
+        let mut named = FxHashMap::default();
+        let mut by_namespace: FxHashMap<&str, Vec<(&Selector, PeerId)>> = FxHashMap::default();
+        let mut by_selector: Vec<Vec<(&Selector, PeerId)>> = Vec::new();
+        let mut selectors: FxHashMap<&Selector, usize> = FxHashMap::default();
+        let mut selector_list: Vec<(&Selector, usize)> = Vec::new();
+
+        for policy in &cluster.policies {
+            for direction in Direction::ALL {
+                for rule in policy.rules(direction).unwrap_or_default() {
+                    let mut ids = Vec::with_capacity(rule.peers.len().max(1));
+                    for peer in &rule.peers {
+                        let key = (own_namespace(&policy.namespace, peer), peer);
+                        if let Some(known) = written.get(&key) {
+                            ids.push(*known);
+                            continue;
+                        }
+                        let id = PeerId(classes.len() as u32);
+                        written.insert(key, id);
+                        ids.push(id);
+                        match peer {
+                            Peer::Block(block) => {
+                                classes.push(PeerClass::Block(space::ranges(block)));
+                                blocks.push((block, id));
+                            }
+                            Peer::Pods { pods, namespaces } => {
+                                classes.push(PeerClass::Pods);
+                                let pods = pods.as_ref().unwrap_or(&EVERYTHING);
+                                let of = match namespaces {
+                                    None => by_namespace.entry(&policy.namespace).or_default(),
+                                    Some(namespaces) => {
+                                        let next = by_selector.len();
+                                        let i = *selectors.entry(namespaces).or_insert(next);
+                                        if i == next {
+                                            selector_list.push((namespaces, i));
+                                            by_selector.push(Vec::new());
+                                        }
+                                        &mut by_selector[i]
+                                    }
+                                };
+                                of.push((pods, id));
+                            }
+                        }
+                    }
+                    if rule.peers.is_empty() {
+                        ids.push(PeerId::ANY);
+                    }
+                    // At ingress a name is resolved at the subject, so its profile knows it.
+                    if direction == Direction::Ingress {
+                        continue;
+                    }
+                    for name in rule.ports.iter().filter_map(|port| ports.number(port)) {
+                        for port in &ports.ports[name as usize] {
+                            for id in &ids {
+                                named.entry((*id, (name, *port))).or_insert_with(|| {
+                                    classes.push(PeerClass::Pods);
+                                    PeerId(classes.len() as u32 - 1)
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Peers {
+            classes,
+            written,
+            blocks,
+            named,
+            of_namespace: by_namespace
+                .into_iter()
+                .map(|(namespace, selectors)| (namespace, SelectorIndex::new(selectors)))
+                .collect(),
+            of_selector: by_selector.into_iter().map(SelectorIndex::new).collect(),
+            namespace_selectors: SelectorIndex::new(selector_list),
+        }
+    }
+}
+
+/// The namespace that a peer's meaning depends on, if it does.
+fn own_namespace<'a>(namespace: &'a str, peer: &Peer) -> Option<&'a str> {
+    match peer {
+        Peer::Pods { namespaces: None, .. } => Some(namespace),
+        Peer::Pods { .. } | Peer::Block(_) => None,
+    }
+}
+
+/// The policies of each namespace, by what they select.
+struct Subjects<'a> {
+    of_namespace: FxHashMap<&'a str, SelectorIndex<'a, u32>>,
+}
+
+impl<'a> Subjects<'a> {
+    fn collect(cluster: &'a Cluster) -> Self {
+        let mut by_namespace: FxHashMap<&str, Vec<(&Selector, u32)>> = FxHashMap::default();
+        for (i, policy) in cluster.policies.iter().enumerate() {
+            by_namespace.entry(&policy.namespace).or_default().push((&policy.subject, i as u32));
+        }
+        let indexed = by_namespace.into_iter();
+        Subjects { of_namespace: indexed.map(|(n, s)| (n, SelectorIndex::new(s))).collect() }
+    }
+}
+
+/// What rules can know of a pod before its address: the peers that it is, and its named ports.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+struct PodPart {
+    peers: Vec<PeerId>,
+    named: Vec<Resolution>,
+}
+
+/// What a class of pods comes to.
+#[derive(Clone, Copy)]
+struct PodClass {
+    profile: u32,
+    part: u32,
+}
+
+struct Compiler<'a> {
+    cluster: &'a Cluster,
+    named: NamedPorts<'a>,
+    peers: Peers<'a>,
+    subjects: Subjects<'a>,
+    space: Space,
+    /// The namespace selectors that match each namespace.
+    labels_of_namespaces: FxHashMap<&'a str, Vec<usize>>,
+    parts: Interner<PodPart>,
+    identities: Interner<Vec<PeerId>>,
+    /// The identity of a part at an interval of the space (or at none: no address yet).
+    identity_of: FxHashMap<(u32, Option<(Family, usize)>), IdentityId>,
+    profiles: Interner<Profile>,
+    rule_sets: Vec<RuleSet>,
+    rule_set_of: FxHashMap<(Direction, Vec<u32>, Vec<Resolution>), u32>,
+}
+
+impl<'a> Compiler<'a> {
+    fn run(&mut self) -> Program {
+        self.identities.number(Vec::new());
+        let nobody = self.parts.number(PodPart::default());
+        let outside = Family::ALL.map(|family| {
+            let intervals = 0..self.space.intervals(family).len();
+            intervals.map(|i| self.identity_at(nobody, Some((family, i)))).collect()
+        });
+
+        let nodes = Nodes::of(self.cluster);
+        let mut owners = FxHashMap::default();
+        owners.reserve(self.cluster.pods.len());
+        for (i, addresses) in nodes.addresses.iter().enumerate() {
+            for address in addresses {
+                let identity = self.identity(nobody, *address);
+                owners.entry(*address).or_insert((Owner::Node(i), identity));
+            }
+        }
+
+        let cluster = self.cluster;
+        let mut classes: FxHashMap<(&str, &Labels, Vec<Resolution>), PodClass> =
+            FxHashMap::default();
+        let mut pods = Vec::with_capacity(cluster.pods.len());
+        for (i, pod) in cluster.pods.iter().enumerate() {
+            let node = pod.node.as_deref().and_then(|name| nodes.numbers.get(name)).copied();
+            if !is_subject(pod) {
+                let known = match node {
+                    _ if pod.finished => &[],
+                    Some(node) if pod.addresses.is_empty() => nodes.addresses[node].as_slice(),
+                    _ => pod.addresses.as_slice(),
+                };
+                let addresses = known.iter().map(|a| (*a, self.identity(nobody, *a))).collect();
+                let without_address = IdentityId::default();
+                let node = node.filter(|_| !pod.finished);
+                pods.push(PodEntry { profile: None, addresses, without_address, node });
+                continue;
+            }
+            let key = (pod.namespace.as_str(), &pod.labels, self.named.resolve(&pod.ports));
+            let class = match classes.get(&key) {
+                Some(class) => *class,
+                None => {
+                    let class = self.class(pod, &key.2);
+                    classes.insert(key, class);
+                    class
+                }
+            };
+            let mut addresses = Vec::with_capacity(pod.addresses.len());
+            for address in &pod.addresses {
+                let identity = self.identity(class.part, *address);
+                addresses.push((*address, identity));
+                owners.entry(*address).or_insert((Owner::Pod(i), identity));
+            }
+            let without_address = self.identity_at(class.part, None);
+            pods.push(PodEntry { profile: Some(class.profile), addresses, without_address, node });
+        }
+
+        Program {
+            pods,
+            owners,
+            profiles: std::mem::take(&mut self.profiles.values),
+            rule_sets: std::mem::take(&mut self.rule_sets),
+            peers: std::mem::take(&mut self.peers.classes),
+            identities: std::mem::take(&mut self.identities.values),
+            space: std::mem::take(&mut self.space),
+            outside,
+        }
+    }
+
+    fn class(&mut self, pod: &'a Pod, named: &[Resolution]) -> PodClass {
+        let mut policies = Vec::new();
+        if let Some(index) = self.subjects.of_namespace.get(pod.namespace.as_str()) {
+            index.matching(&pod.labels, |policy| policies.push(policy));
+        }
+        policies.sort_unstable();
+        let profile = Profile {
+            ingress: self.rule_set(Direction::Ingress, &policies, named),
+            egress: self.rule_set(Direction::Egress, &policies, named),
+        };
+
+        let mut peers = Vec::new();
+        if let Some(index) = self.peers.of_namespace.get(pod.namespace.as_str()) {
+            index.matching(&pod.labels, |peer| peers.push(peer));
+        }
+        let selectors =
+            self.labels_of_namespaces.entry(&pod.namespace).or_insert_with_key(|namespace| {
+                let mut found = Vec::new();
+                let labels = self.cluster.namespace_labels(namespace);
+                self.peers.namespace_selectors.matching(&labels, |i| found.push(i));
+                found
+            });
+        for selector in selectors {
+            self.peers.of_selector[*selector].matching(&pod.labels, |peer| peers.push(peer));
+        }
+        peers.sort_unstable();
+        PodClass {
+            profile: self.profiles.number(profile),
+            part: self.parts.number(PodPart { peers, named: named.to_vec() }),
+        }
+    }
+
+    fn rule_set(
+        &mut self,
+        direction: Direction,
+        selecting: &[u32],
+        named: &[Resolution],
+    ) -> Option<u32> {
+        let policy = |i: u32| &self.cluster.policies[i as usize];
+        let isolating = |i: &u32| policy(*i).rules(direction).is_some();
+        let policies: Vec<u32> = selecting.iter().copied().filter(isolating).collect();
+        if policies.is_empty() {
+            return None;
+        }
+        // Only the names that these policies use at ingress make a difference here.
+        let named: Vec<Resolution> = if direction == Direction::Ingress && !named.is_empty() {
+            let rules = policies.iter().flat_map(|i| policy(*i).rules(direction)).flatten();
+            let ports = rules.flat_map(|rule| &rule.ports);
+            let used: FxHashSet<u32> = ports.filter_map(|p| self.named.number(p)).collect();
+            named.iter().copied().filter(|(name, _)| used.contains(name)).collect()
+        } else {
+            Vec::new()
+        };
+        let key = (direction, policies, named);
+        if let Some(known) = self.rule_set_of.get(&key) {
+            return Some(*known);
+        }
+        let mut entries = Vec::new();
+        for policy in &key.1 {
+            self.entries(*policy, direction, &key.2, &mut entries);
+        }
+        entries.sort_unstable();
+        let number = self.rule_sets.len() as u32;
+        self.rule_sets.push(RuleSet { policies: key.1.clone(), entries });
+        self.rule_set_of.insert(key, number);
+        Some(number)
+    }
+
+    fn entries(
+        &self,
+        policy: u32,
+        direction: Direction,
+        named: &[Resolution],
+        entries: &mut Vec<Entry>,
+    ) {
+        let written = &self.cluster.policies[policy as usize];
+        let namespace = written.namespace.as_str();
+        for (rule_index, rule) in (0..).zip(written.rules(direction).unwrap_or_default()) {
+            let peers: Vec<(Option<u32>, PeerId)> = if rule.peers.is_empty() {
+                vec![(None, PeerId::ANY)]
+            } else {
+                let id = |peer| self.peers.written[&(own_namespace(namespace, peer), peer)];
+                (0..).zip(&rule.peers).map(|(i, peer)| (Some(i), id(peer))).collect()
+            };
+            for (peer_index, peer) in peers {
+                let mut allow = |port, peer, ports| {
+                    let origin =
+                        Origin { policy, direction, rule: rule_index, peer: peer_index, port };
+                    entries.push(Entry { peer, ports, origin });
+                };
+                if rule.ports.is_empty() {
+                    allow(None, peer, None);
+                }
+                for (port_index, port) in (0..).zip(&rule.ports) {
+                    let protocol = port.protocol;
+                    let ports = |first, last| Some(Ports { protocol, first, last });
+                    match (&port.port, self.named.number(port)) {
+                        (PortMatch::All, _) => allow(Some(port_index), peer, ports(0, u16::MAX)),
+                        (PortMatch::Range(first, last), _) => {
+                            allow(Some(port_index), peer, ports(*first, *last));
+                        }
+                        (PortMatch::Named(_), Some(name)) if direction == Direction::Ingress => {
+                            for (_, number) in named.iter().filter(|(n, _)| *n == name) {
+                                allow(Some(port_index), peer, ports(*number, *number));
+                            }
+                        }
+                        (PortMatch::Named(_), Some(name)) => {
+                            for number in &self.named.ports[name as usize] {
+                                let those = self.peers.named[&(peer, (name, *number))];
+                                allow(Some(port_index), those, ports(*number, *number));
+                            }
+                        }
+                        (PortMatch::Named(_), None) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn identity(&mut self, part: u32, address: IpAddr) -> IdentityId {
+        let interval = self.space.interval(address);
+        self.identity_at(part, Some((Family::of(address), interval)))
+    }
+
+    fn identity_at(&mut self, part: u32, at: Option<(Family, usize)>) -> IdentityId {
+        if let Some(known) = self.identity_of.get(&(part, at)) {
+            return *known;
+        }
+        let PodPart { peers, named } = &self.parts.values[part as usize];
+        let mut members = peers.clone();
+        if let Some((family, interval)) = at {
+            let (_, blocks) = &self.space.intervals(family)[interval];
+            members.extend(blocks.iter().map(|b| PeerId(*b)));
+        }
+        for resolution in named {
+            let bases = 0..members.len() + 1;
+            for i in bases {
+                let base = if i == 0 { PeerId::ANY } else { members[i - 1] };
+                if let Some(those) = self.peers.named.get(&(base, *resolution)) {
+                    members.push(*those);
+                }
+            }
+        }
+        members.sort_unstable();
+        let id = IdentityId(self.identities.number(members));
+        self.identity_of.insert((part, at), id);
+        id
+    }
+}
+
+/// The nodes that have an object, and those that pods only mention.
+struct Nodes<'a> {
+    numbers: FxHashMap<&'a str, usize>,
+    /// By number: the addresses of the Node object, and of `hostNetwork` pods that run there.
+    addresses: Vec<Vec<IpAddr>>,
+}
+
+impl<'a> Nodes<'a> {
+    fn of(cluster: &'a Cluster) -> Self {
+        let mut nodes = Nodes { numbers: FxHashMap::default(), addresses: Vec::new() };
+        for node in &cluster.nodes {
+            nodes.add(&node.name, &node.addresses);
+        }
+        for pod in cluster.pods.iter().filter(|pod| !pod.finished) {
+            if let Some(name) = &pod.node {
+                let addresses: &[IpAddr] = if pod.host_network { &pod.addresses } else { &[] };
+                nodes.add(name, addresses);
+            }
+        }
+        nodes
+    }
+
+    fn add(&mut self, name: &'a str, addresses: &[IpAddr]) {
+        let next = self.addresses.len();
+        let number = *self.numbers.entry(name).or_insert(next);
+        if number == next {
+            self.addresses.push(Vec::new());
+        }
+        for address in addresses {
+            if !self.addresses[number].contains(address) {
+                self.addresses[number].push(*address);
+            }
+        }
+    }
+}

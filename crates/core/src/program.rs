@@ -1,0 +1,442 @@
+//! The compiled state: one small thing that every answer and every kernel rule is read off.
+
+use std::net::IpAddr;
+
+use rustc_hash::FxHashMap;
+
+use crate::model::Direction;
+use crate::net::{Family, IpRange, Protocol, Traffic};
+use crate::space::Space;
+
+/// Policies and cluster state, compiled. Pods and policies keep the index that they have in the
+/// [`Cluster`](crate::model::Cluster) it was made from.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    pub(crate) pods: Vec<PodEntry>,
+    /// The pods and nodes that have an address. A pod's addresses are found in no other way.
+    pub(crate) owners: FxHashMap<IpAddr, (Owner, IdentityId)>,
+    pub(crate) profiles: Vec<Profile>,
+    pub(crate) rule_sets: Vec<RuleSet>,
+    pub(crate) peers: Vec<PeerClass>,
+    pub(crate) identities: Vec<Vec<PeerId>>,
+    pub(crate) space: Space,
+    /// The identity of an address that is no pod's, by family and interval of the space.
+    pub(crate) outside: [Vec<IdentityId>; 2],
+}
+
+/// One end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// A pod, by its index in the cluster: with whatever addresses it has.
+    Pod(usize),
+    /// An address, whoever owns it.
+    Address(IpAddr),
+}
+
+/// Whether a connection is allowed. Each family is judged by itself (SEMANTICS 20).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Allowed, on every family that both ends have.
+    Allowed,
+    /// Refused, on every family that both ends have; also where they have none in common.
+    Refused,
+    /// Allowed on one family and refused on the other.
+    Mixed {
+        /// The family on which it is allowed.
+        allowed: Family,
+    },
+}
+
+/// One way a connection between two ends can take: an address of each, of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// The end that opens the connection.
+    pub source: Endpoint,
+    /// The end that accepts it.
+    pub destination: Endpoint,
+}
+
+impl Path {
+    /// The family of its addresses; `None` where neither end has an address yet.
+    pub fn family(&self) -> Option<Family> {
+        self.source.address.or(self.destination.address).map(Family::of)
+    }
+
+    /// Which end a direction's policies are about, and which is the peer.
+    pub fn subject_and_remote(&self, direction: Direction) -> (&Endpoint, &Endpoint) {
+        match direction {
+            Direction::Ingress => (&self.destination, &self.source),
+            Direction::Egress => (&self.source, &self.destination),
+        }
+    }
+}
+
+/// One address of an end, or a pod that has none yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The pod it is, if it is one. A `hostNetwork` pod is its node and so is not one.
+    pub pod: Option<usize>,
+    /// The node whose address it is, if it is one.
+    pub(crate) node: Option<usize>,
+    /// The address.
+    pub address: Option<IpAddr>,
+    /// Which peers it is.
+    pub identity: IdentityId,
+}
+
+/// A class of addresses that no peer of any policy can tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdentityId(pub(crate) u32);
+
+/// A peer that entries name: a class of addresses that some rule speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub(crate) u32);
+
+impl PeerId {
+    /// Every address. All identities are members without saying so.
+    pub const ANY: PeerId = PeerId(0);
+
+    /// The number of the peer, below [`Program::peer_count`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What kind of addresses a peer has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PeerClass {
+    /// Every address.
+    Any,
+    /// Addresses of pods.
+    Pods,
+    /// Addresses of an `ipBlock`: disjoint and ascending.
+    Block(Vec<IpRange>),
+}
+
+/// Where an allowance comes from. Indices are those of the cluster and of the spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// Index of the policy in the cluster.
+    pub policy: u32,
+    /// The section of its spec.
+    pub direction: Direction,
+    /// Index of the rule in the section.
+    pub rule: u32,
+    /// Index of the peer in `from` or `to`; `None` where that is absent or empty.
+    pub peer: Option<u32>,
+    /// Index in `ports`; `None` where that is absent or empty.
+    pub port: Option<u32>,
+}
+
+impl Origin {
+    /// The field path of the rule: `spec.ingress[0]`.
+    pub fn rule_path(&self) -> String {
+        format!("spec.{}[{}]", self.direction.section(), self.rule)
+    }
+
+    /// The field path of the peer, or of the rule where it names none.
+    pub fn peer_path(&self) -> String {
+        match self.peer {
+            Some(i) => format!("{}.{}[{i}]", self.rule_path(), self.direction.peers()),
+            None => self.rule_path(),
+        }
+    }
+
+    /// The field path of the port, or of the rule where it names none.
+    pub fn port_path(&self) -> String {
+        match self.port {
+            Some(i) => format!("{}.ports[{i}]", self.rule_path()),
+            None => self.rule_path(),
+        }
+    }
+}
+
+/// One thing that isolated pods of a profile may do: named ports are numbers by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Entry {
+    /// Who may be at the other end.
+    pub peer: PeerId,
+    /// On what; `None` is everything, ICMP included.
+    pub ports: Option<Ports>,
+    /// The rule that says so.
+    pub origin: Origin,
+}
+
+/// Destination ports of one protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ports {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port, included.
+    pub last: u16,
+}
+
+impl Entry {
+    fn covers(&self, traffic: Traffic) -> bool {
+        match (self.ports, traffic) {
+            (None, _) => true,
+            (Some(ports), Traffic::Port(protocol, port)) => {
+                ports.protocol == protocol && (ports.first..=ports.last).contains(&port)
+            }
+            (Some(_), Traffic::Other) => false,
+        }
+    }
+}
+
+/// What isolates a class of pods in one direction: the policies, and all that they allow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuleSet {
+    /// The policies that isolate, by index, ascending.
+    pub policies: Vec<u32>,
+    /// What they allow, by peer.
+    pub entries: Vec<Entry>,
+}
+
+impl RuleSet {
+    fn of_peer(&self, peer: PeerId) -> &[Entry] {
+        let first = self.entries.partition_point(|e| e.peer < peer);
+        let rest = &self.entries[first..];
+        &rest[..rest.partition_point(|e| e.peer == peer)]
+    }
+}
+
+/// A class of pods that the same policies select, with the same answer for their named ports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Profile {
+    /// What isolates it for ingress, as an index into the rule sets; `None` is open.
+    pub(crate) ingress: Option<u32>,
+    /// The same for egress.
+    pub(crate) egress: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PodEntry {
+    /// `None` for a pod that is no subject: `hostNetwork` or finished.
+    pub(crate) profile: Option<u32>,
+    /// Its addresses (its node's where it is on the host network), each with its identity.
+    pub(crate) addresses: Vec<(IpAddr, IdentityId)>,
+    /// The identity it has while it has no address.
+    pub(crate) without_address: IdentityId,
+    pub(crate) node: Option<usize>,
+}
+
+impl Default for IdentityId {
+    /// The identity of what is in no peer but [`PeerId::ANY`].
+    fn default() -> Self {
+        IdentityId(0)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Pod(usize),
+    Node(usize),
+}
+
+impl Program {
+    /// Whether a connection from one address to another passes both ends. Never allocates.
+    pub fn passes(&self, source: IpAddr, destination: IpAddr, traffic: Traffic) -> bool {
+        let path = Path { source: self.endpoint(source), destination: self.endpoint(destination) };
+        self.path_passes(&path, traffic)
+    }
+
+    /// Whether a connection is allowed, over all the families it can take.
+    pub fn verdict(&self, source: End, destination: End, traffic: Traffic) -> Verdict {
+        let mut allowed = None;
+        let mut refused = false;
+        for path in self.paths(source, destination) {
+            if self.path_passes(&path, traffic) {
+                allowed = Some(path.family());
+            } else {
+                refused = true;
+            }
+        }
+        match (allowed, refused) {
+            (Some(_), false) => Verdict::Allowed,
+            (Some(Some(allowed)), true) => Verdict::Mixed { allowed },
+            // A path without family is the only one, so nothing else was allowed.
+            (None, _) | (Some(None), true) => Verdict::Refused,
+        }
+    }
+
+    /// The ways that a connection between two ends can take: one for each family that both have,
+    /// none where they have none in common. A pod without an address yet goes with any family.
+    pub fn paths(&self, source: End, destination: End) -> impl Iterator<Item = Path> {
+        let from = self.endpoints(source);
+        let to = self.endpoints(destination);
+        from.into_iter().flatten().flat_map(move |source| {
+            let family = |e: &Endpoint| e.address.map(Family::of);
+            let reaches = move |destination: &Endpoint| {
+                let (a, b) = (family(&source), family(destination));
+                a == b || a.is_none() || b.is_none()
+            };
+            let paths = to.into_iter().flatten().filter(reaches);
+            paths.map(move |destination| Path { source, destination })
+        })
+    }
+
+    /// Whether a connection passes both ends (SEMANTICS 4).
+    pub fn path_passes(&self, path: &Path, traffic: Traffic) -> bool {
+        self.exempt(path).is_some()
+            || Direction::ALL.iter().all(|direction| {
+                let (subject, remote) = path.subject_and_remote(*direction);
+                match self.isolation(subject, *direction) {
+                    None => true,
+                    Some(rules) => self.allowing(rules, remote.identity, traffic).next().is_some(),
+                }
+            })
+    }
+
+    /// Why policies do not apply to a connection at all, if they do not.
+    pub fn exempt(&self, path: &Path) -> Option<Exemption> {
+        let (a, b) = (&path.source, &path.destination);
+        if a.pod.is_some() && a.pod == b.pod || a.address.is_some() && a.address == b.address {
+            return Some(Exemption::Itself);
+        }
+        let own_node = |pod: &Endpoint, node: &Endpoint| {
+            let home = pod.pod.and_then(|pod| self.pods[pod].node);
+            home.is_some() && home == node.node
+        };
+        (own_node(a, b) || own_node(b, a)).then_some(Exemption::OwnNode)
+    }
+
+    /// What isolates an endpoint in a direction; `None` where nothing does.
+    pub fn isolation(&self, subject: &Endpoint, direction: Direction) -> Option<&RuleSet> {
+        let profile = &self.profiles[self.profile(subject.pod?)?];
+        let rule_set = match direction {
+            Direction::Ingress => profile.ingress,
+            Direction::Egress => profile.egress,
+        };
+        rule_set.map(|i| &self.rule_sets[i as usize])
+    }
+
+    /// The entries of a rule set that allow a remote identity on some traffic.
+    pub fn allowing(
+        &self,
+        rules: &RuleSet,
+        remote: IdentityId,
+        traffic: Traffic,
+    ) -> impl Iterator<Item = Entry> {
+        let peers = std::iter::once(&PeerId::ANY).chain(&self.identities[remote.0 as usize]);
+        let entries = peers.flat_map(|peer| rules.of_peer(*peer));
+        entries.copied().filter(move |entry| entry.covers(traffic))
+    }
+
+    /// The endpoint that an address is. The address of no pod and no node is outside.
+    pub fn endpoint(&self, address: IpAddr) -> Endpoint {
+        let outside = || {
+            let family = Family::of(address) as usize;
+            self.outside[family][self.space.interval(address)]
+        };
+        let (pod, node, identity) = match self.owners.get(&address) {
+            Some((Owner::Pod(pod), identity)) => (Some(*pod), None, *identity),
+            Some((Owner::Node(node), identity)) => (None, Some(*node), *identity),
+            None => (None, None, outside()),
+        };
+        Endpoint { pod, node, address: Some(address), identity }
+    }
+
+    /// The endpoints of an end: at most one of each family, or one without an address.
+    pub fn endpoints(&self, end: End) -> [Option<Endpoint>; 2] {
+        let pod = match end {
+            End::Address(address) => return [Some(self.endpoint(address)), None],
+            End::Pod(pod) => pod,
+        };
+        let entry = &self.pods[pod];
+        let subject = entry.profile.map(|_| pod);
+        if entry.addresses.is_empty() {
+            let identity = entry.without_address;
+            let node = entry.node.filter(|_| subject.is_none());
+            return [Some(Endpoint { pod: subject, node, address: None, identity }), None];
+        }
+        Family::ALL.map(|family| {
+            let mut known = entry.addresses.iter();
+            let (address, identity) = *known.find(|(a, _)| Family::of(*a) == family)?;
+            Some(match subject {
+                // What is not a subject is whatever else has its address: its node.
+                None => self.endpoint(address),
+                Some(_) => Endpoint { pod: subject, node: None, address: Some(address), identity },
+            })
+        })
+    }
+
+    /// The profile of a pod; `None` where the pod is no subject.
+    pub fn profile(&self, pod: usize) -> Option<usize> {
+        self.pods[pod].profile.map(|p| p as usize)
+    }
+
+    /// The classes of pods that the same rules select.
+    pub fn profiles(&self) -> &[Profile] {
+        &self.profiles
+    }
+
+    /// What isolates a profile in a direction, as an index into [`Program::rule_sets`].
+    pub fn profile_rules(&self, profile: usize, direction: Direction) -> Option<usize> {
+        let profile = &self.profiles[profile];
+        let rules = match direction {
+            Direction::Ingress => profile.ingress,
+            Direction::Egress => profile.egress,
+        };
+        rules.map(|i| i as usize)
+    }
+
+    /// All rule sets. Profiles that the same policies isolate share one.
+    pub fn rule_sets(&self) -> &[RuleSet] {
+        &self.rule_sets
+    }
+
+    /// The addresses of a pod that is a subject; none for any other.
+    pub fn pod_addresses(&self, pod: usize) -> impl Iterator<Item = IpAddr> {
+        let entry = &self.pods[pod];
+        let known = if entry.profile.is_some() { entry.addresses.as_slice() } else { &[] };
+        known.iter().map(|(address, _)| *address)
+    }
+
+    /// How many peers there are, [`PeerId::ANY`] included.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// How many identities there are.
+    pub fn identity_count(&self) -> usize {
+        self.identities.len()
+    }
+
+    /// The addresses of a peer that is an `ipBlock`, disjoint and ascending; `None` for another.
+    pub fn peer_block(&self, peer: PeerId) -> Option<&[IpRange]> {
+        match &self.peers[peer.index()] {
+            PeerClass::Block(ranges) => Some(ranges),
+            PeerClass::Any | PeerClass::Pods => None,
+        }
+    }
+
+    /// For every peer that is of pods, the addresses of its pods, ascending.
+    pub fn peer_addresses(&self) -> Vec<Vec<IpAddr>> {
+        let mut members: Vec<Vec<IpAddr>> = vec![Vec::new(); self.peers.len()];
+        for entry in self.pods.iter().filter(|e| e.profile.is_some()) {
+            for (address, identity) in &entry.addresses {
+                for peer in &self.identities[identity.0 as usize] {
+                    if self.peers[peer.index()] == PeerClass::Pods {
+                        members[peer.index()].push(*address);
+                    }
+                }
+            }
+        }
+        for addresses in &mut members {
+            addresses.sort_unstable();
+            addresses.dedup();
+        }
+        members
+    }
+}
+
+/// Why policies do not apply to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exemption {
+    /// A pod always reaches itself (SEMANTICS 6).
+    Itself,
+    /// A pod and the node it runs on always reach each other (SEMANTICS 7).
+    OwnNode,
+}

@@ -1,0 +1,157 @@
+//! A node with pods, each a network namespace behind a veth pair. Pod 1 has 10.0.1.2 and
+//! fd00:1::2, pod 2 has 10.0.2.2 and fd00:2::2, and so on; the node is .1 of each.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sched::{CloneFlags, unshare};
+use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
+
+pub(crate) struct Network {
+    pub(crate) pods: Vec<Pod>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread in the pod's namespace, and what it is told to do there.
+pub(crate) struct Pod {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Network {
+    /// Makes the calling thread's namespace the node.
+    pub(crate) fn with_pods(count: u8) -> Network {
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        use_addresses_at_once();
+        let mut node = NetlinkSocket::open(NETLINK_ROUTE).unwrap();
+        Network { pods: (1..=count).map(|number| Pod::new(&mut node, number)).collect() }
+    }
+}
+
+impl Pod {
+    fn new(node: &mut NetlinkSocket, number: u8) -> Pod {
+        let (jobs, todo) = mpsc::channel::<Job>();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            use_addresses_at_once();
+            todo.into_iter().for_each(|job| job());
+        });
+        let pod = Pod { jobs };
+        let (namespace, mut inside) = pod.inside(|| {
+            let namespace = File::open("/proc/thread-self/ns/net").unwrap();
+            (namespace, NetlinkSocket::open(NETLINK_ROUTE).unwrap())
+        });
+
+        let outer = format!("pod{number}");
+        let mut peer = named("eth0");
+        peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        let mut veth = named(&outer);
+        veth.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        let new = RouteNetlinkMessage::NewLink(veth);
+        node.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+
+        for (socket, name, host) in [(node, &*outer, 1), (&mut inside, "eth0", 2)] {
+            let index = up(socket, name);
+            for address in [v4(number, host), v6(number, host)] {
+                let mut message = AddressMessage::default();
+                message.header.family = family(address);
+                message.header.prefix_len = if address.is_ipv4() { 24 } else { 64 };
+                message.header.index = index;
+                message.header.flags = AddressHeaderFlags::Nodad;
+                message.attributes.push(AddressAttribute::Local(address));
+                message.attributes.push(AddressAttribute::Address(address));
+                let new = RouteNetlinkMessage::NewAddress(message);
+                socket.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+            }
+        }
+        for gateway in [v4(number, 1), v6(number, 1)] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family(gateway);
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.protocol = RouteProtocol::Static;
+            message.header.scope = RouteScope::Universe;
+            message.header.kind = RouteType::Unicast;
+            message.attributes.push(RouteAttribute::Gateway(match gateway {
+                IpAddr::V4(gateway) => RouteAddress::Inet(gateway),
+                IpAddr::V6(gateway) => RouteAddress::Inet6(gateway),
+            }));
+            let new = RouteNetlinkMessage::NewRoute(message);
+            inside.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+        }
+        pod
+    }
+
+    fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        self.jobs.send(Box::new(move || done.send(job()).unwrap())).unwrap();
+        result.recv().unwrap()
+    }
+
+    pub(crate) fn listen(&self, address: IpAddr, port: u16) -> TcpListener {
+        self.inside(move || TcpListener::bind((address, port)).unwrap())
+    }
+
+    /// Whether a TCP connection is established, within time for a first packet but not a second.
+    pub(crate) fn connects(&self, to: IpAddr, port: u16) -> bool {
+        let to = SocketAddr::new(to, port);
+        self.inside(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
+    }
+
+    pub(crate) fn udp(&self, address: IpAddr, port: u16) -> UdpSocket {
+        let socket = self.inside(move || UdpSocket::bind((address, port)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    }
+}
+
+/// Without it, the link-local address that neighbours are asked from is a second in coming.
+fn use_addresses_at_once() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    link
+}
+
+/// Sets the link up and returns its index.
+fn up(socket: &mut NetlinkSocket, name: &str) -> u32 {
+    let answer = socket.request(RouteNetlinkMessage::GetLink(named(name)), 0).unwrap();
+    let [RouteNetlinkMessage::NewLink(link)] = &*answer else { panic!("{answer:?}") };
+    let mut change = LinkMessage::default();
+    change.header.index = link.header.index;
+    change.header.flags = LinkFlags::Up;
+    change.header.change_mask = LinkFlags::Up;
+    socket.request(RouteNetlinkMessage::SetLink(change), 0).unwrap();
+    link.header.index
+}
+
+fn v4(pod: u8, host: u8) -> IpAddr {
+    IpAddr::from([10, 0, pod, host])
+}
+
+fn v6(pod: u8, host: u8) -> IpAddr {
+    IpAddr::from([0xfd00, pod.into(), 0, 0, 0, 0, 0, host.into()])
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}

@@ -1,0 +1,130 @@
+//! What was read, and where each field of it stands.
+
+use std::collections::BTreeMap;
+
+use portcullis_core::api;
+use portcullis_core::model::Cluster;
+
+use crate::diagnostic::{Diagnostic, Location, Severity};
+use crate::object::{Place, reread};
+use crate::source::TextFile;
+use crate::tree::Position;
+
+/// The state that manifests describe, and what is to be said about them.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// The state. Invalid policies are not in it: see [`Input::policies`].
+    pub cluster: Cluster,
+    /// Every NetworkPolicy, valid or not, in input order.
+    pub policies: Vec<ReadPolicy>,
+    /// The findings, in input order; those about several objects come last.
+    pub diagnostics: Vec<Diagnostic>,
+    /// How many objects were read, by kind.
+    pub read: BTreeMap<&'static str, usize>,
+    /// How many objects were passed over, by kind, with the group where it is not one of
+    /// Kubernetes' own: `ConfigMap`, `NetworkPolicy.projectcalico.org`.
+    pub passed_over: BTreeMap<String, usize>,
+    pub(crate) files: Vec<TextFile>,
+    pub(crate) places: Places,
+}
+
+/// A NetworkPolicy of the input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadPolicy {
+    /// As written. What could not be decoded is absent from it, so it means nothing if there is
+    /// no index.
+    pub raw: api::NetworkPolicy,
+    /// Its index in the policies of the cluster; `None` if anything is wrong with it, which an
+    /// error says.
+    pub index: Option<usize>,
+}
+
+/// An object of [`Input::cluster`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectRef<'a> {
+    /// The policy of this index.
+    Policy(usize),
+    /// The pod of this index. Its fields are those of the template if it comes from a workload.
+    Pod(usize),
+    /// The node of this index.
+    Node(usize),
+    /// The Service of this index.
+    Service(usize),
+    /// The namespace of this name.
+    Namespace(&'a str),
+}
+
+/// Where the objects of the cluster are, by the same indices.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) policies: Vec<Place>,
+    pub(crate) pods: Vec<PodPlace>,
+    pub(crate) nodes: Vec<Place>,
+    pub(crate) services: Vec<Place>,
+    pub(crate) namespaces: BTreeMap<String, Place>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PodPlace {
+    pub(crate) place: Place,
+    /// The path of the pod template, for a pod that a workload stands for.
+    pub(crate) template: Option<&'static str>,
+}
+
+impl Input {
+    /// Whether there is an error among the findings.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    /// Where a field of an object stands, such as `spec.ingress[0].from[1].podSelector` or
+    /// `metadata.labels[app]`: the value if it is a scalar, the key of a list or map. A field that
+    /// is absent is where the nearest one around it stands, and the empty path is the object.
+    /// `None` if there is no such object in the input.
+    ///
+    /// This parses the document again, so it is for messages and not for loops.
+    pub fn locate(&self, object: ObjectRef<'_>, path: &str) -> Option<Location> {
+        let (place, template) = match object {
+            ObjectRef::Policy(i) => (self.places.policies.get(i)?, None),
+            ObjectRef::Pod(i) => self.places.pods.get(i).map(|p| (&p.place, p.template))?,
+            ObjectRef::Node(i) => (self.places.nodes.get(i)?, None),
+            ObjectRef::Service(i) => (self.places.services.get(i)?, None),
+            ObjectRef::Namespace(name) => (self.places.namespaces.get(name)?, None),
+        };
+        let own = path.is_empty() || path == "metadata.name" || path == "metadata.namespace";
+        let at = match template.filter(|_| !own) {
+            Some(template) => self.find(place, &format!("{template}.{path}")),
+            None => self.find(place, path),
+        };
+        Some(self.location_at(place, at?))
+    }
+
+    /// The line that a location is on, without its line break.
+    pub fn line(&self, location: &Location) -> Option<&str> {
+        let file = self.files.iter().find(|f| f.name == location.file)?;
+        let mut rest = file.text.as_str();
+        for _ in 1..location.line {
+            let end = rest.find(['\n', '\r'])?;
+            let length = if rest[end..].starts_with("\r\n") { 2 } else { 1 };
+            rest = &rest[end + length..];
+        }
+        rest.split(['\n', '\r']).next().filter(|_| location.line > 0)
+    }
+
+    pub(crate) fn find(&self, place: &Place, path: &str) -> Option<Position> {
+        if path.is_empty() {
+            return Some(place.at);
+        }
+        let text = &self.files.get(place.file)?.text;
+        reread(text, place).map(|tree| tree.find(path))
+    }
+
+    pub(crate) fn location(&self, place: &Place) -> Location {
+        self.location_at(place, place.at)
+    }
+
+    fn location_at(&self, place: &Place, at: Position) -> Location {
+        let file = self.files[place.file].name.clone();
+        Location { file, line: at.line, column: at.column }
+    }
+}

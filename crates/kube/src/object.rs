@@ -1,0 +1,278 @@
+//! One document to what it holds: objects with their places and problems.
+
+use portcullis_core::api::NetworkPolicy;
+use portcullis_core::model::Policy;
+use portcullis_core::validate;
+
+use crate::decode::{Cursor, Problem, Problems};
+use crate::diagnostic::{Reason, Severity};
+use crate::document::{self, Document, Visitor};
+use crate::kind::{self, Class, Kind};
+use crate::metadata::Metadata;
+use crate::objects::{self, Object};
+use crate::tree::{self, Entry, Node, Position, Value};
+
+/// Where an object is, so that it can be parsed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The index of its file.
+    pub(crate) file: usize,
+    pub(crate) document: Document,
+    /// Its index in the `items` of the document.
+    pub(crate) item: Option<usize>,
+    /// Where it begins.
+    pub(crate) at: Position,
+}
+
+/// What was found at a place.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) place: Place,
+    pub(crate) body: Body,
+    pub(crate) problems: Vec<Problem>,
+    /// `networkpolicy shop/web`, where it has problems and could be told.
+    pub(crate) label: Option<String>,
+}
+
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most of what is found are pods")]
+pub(crate) enum Body {
+    /// A NetworkPolicy, and what it means if nothing is wrong with it.
+    Policy(Box<(NetworkPolicy, Option<Policy>)>),
+    /// Any other object that is read, whatever is wrong with it.
+    Object(Object),
+    /// Another kind.
+    PassedOver(String),
+    /// No object, as the problems say.
+    Nothing,
+}
+
+/// What messages call an object.
+pub(crate) fn label(kind: Kind, namespace: &str, name: &str) -> String {
+    let kind = kind.as_str().to_lowercase();
+    match name {
+        "" => format!("{kind} without a name"),
+        name if namespace.is_empty() => format!("{kind} {name}"),
+        name => format!("{kind} {namespace}/{name}"),
+    }
+}
+
+/// Reads a document of the text of a file. Objects that name no namespace get the one given.
+pub(crate) fn read(text: &str, file: usize, document: &Document, namespace: &str) -> Vec<Found> {
+    let mut reader = Reader {
+        file,
+        namespace,
+        found: Vec::new(),
+        items: Vec::new(),
+        held: Vec::new(),
+        next_item: 0,
+    };
+    match document::parse(text, document, &mut reader) {
+        Ok(()) => reader.found,
+        Err(broken) => {
+            let mut problems = Problems::default();
+            problems.error(broken.at, String::new(), broken.reason, broken.message);
+            let place = Place { file, document: document.clone(), item: None, at: broken.at };
+            reader.found.push(Found {
+                place,
+                body: Body::Nothing,
+                problems: problems.0,
+                label: None,
+            });
+            reader.found
+        }
+    }
+}
+
+/// The tree of the object at a place, for messages that point into it.
+pub(crate) fn reread<'t>(text: &'t str, place: &Place) -> Option<Node<'t>> {
+    struct Reread<'t> {
+        wanted: Option<usize>,
+        next: usize,
+        tree: Option<Node<'t>>,
+    }
+    impl<'t> Visitor<'t> for Reread<'t> {
+        fn item(&mut self, item: Node<'t>, _: &[Entry<'t>]) {
+            if self.wanted == Some(self.next) {
+                self.tree = Some(item);
+            }
+            self.next += 1;
+        }
+        fn root(&mut self, root: Node<'t>, _: Document) {
+            if self.wanted.is_none() {
+                self.tree = Some(root);
+            }
+        }
+        fn restart(&mut self) {
+            self.next = 0;
+            self.tree = None;
+        }
+    }
+    let mut reread = Reread { wanted: place.item, next: 0, tree: None };
+    document::parse(text, &place.document, &mut reread).ok()?;
+    reread.tree
+}
+
+struct Reader<'a, 't> {
+    file: usize,
+    namespace: &'a str,
+    found: Vec<Found>,
+    /// Items of the current document, each with its index: objects if it turns out to be a list.
+    items: Vec<(usize, Position, Contents)>,
+    /// Items that name no kind and came before that of their list.
+    held: Vec<(usize, Node<'t>)>,
+    next_item: usize,
+}
+
+struct Contents {
+    body: Body,
+    problems: Vec<Problem>,
+    label: Option<String>,
+}
+
+impl<'t> Visitor<'t> for Reader<'_, 't> {
+    fn item(&mut self, item: Node<'t>, list: &[Entry<'t>]) {
+        let index = self.next_item;
+        self.next_item += 1;
+        if item.get("kind").is_none() && !list.iter().any(|e| e.key == "kind") {
+            self.held.push((index, item));
+        } else {
+            self.items.push((index, item.at, self.object(&item, list)));
+        }
+    }
+
+    fn root(&mut self, root: Node<'t>, document: Document) {
+        let mut items = std::mem::take(&mut self.items);
+        let held = std::mem::take(&mut self.held);
+        self.next_item = 0;
+        if root.is_null() {
+            return;
+        }
+        let mut problems = Problems::default();
+        let contents = match kind::classify(&root, &[], &mut problems) {
+            Some(Class::List) => {
+                for (index, item) in held {
+                    items.push((index, item.at, self.object(&item, root.entries())));
+                }
+                items.sort_by_key(|(index, ..)| *index);
+                check_list(&root, items.is_empty(), &mut problems);
+                duplicates(&root, &mut problems);
+                let label = root.get("kind").and_then(Node::text).map(str::to_lowercase);
+                Contents { body: Body::Nothing, problems: problems.0, label }
+            }
+            _ => {
+                items.clear();
+                self.object(&root, &[])
+            }
+        };
+        let place = Place { file: self.file, document, item: None, at: root.at };
+        if !matches!(contents.body, Body::Nothing) || !contents.problems.is_empty() {
+            self.found.push(contents.at(place.clone()));
+        }
+        self.found.extend(items.into_iter().map(|(index, at, contents)| {
+            contents.at(Place { item: Some(index), at, ..place.clone() })
+        }));
+    }
+
+    fn restart(&mut self) {
+        self.found.clear();
+        self.items.clear();
+        self.held.clear();
+        self.next_item = 0;
+    }
+}
+
+impl Contents {
+    fn at(self, place: Place) -> Found {
+        Found { place, body: self.body, problems: self.problems, label: self.label }
+    }
+}
+
+impl Reader<'_, '_> {
+    fn object(&self, root: &Node<'_>, list: &[Entry<'_>]) -> Contents {
+        let mut problems = Problems::default();
+        let (body, label) = match kind::classify(root, list, &mut problems) {
+            None => (Body::Nothing, None),
+            Some(Class::PassOver(kind)) => {
+                let label = kind.to_lowercase();
+                (Body::PassedOver(kind), Some(label))
+            }
+            Some(Class::List) => {
+                let message = "a list within a list: make it a document of its own".to_owned();
+                problems.error(root.at, String::new(), Reason::NotAnObject, message);
+                (Body::Nothing, None)
+            }
+            Some(Class::Read(Kind::NetworkPolicy)) => {
+                let (raw, policy) = policy(root, self.namespace, &mut problems);
+                let label = label(Kind::NetworkPolicy, &raw.namespace, &raw.name);
+                (Body::Policy(Box::new((raw, policy))), Some(label))
+            }
+            Some(Class::Read(kind)) => {
+                let cursor = Cursor::root(root);
+                let (metadata, object) =
+                    objects::decode(kind, &cursor, self.namespace, &mut problems);
+                let Metadata { namespace, name, .. } = &metadata;
+                let label = (!problems.0.is_empty()).then(|| label(kind, namespace, name));
+                (Body::Object(object), label)
+            }
+        };
+        duplicates(root, &mut problems);
+        Contents { body, problems: problems.0, label }
+    }
+}
+
+/// Decodes and validates. The policy is `None` if anything is wrong.
+fn policy(root: &Node<'_>, namespace: &str, out: &mut Problems) -> (NetworkPolicy, Option<Policy>) {
+    let raw = crate::policy::decode(&Cursor::root(root), namespace, out);
+    let decoding: Vec<String> = out.0.iter().map(|p| p.path.clone()).collect();
+    let reading = validate::read(&raw);
+    // Where a field could not be decoded, whatever its absence would break is no news.
+    let follows = |path: &str| decoding.iter().any(|d| is_within(d, path) || is_within(path, d));
+    for error in reading.errors {
+        if !follows(&error.path) {
+            out.field_error(root, error);
+        }
+    }
+    for warning in reading.warnings {
+        let (at, message) = (root.find(&warning.path), warning.to_string());
+        out.warn(at, warning.path, Reason::Field(warning.reason), message);
+    }
+    let mut twice = false;
+    tree::duplicates(root, &mut |_, _, _| twice = true);
+    let policy = (!twice && !out.has_errors()).then_some(reading.policy);
+    (raw, policy)
+}
+
+/// Whether a path is another one or below it.
+fn is_within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+fn duplicates(root: &Node<'_>, out: &mut Problems) {
+    tree::duplicates(root, &mut |path, entry, first| {
+        let path = tree::join(&path, &entry.key).trim_start_matches('.').to_owned();
+        let message = format!(
+            "duplicate field {path:?}: key {:?} already set in map, on line {}",
+            entry.key, first.line
+        );
+        out.error(entry.at, path, Reason::DuplicateField, message);
+    });
+}
+
+fn check_list(root: &Node<'_>, empty: bool, out: &mut Problems) {
+    let path = "items".to_owned();
+    match root.get("items") {
+        Some(node) if !node.is_null() && !matches!(node.value, Value::List(_)) => {
+            let message = format!("items: expected a list, found {}", crate::decode::found(node));
+            out.error(root.find("items"), path, Reason::WrongType, message);
+        }
+        _ if empty => out.0.push(Problem {
+            severity: Severity::Note,
+            at: root.at,
+            path,
+            reason: Reason::Empty,
+            message: "the list has no items".to_owned(),
+        }),
+        _ => {}
+    }
+}
