@@ -98,6 +98,9 @@ pub enum Kind {
     External,
 }
 
+/// The most nodes that can be asked for.
+const MOST_NODES: u32 = 1000;
+
 /// Plans the lab for a cluster.
 ///
 /// Nodes are those of the input, by object or by `spec.nodeName`, and `node-1`, `node-2`, … up to
@@ -109,6 +112,9 @@ pub enum Kind {
 ///
 /// Fails where the input gives an address to two owners, or one that no host can have.
 pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
+    if options.nodes > MOST_NODES {
+        return Err(Error::TooManyNodes { nodes: options.nodes, most: MOST_NODES });
+    }
     let mut cluster = cluster.clone();
     name_nodes(&mut cluster, options.nodes);
     let node_of_pod = place_pods(&mut cluster);
@@ -609,6 +615,12 @@ mod tests {
             error("node n 10.0.0.1\npod b/y 10.0.0.1"),
             "10.0.0.1 belongs to node n and to pod b/y: an address can have one owner"
         );
+    }
+
+    #[test]
+    fn more_nodes_than_a_lab_can_have_are_an_error() {
+        let refused = plan(&Cluster::default(), &options(u32::MAX, Families::Both)).unwrap_err();
+        assert_eq!(refused.to_string(), "a lab has at most 1000 nodes, but 4294967295 are wanted");
     }
 
     #[test]
