@@ -28,11 +28,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Namespaces are entered by the one thread there is, and labs are built one after another.
     arguments.test_threads = Some(1);
-    if !arguments.list {
-        if let Err(error) = portcullis_lab::enter() {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
+    if !arguments.list
+        && let Err(error) = portcullis_lab::enter()
+    {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
     }
     let mut tests = Vec::new();
     for directory in ["scenarios", "cases"] {
