@@ -566,10 +566,11 @@ impl Page<'_> {
     fn hits(&self, trial: &Trial) -> String {
         let mut text = format!("\n{BOLD}PACKETS  ALLOWED BY{BOLD:#}\n");
         for (origin, packets) in &trial.hits {
-            let path = origin.peer_path();
             let policy = &self.plan.cluster.policies[origin.policy as usize];
             let (namespace, name) = (&policy.namespace, &policy.name);
-            text.push_str(&format!("{packets:>7}  {namespace}/{name} {path}\n"));
+            let port = origin.port.map_or(String::new(), |i| format!(" ports[{i}]"));
+            let peer = origin.peer_path();
+            text.push_str(&format!("{packets:>7}  {namespace}/{name} {peer}{port}\n"));
         }
         text.push('\n');
         text

@@ -36,7 +36,7 @@ pub type Progress<'a> = &'a mut (dyn FnMut(Step, usize, usize) + Send);
 pub struct Trial {
     /// One for each connection, in the order they were given.
     pub observations: Vec<Observation>,
-    /// What let connections pass, and how many.
+    /// What let connections pass, and how many; also what let none.
     pub hits: BTreeMap<Origin, u64>,
     /// Packets that the nodes received while connections were tried.
     pub packets: u64,
@@ -311,9 +311,10 @@ impl Enforcement {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.report))
     }
 
-    /// How many connections each origin has let pass so far, on all nodes together.
+    /// How many connections each origin has let pass so far, on all nodes together; also none.
     pub fn hits(&mut self) -> Result<BTreeMap<Origin, u64>, Error> {
-        let mut hits = BTreeMap::new();
+        let origins = self.nodes.iter().flat_map(|node| &node.origins);
+        let mut hits: BTreeMap<Origin, u64> = origins.map(|origin| (*origin, 0)).collect();
         for node in &mut self.nodes {
             let kernel = |source| Error::Kernel { node: node.name.clone(), source };
             for hit in node.dataplane.hits().map_err(kernel)? {
