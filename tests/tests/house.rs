@@ -1,5 +1,6 @@
 //! The rules of the house that a compiler does not hold: which crate may depend on what, licences,
 //! and files that nobody reaches.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -48,7 +48,7 @@ fn lint() -> bool {
             &[],
         )
         && cargo(
-            &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
+            &["doc", "--workspace", "--no-deps", "--quiet"],
             &[],
             &[("RUSTDOCFLAGS", "-D warnings")],
         )

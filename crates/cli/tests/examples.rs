@@ -1,4 +1,5 @@
 //! Each example is valid, and engine and kernel do with it what its `expected.jsonl` says.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
 //! What is generated from the command line's definition: completions and manual pages.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,5 @@
 //! A lab that stays up: it answers, it ends when it is told to, and nothing is left of it.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
