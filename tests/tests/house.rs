@@ -9,8 +9,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What the engine may depend on. Neither does I/O, runs asynchronously, or knows Kubernetes.
-const OF_CORE: [&str; 2] = ["ipnet", "rustc-hash"];
+/// What the engine may depend on, itself or through these. None of them does I/O, runs
+/// asynchronously, or knows Kubernetes.
+const OF_CORE: [&str; 5] = ["equivalent", "hashbrown", "indexmap", "ipnet", "rustc-hash"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_core::model::IpBlock;
 use portcullis_core::net::{Family, IpRange, next_address, previous_address};
 
-use crate::plan::Families;
+use crate::families::Families;
 
 /// The most hosts that one lab has outside, whatever its policies say.
 const MOST: usize = 128;

@@ -15,8 +15,9 @@ use portcullis_core::net::{Family, Protocol};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 
 use crate::Error;
+use crate::families::Families;
 use crate::namespace::{Namespace, on_own_thread};
-use crate::plan::{Families, Plan};
+use crate::plan::Plan;
 use crate::probe::{self, NextPorts, Outcome, Probe};
 use crate::respond::{Names, Responders, sockets_for};
 use crate::wiring::{self, Setting, Space, node_space};

@@ -9,6 +9,7 @@ use portcullis_core::net::{Family, next_address};
 
 use crate::Error;
 use crate::external::{self, is_usable, v4, v6};
+use crate::families::Families;
 
 /// What the user may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,33 +24,6 @@ impl Default for Options {
     /// One node, both families.
     fn default() -> Options {
         Options { nodes: 1, families: Families::Both }
-    }
-}
-
-/// Address families of a lab.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Families {
-    /// IPv4 alone.
-    V4,
-    /// IPv6 alone.
-    V6,
-    /// Dual stack.
-    Both,
-}
-
-impl Families {
-    /// Whether this family is one of them.
-    pub fn contains(self, family: Family) -> bool {
-        match self {
-            Families::V4 => family == Family::V4,
-            Families::V6 => family == Family::V6,
-            Families::Both => true,
-        }
-    }
-
-    /// The families, IPv4 first.
-    pub(crate) fn iter(self) -> impl Iterator<Item = Family> {
-        Family::ALL.into_iter().filter(move |family| self.contains(*family))
     }
 }
 
