@@ -1,6 +1,7 @@
 //! The independent oracle, random clusters, and the suites that run on every back end.
 #![forbid(unsafe_code)]
 
+pub mod compile;
 pub mod engine;
 pub mod generate;
 pub mod manifests;

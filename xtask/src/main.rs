@@ -57,7 +57,16 @@ fn lint() -> bool {
 fn soak(rest: &[String]) -> bool {
     let minutes = rest.first().map_or("60", String::as_str);
     cargo(
-        &["test", "--release", "--package", "portcullis-tests", "--test", "kernel", "--", "soak"],
+        &[
+            "test",
+            "--release",
+            "--package=portcullis-tests",
+            "--test=kernel",
+            "--",
+            "--ignored",
+            "soak",
+            "--nocapture",
+        ],
         &[],
         &[("PORTCULLIS_SOAK_MINUTES", minutes)],
     )

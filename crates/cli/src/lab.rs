@@ -113,7 +113,9 @@ impl Run {
         portcullis_lab::enter()?;
         let mut progress = Progress::new();
         let mut network = Network::up(&plan, |done, all| progress.show(Step::Up, done, all))?;
-        let trial = network.trial(&traffics, &mut |step, done, all| progress.show(step, done, all));
+        let connections = portcullis_lab::connections(&plan, &traffics);
+        let trial =
+            network.trial(connections, &mut |step, done, all| progress.show(step, done, all));
         progress.clear();
         let (trial, enforcement) = trial?;
         drop(network);
