@@ -25,7 +25,7 @@ pub(crate) fn parse<'t>(
     let mut lines = text.split('\n');
     if text.starts_with("---") {
         let marker = lines.next()?;
-        if !is_blank(marker[3..].as_bytes()) {
+        if !is_blank(&marker.as_bytes()[3..]) {
             return None;
         }
         block.line += 1;
