@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::diagnostic::Reason;
-use crate::json;
 use crate::tree::{Broken, Node, Position};
 use crate::yaml;
+use crate::{block, json};
 
 /// The most bytes of broken JSON that are tried as YAML.
 const WORTH_ANOTHER_TRY: usize = 1 << 20;
@@ -178,6 +178,14 @@ fn parse_yaml<'t>(
     visitor: &mut dyn Visitor<'t>,
 ) -> Result<(), Broken> {
     let part = &text[document.range.clone()];
+    let read = block::parse(part, document.origin, &mut |item, list| visitor.item(item, list));
+    if let Some(root) = read {
+        if let Some(root) = root {
+            visitor.root(root, document.clone());
+        }
+        return Ok(());
+    }
+    visitor.restart();
     let root = yaml::parse(part, document.origin, &mut |item, list| visitor.item(item, list))?;
     if let Some(root) = root {
         visitor.root(root, document.clone());

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod assemble;
+mod block;
 mod decode;
 mod diagnostic;
 mod document;
