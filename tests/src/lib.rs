@@ -1,9 +1,11 @@
 //! The independent oracle, random clusters, and the suites that run on every back end.
 #![forbid(unsafe_code)]
 
+pub mod compile;
 pub mod engine;
 pub mod generate;
 pub mod manifests;
 pub mod nodes;
 pub mod oracle;
+pub mod property;
 pub mod scenario;

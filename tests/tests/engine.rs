@@ -1,31 +1,29 @@
 //! The engine and the fake nodes against the oracle, on random worlds.
-#![allow(clippy::panic, reason = "the checks that tests share fail by panicking, too")]
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use portcullis_core::Program;
 use portcullis_core::net::Family;
-use portcullis_tests::generate::{self, Flow, Size};
+use portcullis_tests::generate::{self, Counts, Flow, Size};
 use portcullis_tests::nodes::Nodes;
 use portcullis_tests::oracle::{self, End, World};
-use portcullis_tests::{engine, scenario};
-use proptest::prelude::{ProptestConfig, TestCaseError};
-use proptest::test_runner::{TestError, TestRunner};
+use portcullis_tests::{engine, property, scenario};
+use proptest::prelude::TestCaseError;
 
 #[test]
 fn the_engine_agrees_with_the_oracle_on_every_flow_of_small_worlds() {
-    on_random_worlds(Size::SMALL, |world| engine_agrees(world, 20_000));
+    property::holds(generate::world(Size::SMALL), |world| engine_agrees(&world, 20_000));
 }
 
 #[test]
 fn the_engine_agrees_with_the_oracle_where_many_policies_overlap() {
-    on_random_worlds(Size::MEDIUM, |world| engine_agrees(world, 2_000));
+    property::holds(generate::world(Size::MEDIUM), |world| engine_agrees(&world, 2_000));
 }
 
 #[test]
 fn the_order_of_policies_changes_nothing() {
-    on_random_worlds(Size::MEDIUM, |world| {
+    property::holds(generate::world(Size::MEDIUM), |world| {
         let mut reversed = world.clone();
         reversed.policies.reverse();
         engine_agrees(&reversed, 500)
@@ -34,28 +32,24 @@ fn the_order_of_policies_changes_nothing() {
 
 #[test]
 fn the_nodes_let_pass_what_the_oracle_allows() {
-    on_random_worlds(Size::SMALL, |world| nodes_agree(world, 5_000));
+    property::holds(generate::world(Size::SMALL), |world| nodes_agree(&world, 5_000));
 }
 
 #[test]
 fn the_nodes_let_pass_what_the_oracle_allows_where_many_policies_overlap() {
-    on_random_worlds(Size::MEDIUM, |world| nodes_agree(world, 1_000));
+    property::holds(generate::world(Size::MEDIUM), |world| nodes_agree(&world, 1_000));
 }
 
-/// Panics with the smallest world and flow that fail, as the text of a scenario file, to be kept
-/// in `cases/`.
-#[track_caller]
-fn on_random_worlds(size: Size, check: impl Fn(&World) -> Result<(), TestCaseError>) {
-    let mut runner = TestRunner::new(ProptestConfig {
-        failure_persistence: None,
-        max_shrink_iters: 50_000,
-        ..ProptestConfig::default()
-    });
-    match runner.run(&generate::world(size), |world| check(&world)) {
-        Ok(()) => {}
-        Err(TestError::Fail(reason, _)) => panic!("not what the oracle says:\n{reason}"),
-        Err(TestError::Abort(reason)) => panic!("{reason}"),
+#[test]
+fn the_engine_and_the_nodes_agree_with_the_oracle_on_clusters_that_look_real()
+-> Result<(), TestCaseError> {
+    for seed in 0..4 {
+        let counts = Counts { namespaces: 4, nodes: 3, pods: 80, policies: 48 };
+        let world = generate::cluster(seed, counts);
+        engine_agrees(&world, 4_000)?;
+        nodes_agree(&world, 2_000)?;
     }
+    Ok(())
 }
 
 fn engine_agrees(world: &World, flows: usize) -> Result<(), TestCaseError> {

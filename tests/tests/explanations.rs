@@ -1,6 +1,5 @@
 //! Explanations against the oracle: each rule that is named does what is said of it, when it is
 //! alone in the world.
-#![allow(clippy::panic, reason = "the checks that tests share fail by panicking, too")]
 
 use portcullis_core::Program;
 use portcullis_core::api::{NetworkPolicy, Peer, Port, Rule};
@@ -10,18 +9,12 @@ use portcullis_core::net::Family;
 use portcullis_core::program::Origin;
 use portcullis_tests::generate::{self, Flow, Size};
 use portcullis_tests::oracle::{self, World};
-use portcullis_tests::{engine, scenario};
-use proptest::prelude::{ProptestConfig, TestCaseError};
-use proptest::test_runner::{TestError, TestRunner};
+use portcullis_tests::{engine, property, scenario};
+use proptest::prelude::TestCaseError;
 
 #[test]
 fn an_explanation_names_every_policy_that_isolates_and_every_rule_that_allows() {
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    match TestRunner::new(config).run(&generate::world(Size::SMALL), |world| explained(&world)) {
-        Ok(()) => {}
-        Err(TestError::Fail(reason, _)) => panic!("not what the oracle says:\n{reason}"),
-        Err(TestError::Abort(reason)) => panic!("{reason}"),
-    }
+    property::holds(generate::world(Size::SMALL), |world| explained(&world));
 }
 
 fn explained(world: &World) -> Result<(), TestCaseError> {

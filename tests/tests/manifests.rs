@@ -1,19 +1,14 @@
 //! Worlds written as manifests and read back.
 
 use portcullis_tests::generate::{self, Counts, Size};
-use portcullis_tests::manifests;
 use portcullis_tests::oracle::World;
 use portcullis_tests::scenario::Scenario;
-use proptest::prelude::{ProptestConfig, TestCaseError};
-use proptest::proptest;
+use portcullis_tests::{manifests, property};
+use proptest::prelude::TestCaseError;
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn what_is_written_as_manifests_is_read_back_the_same(world in generate::world(Size::MEDIUM)) {
-        read_back(world)?;
-    }
+#[test]
+fn what_is_written_as_manifests_is_read_back_the_same() {
+    property::holds(generate::world(Size::MEDIUM), read_back);
 }
 
 #[test]

@@ -6,65 +6,70 @@ use portcullis_core::api::NetworkPolicy;
 use portcullis_core::{Program, validate};
 use portcullis_tests::generate::{self, Invalid, Size};
 use portcullis_tests::oracle::{self, World};
-use portcullis_tests::{engine, scenario};
-use proptest::prelude::{ProptestConfig, TestCaseError};
-use proptest::{prop_assert_eq, proptest};
+use portcullis_tests::{engine, property, scenario};
+use proptest::prelude::TestCaseError;
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn every_mistake_is_reported_with_its_path_and_reason(invalid in generate::invalid()) {
-        let errors = validate::read(&invalid.policy).errors.into_iter();
-        let found: BTreeSet<_> = errors.map(|error| (error.path, error.reason)).collect();
-        prop_assert_eq!(found, invalid.errors);
-    }
-
-    #[test]
-    fn a_rule_that_cannot_be_read_opens_nothing(
-        world in generate::world(Size::SMALL), invalid in generate::invalid()
-    ) {
-        if !subject_unclear(&invalid) {
-            let intended = with_policy(&world, &invalid.intended);
-            opens_nothing_beyond(&intended, &with_policy(&world, &invalid.policy))?;
+#[test]
+fn semantics_21_every_mistake_is_reported_with_its_path_and_reason() {
+    property::holds(generate::invalid(), |Invalid { policy, errors, .. }| {
+        let found = validate::read(&policy).errors.into_iter();
+        let found: BTreeSet<_> = found.map(|error| (error.path, error.reason)).collect();
+        if found == errors {
+            return Ok(());
         }
-    }
-
-    #[test]
-    fn a_policy_whose_subject_or_types_cannot_be_read_opens_nothing(
-        world in generate::world(Size::SMALL), invalid in generate::invalid()
-    ) {
-        if subject_unclear(&invalid) {
-            opens_nothing_beyond(&world, &with_policy(&world, &invalid.policy))?;
-        }
-    }
+        let world = with_policy(World::default(), &policy);
+        let title = format!("Found {found:?},\n# not {errors:?}.");
+        Err(TestCaseError::fail(scenario::write(&title, &world, &[])))
+    });
 }
 
-/// Whether it cannot be known which pods the policy is about, or in which direction.
-fn subject_unclear(invalid: &Invalid) -> bool {
-    let unclear = ["spec.podSelector", "spec.policyTypes"];
-    invalid.errors.iter().any(|(path, _)| unclear.iter().any(|field| path.starts_with(field)))
+#[test]
+fn semantics_22_a_rule_that_cannot_be_read_opens_nothing() {
+    let inputs = (generate::world(Size::SMALL), generate::invalid());
+    property::holds(inputs, |(world, mut invalid)| {
+        if wrong(&invalid, "spec.podSelector") {
+            return Ok(());
+        }
+        if wrong(&invalid, "spec.policyTypes") {
+            // It isolates in both directions, and its rules hold in both.
+            let both = ["Ingress", "Egress"].map(str::to_owned);
+            invalid.intended.spec.policy_types = Some(both.to_vec());
+        }
+        let valid = with_policy(world.clone(), &invalid.intended);
+        opens_nothing(&valid, &with_policy(world, &invalid.policy))
+    });
 }
 
-fn with_policy(world: &World, policy: &NetworkPolicy) -> World {
-    let mut world = world.clone();
+#[test]
+fn semantics_22_a_policy_whose_subject_cannot_be_read_opens_nothing() {
+    let inputs = (generate::world(Size::SMALL), generate::invalid());
+    property::holds(inputs, |(world, invalid)| {
+        if !wrong(&invalid, "spec.podSelector") {
+            return Ok(());
+        }
+        opens_nothing(&world, &with_policy(world.clone(), &invalid.policy))
+    });
+}
+
+fn wrong(invalid: &Invalid, field: &str) -> bool {
+    invalid.errors.iter().any(|(path, _)| path.starts_with(field))
+}
+
+fn with_policy(mut world: World, policy: &NetworkPolicy) -> World {
     world.policies.push(policy.clone());
     world
 }
 
 /// What the engine allows in a world with a policy that is not valid, the oracle allows in one
 /// without such a policy.
-fn opens_nothing_beyond(valid: &World, invalid: &World) -> Result<(), TestCaseError> {
+fn opens_nothing(valid: &World, invalid: &World) -> Result<(), TestCaseError> {
     let program = Program::compile(&engine::cluster(invalid));
     for flow in generate::flows(invalid, 4_000) {
         let valid = oracle::allowed(valid, flow.source, flow.destination, flow.traffic);
         for (family, allowed) in engine::allowed(&program, &flow) {
             if allowed && valid.get(&family) != Some(&true) {
-                return Err(TestCaseError::fail(scenario::write(
-                    "Opened:",
-                    invalid,
-                    &[(flow, valid)],
-                )));
+                let text = scenario::write("Opened by mistake.", invalid, &[(flow, valid)]);
+                return Err(TestCaseError::fail(text));
             }
         }
     }

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         "soak" => soak(rest),
         "bench" => cargo(&["run", "--release", "--package", "portcullis-bench", "--"], rest, &[]),
         "fuzz" => fuzz(rest),
-        "bless" => cargo(&["test", "--workspace", "--quiet"], rest, &[("SNAPSHOTS", "overwrite")]),
+        "bless" => cargo(&["test", "--workspace", "--quiet"], rest, &[("TRYCMD", "overwrite")]),
         "help" | "-h" | "--help" => {
             print!("{HELP}");
             true
@@ -48,7 +48,7 @@ fn lint() -> bool {
             &[],
         )
         && cargo(
-            &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
+            &["doc", "--workspace", "--no-deps", "--quiet"],
             &[],
             &[("RUSTDOCFLAGS", "-D warnings")],
         )
@@ -57,7 +57,16 @@ fn lint() -> bool {
 fn soak(rest: &[String]) -> bool {
     let minutes = rest.first().map_or("60", String::as_str);
     cargo(
-        &["test", "--release", "--package", "portcullis-tests", "--test", "kernel", "--", "soak"],
+        &[
+            "test",
+            "--release",
+            "--package=portcullis-tests",
+            "--test=kernel",
+            "--",
+            "--ignored",
+            "soak",
+            "--nocapture",
+        ],
         &[],
         &[("PORTCULLIS_SOAK_MINUTES", minutes)],
     )

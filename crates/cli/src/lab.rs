@@ -113,11 +113,13 @@ impl Run {
         portcullis_lab::enter()?;
         let mut progress = Progress::new();
         let mut network = Network::up(&plan, |done, all| progress.show(Step::Up, done, all))?;
-        let trial = network.trial(&traffics, &mut |step, done, all| progress.show(step, done, all));
+        let connections = portcullis_lab::connections(&plan, &traffics);
+        let trial =
+            network.trial(connections, &mut |step, done, all| progress.show(step, done, all));
         progress.clear();
         let (trial, enforcement) = trial?;
         drop(network);
-        let page = Page { input: &input, plan: &plan, enforcement: &enforcement };
+        let page = Page { input: &input, plan: &plan, program: &enforcement.program };
         let differences = page.differences(&trial.observations);
         match self.output {
             Output::Table => {
@@ -217,7 +219,7 @@ impl Up {
         progress.clear();
         let ports = ports(&portcullis_lab::traffics(&plan.cluster));
         network.listen(&ports)?;
-        let page = Page { input: &input, plan: &plan, enforcement: &enforcement };
+        let page = Page { input: &input, plan: &plan, program: &enforcement.program };
         match self.output {
             Output::Json => json(&page.endpoints())?,
             Output::Table => print(&page.welcome(&self.name.lab_name))?,
@@ -237,7 +239,7 @@ impl Up {
                 }
                 Ok(Request::Probe { ends, namespace, verbose, json, width }) => {
                     let asked = Asked { ends, namespace, verbose, json, width };
-                    let answer = page.probe(&mut network, asked);
+                    let answer = page.probe(&mut network, &enforcement, asked);
                     network.listen(&ports)?;
                     answer.unwrap_or_else(|trouble| (2, format!("error: {trouble}")))
                 }
@@ -368,7 +370,7 @@ const MOST_DIFFERENCES: usize = 20;
 struct Page<'a> {
     input: &'a Input,
     plan: &'a Plan,
-    enforcement: &'a Enforcement,
+    program: &'a Program,
 }
 
 impl Page<'_> {
@@ -391,7 +393,12 @@ impl Page<'_> {
     }
 
     /// Answers `lab probe`: the exit code and the text.
-    fn probe(&self, network: &mut Network, asked: Asked) -> Result<(u8, String), Trouble> {
+    fn probe(
+        &self,
+        network: &mut Network,
+        enforcement: &Enforcement,
+        asked: Asked,
+    ) -> Result<(u8, String), Trouble> {
         let started = Instant::now();
         let connections = match &asked.ends {
             None => {
@@ -400,7 +407,7 @@ impl Page<'_> {
             }
             Some(ends) => self.connections(ends, &asked.namespace)?,
         };
-        let observations = network.observe(self.enforcement, connections, &mut |_, _, _| {})?;
+        let observations = network.observe(enforcement, connections, &mut |_, _, _| {})?;
         let differences = self.differences(&observations);
         let code = if differences.is_empty() { 0 } else { 1 };
         if asked.json {
@@ -437,7 +444,7 @@ impl Page<'_> {
             (names.find(&ends.source, namespace)?, names.find(&ends.destination, namespace)?);
         let mut connections = Vec::new();
         for flow in names.flows(&from, &to, &port)? {
-            for path in self.enforcement.program.paths(flow.source, flow.destination) {
+            for path in self.program.paths(flow.source, flow.destination) {
                 let (Some(from), Some(to)) = (path.source.address, path.destination.address) else {
                     continue;
                 };
@@ -486,10 +493,7 @@ impl Page<'_> {
         }
         let count = plural(trial.observations.len(), "connection");
         let packets = plural(trial.packets as usize, "packet");
-        let tried = format!(
-            "{count}, each tried without policies and with them: {packets}, {:.1} s",
-            elapsed.as_secs_f64()
-        );
+        let tried = format!("{count}, {packets}, {:.1} s", elapsed.as_secs_f64());
         let verdict = match differences.len() {
             0 => format!("{ALLOWED}kernel and engine agree on all{ALLOWED:#}"),
             n => format!("{ERROR}{}{ERROR:#}", plural(n, "difference")),
@@ -523,7 +527,7 @@ impl Page<'_> {
         text.push_str(&format!("it {}\n", shown(&o.under)));
         let (from, to) = (End::Address(o.probe.from), End::Address(o.probe.to));
         let cluster = &self.plan.cluster;
-        let why = explain(cluster, &self.enforcement.program, from, to, o.probe.traffic);
+        let why = explain(cluster, self.program, from, to, o.probe.traffic);
         for path in &why.paths {
             for direction in Direction::ALL {
                 let end = match direction {
@@ -562,10 +566,11 @@ impl Page<'_> {
     fn hits(&self, trial: &Trial) -> String {
         let mut text = format!("\n{BOLD}PACKETS  ALLOWED BY{BOLD:#}\n");
         for (origin, packets) in &trial.hits {
-            let path = origin.peer_path();
             let policy = &self.plan.cluster.policies[origin.policy as usize];
             let (namespace, name) = (&policy.namespace, &policy.name);
-            text.push_str(&format!("{packets:>7}  {namespace}/{name} {path}\n"));
+            let port = origin.port.map_or(String::new(), |i| format!(" ports[{i}]"));
+            let peer = origin.peer_path();
+            text.push_str(&format!("{packets:>7}  {namespace}/{name} {peer}{port}\n"));
         }
         text.push('\n');
         text
@@ -663,4 +668,102 @@ struct RuleReport {
     peer: String,
     port: Option<String>,
     packets: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use portcullis_kube::Source;
+
+    use super::*;
+
+    const POLICY: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {containers: [{name: web, image: web}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {containers: [{name: db, image: db}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+    - from:
+        - podSelector: {matchLabels: {app: web}}
+      ports:
+        - port: 5432
+";
+
+    /// The summary of a trial of one connection, web to db on IPv4, that came out as given.
+    fn summary(port: u16, before: Outcome, under: Outcome) -> String {
+        let source = Source::Text { name: "shop.yaml".to_owned(), text: POLICY.to_owned() };
+        let input = portcullis_kube::load(&[source], &portcullis_kube::Options::default());
+        let options = Options { nodes: 1, families: Families::V4 };
+        let plan = portcullis_lab::plan(&input.cluster, &options).unwrap();
+        let program = Program::compile(&plan.cluster);
+        let traffic = Traffic::Port(Protocol::Tcp, port);
+        let connections = portcullis_lab::connections(&plan, &[traffic].into());
+        let web_to_db = |(p, to): &&(portcullis_lab::Probe, usize)| {
+            plan.endpoints[p.source].name == "shop/web" && plan.endpoints[*to].name == "shop/db"
+        };
+        let (probe, destination) = *connections.iter().find(web_to_db).unwrap();
+        let predicted = program.passes(probe.from, probe.to, traffic);
+        let observation = Observation { probe, destination, predicted, before, under };
+        let trial = Trial {
+            observations: vec![observation],
+            hits: BTreeMap::new(),
+            packets: 5,
+            elapsed: Duration::ZERO,
+        };
+        let page = Page { input: &input, plan: &plan, program: &program };
+        let differences = page.differences(&trial.observations);
+        let text = page.summary(&trial, &differences, Duration::from_secs(1));
+        anstream::adapter::strip_str(&text).to_string()
+    }
+
+    fn answered(name: &str) -> Outcome {
+        Outcome::Answered(name.to_owned())
+    }
+
+    #[test]
+    fn an_outcome_as_predicted_is_no_difference() {
+        let agree = "kernel and engine agree on all (1 connection, 5 packets, 1.0 s)\n";
+        assert_eq!(summary(5432, answered("shop/db"), answered("shop/db")), agree);
+        assert_eq!(summary(5433, answered("shop/db"), Outcome::Silent), agree);
+    }
+
+    #[test]
+    fn a_difference_names_the_rule_that_it_hangs_on() {
+        let closed = summary(5432, answered("shop/db"), Outcome::Silent);
+        assert_eq!(
+            closed,
+            "difference: shop/web -> shop/db on 5432/TCP (IPv4) should pass, and it got no answer\n  \
+             ingress allowed by spec.ingress[0] of shop/db (shop.yaml:17:7)\n\
+             1 difference (1 connection, 5 packets, 1.0 s)\n"
+        );
+        let open = summary(5433, answered("shop/db"), answered("shop/db"));
+        assert_eq!(
+            open,
+            "difference: shop/web -> shop/db on 5433/TCP (IPv4) should be refused, and it was \
+             answered\n  ingress isolated by shop/db, not allowed\n\
+             1 difference (1 connection, 5 packets, 1.0 s)\n"
+        );
+    }
+
+    #[test]
+    fn a_responder_that_is_down_is_told_from_a_policy() {
+        let down = "difference: shop/web -> shop/db on 5433/TCP (IPv4) should be refused, and \
+                    where no policy can refuse it, it arrived where nothing listens\n";
+        assert!(summary(5433, Outcome::Refused, Outcome::Silent).starts_with(down));
+        // Something answered, but not the pod that was meant.
+        let wrong = summary(5432, answered("shop/db"), answered("shop/web"));
+        assert!(wrong.contains("it was answered by shop/web\n"), "{wrong}");
+    }
 }

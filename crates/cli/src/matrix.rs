@@ -19,7 +19,7 @@ struct Row {
 }
 
 /// Most rows before those that are open on every port are left out.
-const MANY_ROWS: usize = 60;
+const MANY_ROWS: usize = 24;
 /// Most rows in any case; `-v` prints all.
 const MOST_ROWS: usize = 200;
 
@@ -42,7 +42,7 @@ pub(crate) fn text(
             note.push_str(&format!(", and {} others", rows.len() - MOST_ROWS));
             rows.truncate(MOST_ROWS);
         }
-        note.push_str("; -v shows them, -o json has every connection\n");
+        note.push_str("; -v shows them\n");
     }
     let from = rows.iter().map(|r| r.from.chars().count()).max().unwrap_or(0).max(4);
     let to = rows.iter().map(|r| r.to.chars().count()).max().unwrap_or(0).max(2);
@@ -51,17 +51,22 @@ pub(crate) fn text(
     while first < traffics.len() {
         let mut used = from + to + 4;
         let fits = |t: &&Traffic| {
-            used += t.to_string().len() + 2;
+            used += 1 + space(**t);
             used <= width
         };
         let last = first + traffics[first..].iter().take_while(fits).count().max(1);
-        let header: String = traffics[first..last].iter().map(|t| format!("  {t}")).collect();
-        text.push_str(&format!("{BOLD}{:<from$}    {:<to$}{header}{BOLD:#}\n", "FROM", "TO"));
+        let columns = &traffics[first..last];
+        let (protocols, ports) = header(columns);
+        let lead = " ".repeat(from + 4 + to);
+        let (protocols, ports) = (protocols.trim_end(), ports.trim_end());
+        text.push_str(&format!("{BOLD}{lead}{protocols}{BOLD:#}\n"));
+        text.push_str(&format!("{BOLD}{:<from$}    {:<to$}{ports}{BOLD:#}\n", "FROM", "TO"));
         for row in &rows {
             text.push_str(&format!("{:<from$} -> {:<to$}", row.from, row.to));
-            for (traffic, cell) in traffics[first..last].iter().zip(&row.cells[first..last]) {
-                let space = traffic.to_string().len();
-                text.push_str(&format!("  {}", show(*cell, space)));
+            let mut pad = 0;
+            for (traffic, cell) in columns.iter().zip(&row.cells[first..last]) {
+                text.push_str(&format!("{} {}", " ".repeat(pad), show(*cell)));
+                pad = space(*traffic) - 2;
             }
             text.push('\n');
         }
@@ -72,25 +77,53 @@ pub(crate) fn text(
         text.push_str(&format!("{DIM}{note}{DIM:#}"));
     }
     let legend = format!(
-        "{ALLOWED}✓{ALLOWED:#} passes, {REFUSED}✗{REFUSED:#} does not: first as predicted by the \
-         engine, then as observed with packets\n"
+        "{ALLOWED}✓{ALLOWED:#} passes, {REFUSED}✗{REFUSED:#} is refused: \
+         first as predicted, then as observed\n"
     );
     text + &legend
 }
 
-fn show(cell: Option<Cell>, space: usize) -> String {
+/// The columns that a kind of traffic takes.
+fn space(traffic: Traffic) -> usize {
+    match traffic {
+        Traffic::Port(_, port) => port.to_string().len().max(4),
+        Traffic::Other => traffic.to_string().len(),
+    }
+}
+
+/// Two lines: each protocol above its first port, and the ports.
+fn header(traffics: &[Traffic]) -> (String, String) {
+    let (mut protocols, mut ports) = (String::new(), String::new());
+    let mut before = None;
+    for traffic in traffics {
+        let (protocol, port) = match traffic {
+            Traffic::Port(protocol, port) => (Some(*protocol), port.to_string()),
+            Traffic::Other => (None, traffic.to_string()),
+        };
+        let shown = match protocol.filter(|_| protocol != before) {
+            Some(protocol) => protocol.to_string(),
+            None => String::new(),
+        };
+        before = protocol;
+        let space = space(*traffic);
+        protocols.push_str(&format!(" {shown:<space$}"));
+        ports.push_str(&format!(" {port:<space$}"));
+    }
+    (protocols, ports)
+}
+
+fn show(cell: Option<Cell>) -> String {
     let mark = |passes| if passes { '✓' } else { '✗' };
-    let pad = " ".repeat(space.saturating_sub(2));
     match cell {
-        None => format!("{DIM}- {DIM:#}{pad}"),
+        None => format!("{DIM}- {DIM:#}"),
         Some((predicted, Some(observed))) if predicted == observed => {
             let style = if predicted { ALLOWED } else { REFUSED };
             let mark = mark(predicted);
-            format!("{style}{mark}{mark}{style:#}{pad}")
+            format!("{style}{mark}{mark}{style:#}")
         }
         Some((predicted, observed)) => {
             let observed = observed.map_or('?', mark);
-            format!("{ERROR}{}{observed}{ERROR:#}{pad}", mark(predicted))
+            format!("{ERROR}{}{observed}{ERROR:#}", mark(predicted))
         }
     }
 }

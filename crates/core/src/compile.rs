@@ -3,9 +3,11 @@
 //! Selectors are tried once for each distinct set of labels, through an index, and never once
 //! for each pod and policy. Pods that no rule can tell apart are one class from the start.
 
+use std::hash::Hash;
 use std::net::IpAddr;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use indexmap::IndexSet;
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use crate::index::SelectorIndex;
 use crate::labels::{Labels, Selector};
@@ -26,10 +28,10 @@ impl Program {
             subjects: Subjects::collect(cluster),
             space: Space::cut(peers.blocks.iter().map(|(block, id)| (id.0, *block))),
             labels_of_namespaces: FxHashMap::default(),
-            parts: Interner::default(),
-            identities: Interner::default(),
+            parts: Numbered::default(),
+            identities: Numbered::default(),
             identity_of: FxHashMap::default(),
-            profiles: Interner::default(),
+            profiles: Numbered::default(),
             rule_sets: Vec::new(),
             rule_set_of: FxHashMap::default(),
             peers,
@@ -40,27 +42,10 @@ impl Program {
 }
 
 /// Numbers equal values equally, in order of first sight.
-struct Interner<T> {
-    numbers: FxHashMap<T, u32>,
-    values: Vec<T>,
-}
+type Numbered<T> = IndexSet<T, FxBuildHasher>;
 
-impl<T> Default for Interner<T> {
-    fn default() -> Self {
-        Interner { numbers: FxHashMap::default(), values: Vec::new() }
-    }
-}
-
-impl<T: Clone + Eq + std::hash::Hash> Interner<T> {
-    fn number(&mut self, value: T) -> u32 {
-        if let Some(number) = self.numbers.get(&value) {
-            return *number;
-        }
-        let number = self.values.len() as u32;
-        self.values.push(value.clone());
-        self.numbers.insert(value, number);
-        number
-    }
+fn number<T: Eq + Hash>(values: &mut Numbered<T>, value: T) -> u32 {
+    values.insert_full(value).0 as u32
 }
 
 /// A named port of a pod that some policy names: the number of the (name, protocol), and a port.
@@ -270,19 +255,19 @@ struct Compiler<'a> {
     space: Space,
     /// The namespace selectors that match each namespace.
     labels_of_namespaces: FxHashMap<&'a str, Vec<usize>>,
-    parts: Interner<PodPart>,
-    identities: Interner<Vec<PeerId>>,
+    parts: Numbered<PodPart>,
+    identities: Numbered<Vec<PeerId>>,
     /// The identity of a part at an interval of the space (or at none: no address yet).
     identity_of: FxHashMap<(u32, Option<(Family, usize)>), IdentityId>,
-    profiles: Interner<Profile>,
+    profiles: Numbered<Profile>,
     rule_sets: Vec<RuleSet>,
     rule_set_of: FxHashMap<(Direction, Vec<u32>, Vec<Resolution>), u32>,
 }
 
 impl<'a> Compiler<'a> {
     fn run(&mut self) -> Program {
-        self.identities.number(Vec::new());
-        let nobody = self.parts.number(PodPart::default());
+        number(&mut self.identities, Vec::new());
+        let nobody = number(&mut self.parts, PodPart::default());
         let outside = Family::ALL.map(|family| {
             let intervals = 0..self.space.intervals(family).len();
             intervals.map(|i| self.identity_at(nobody, Some((family, i)))).collect()
@@ -338,10 +323,10 @@ impl<'a> Compiler<'a> {
         Program {
             pods,
             owners,
-            profiles: std::mem::take(&mut self.profiles.values),
+            profiles: std::mem::take(&mut self.profiles).into_iter().collect(),
             rule_sets: std::mem::take(&mut self.rule_sets),
             peers: std::mem::take(&mut self.peers.classes),
-            identities: std::mem::take(&mut self.identities.values),
+            identities: std::mem::take(&mut self.identities).into_iter().collect(),
             space: std::mem::take(&mut self.space),
             outside,
         }
@@ -374,8 +359,8 @@ impl<'a> Compiler<'a> {
         }
         peers.sort_unstable();
         PodClass {
-            profile: self.profiles.number(profile),
-            part: self.parts.number(PodPart { peers, named: named.to_vec() }),
+            profile: number(&mut self.profiles, profile),
+            part: number(&mut self.parts, PodPart { peers, named: named.to_vec() }),
         }
     }
 
@@ -475,7 +460,7 @@ impl<'a> Compiler<'a> {
         if let Some(known) = self.identity_of.get(&(part, at)) {
             return *known;
         }
-        let PodPart { peers, named } = &self.parts.values[part as usize];
+        let PodPart { peers, named } = &self.parts[part as usize];
         let mut members = peers.clone();
         if let Some((family, interval)) = at {
             let (_, blocks) = &self.space.intervals(family)[interval];
@@ -491,7 +476,7 @@ impl<'a> Compiler<'a> {
             }
         }
         members.sort_unstable();
-        let id = IdentityId(self.identities.number(members));
+        let id = IdentityId(number(&mut self.identities, members));
         self.identity_of.insert((part, at), id);
         id
     }

@@ -201,6 +201,17 @@ pub struct Rule {
     pub ports: Vec<PortRule>,
 }
 
+impl Rule {
+    /// A rule that allows nothing: what is left of one that cannot be read (SEMANTICS 22). Its
+    /// peer asks for a label with one of no values.
+    pub fn nothing() -> Rule {
+        let never = Requirement { key: String::new(), operator: Operator::In(Vec::new()) };
+        let pods = Selector { match_expressions: vec![never], ..Selector::default() };
+        let nobody = Peer::Pods { pods: Some(pods), namespaces: None };
+        Rule { peers: vec![nobody], ports: Vec::new() }
+    }
+}
+
 /// Who may be at the other end.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
@@ -213,15 +224,6 @@ pub enum Peer {
     },
     /// `ipBlock`: addresses, whoever owns them (SEMANTICS 18).
     Block(IpBlock),
-}
-
-impl Peer {
-    /// A peer that nothing matches: what is left of a rule that cannot be read (SEMANTICS 22).
-    pub fn nobody() -> Peer {
-        let never = Requirement { key: String::new(), operator: Operator::In(Vec::new()) };
-        let pods = Selector { match_expressions: vec![never], ..Selector::default() };
-        Peer::Pods { pods: Some(pods), namespaces: None }
-    }
 }
 
 /// Addresses of a CIDR less some.

@@ -14,8 +14,8 @@ use crate::net::{IpNet, Protocol};
 /// What was found in one NetworkPolicy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// The policy. Where there are errors it is the closed reading: it isolates at least what the
-    /// author can have meant, and a rule with an error in it allows nothing (SEMANTICS 22).
+    /// The policy. Where there are errors it is the closed reading: it isolates at least what its
+    /// author can have meant, and what cannot be read allows nothing (SEMANTICS 22).
     pub policy: Policy,
     /// Why the API server would reject the object; all reasons at once.
     pub errors: Vec<FieldError>,
@@ -97,10 +97,14 @@ pub fn read(raw: &api::NetworkPolicy) -> Reading {
     let mut v = Validator::default();
     v.metadata(raw);
     let spec = &raw.spec;
+    let errors_before = v.errors.len();
     let subject = v.selector(&spec.pod_selector, "spec.podSelector");
+    let subject_is_known = v.errors.len() == errors_before;
     let mut rules = |direction: Direction, section: &Option<Vec<api::Rule>>| -> Vec<Rule> {
         let rules = section.iter().flatten().enumerate();
-        rules.map(|(i, rule)| v.rule(rule, direction, i)).collect()
+        let rules: Vec<Rule> = rules.map(|(i, rule)| v.rule(rule, direction, i)).collect();
+        // It may select pods that the author did not mean: those are isolated, but not opened.
+        if subject_is_known { rules } else { rules.iter().map(|_| Rule::nothing()).collect() }
     };
     let ingress = rules(Direction::Ingress, &spec.ingress);
     let egress = rules(Direction::Egress, &spec.egress);
@@ -226,7 +230,7 @@ impl Validator {
             .filter_map(|(i, p)| self.peer(p, &format!("{path}.{}[{i}]", direction.peers())))
             .collect();
         if self.errors.len() > errors_before {
-            return Rule { peers: vec![Peer::nobody()], ports: Vec::new() };
+            return Rule::nothing();
         }
         Rule { peers, ports }
     }
@@ -731,7 +735,7 @@ mod tests {
         first_rule(&mut policy).peers.as_mut().unwrap()[0].ip_block =
             Some(api::IpBlock { cidr: "10.0.0.0/8".to_owned(), except: vec![] });
         let rules = read(&policy).policy.ingress.unwrap();
-        assert_eq!(rules, [Rule { peers: vec![Peer::nobody()], ports: vec![] }]);
+        assert_eq!(rules, [Rule::nothing()]);
     }
 
     #[test]
@@ -742,7 +746,8 @@ mod tests {
         policy.spec.pod_selector.match_expressions = vec![bad];
         let reading = read(&policy);
         assert!(reading.policy.subject.is_empty());
-        assert!(reading.policy.ingress.is_some() && reading.policy.egress.is_some());
+        assert_eq!(reading.policy.ingress, Some(vec![Rule::nothing()]));
+        assert_eq!(reading.policy.egress, Some(vec![]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NetlinkSerializable};
 use portcullis_core::net::{Family, next_address};
 
 use crate::attributes::{Attributes, Message, all, find};
@@ -26,9 +26,14 @@ const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = NEW_TABLE + 2;
 const NEW_CHAIN: u16 = NEW_TABLE + 3;
+const GET_CHAIN: u16 = NEW_TABLE + 4;
+const DELETE_CHAIN: u16 = NEW_TABLE + 5;
 const NEW_RULE: u16 = NEW_TABLE + 6;
 const GET_RULE: u16 = NEW_TABLE + 7;
+const DELETE_RULE: u16 = NEW_TABLE + 8;
 const NEW_SET: u16 = NEW_TABLE + 9;
+const GET_SET: u16 = NEW_TABLE + 10;
+const DELETE_SET: u16 = NEW_TABLE + 11;
 const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
 const GET_ELEMENTS: u16 = NEW_TABLE + 13;
 
@@ -85,8 +90,9 @@ const VERDICT_CHAIN: u16 = 2;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 
-/// An attribute ends at 64 KiB; a list of elements ends well before.
-const ELEMENT_LIST_BYTES: usize = 60_000;
+/// An attribute ends at 64 KiB. A list of elements ends well before, so that its message fits a
+/// small send buffer too.
+const ELEMENT_LIST_BYTES: usize = 16_000;
 
 /// The register for verdicts.
 const VERDICT_REGISTER: u32 = 0;
@@ -95,26 +101,333 @@ const KEY_REGISTER: u32 = 1;
 /// The 4-byte registers over the same memory begin here.
 const SMALL_REGISTERS: u32 = 8;
 
-/// One transaction that puts the plan in the place of the whole table.
-pub(crate) fn replace(plan: &Plan) -> Vec<Request> {
-    let mut requests = vec![begin(), table(NEW_TABLE), table(DELETE_TABLE), table(NEW_TABLE)];
-    requests.extend(plan.sets.iter().zip(0..).map(|(set, id)| new_set(set, SetId(id))));
-    for (index, chain) in plan.chains.iter().enumerate() {
-        requests.push(new_chain(&chain.name, index == 0));
-    }
-    for (set, id) in plan.sets.iter().zip(0..) {
-        new_elements(plan, set, SetId(id), &mut requests);
-    }
-    for chain in &plan.chains {
-        let rules = chain.rules.iter().map(|rule| new_rule(plan, &chain.name, rule));
-        requests.extend(rules);
-    }
-    finish(requests)
+/// Writes a plan as requests.
+///
+/// Within one transaction the names in the kernel are those of the plan. A plan that is put there
+/// beside the one that is enforced has names with a generation: `p0-egress.1`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Encoder<'a> {
+    pub(crate) plan: &'a Plan,
+    /// 0 for names without one.
+    pub(crate) generation: u32,
 }
 
-/// One transaction after which the table is gone, whether it was there or not.
+/// The generation in the name of a set or chain.
+pub(crate) fn generation(name: &str) -> u32 {
+    name.rsplit_once('.').and_then(|(_, generation)| generation.parse().ok()).unwrap_or(0)
+}
+
+impl Encoder<'_> {
+    /// The name in the kernel of a set, or of a chain other than the base chain.
+    pub(crate) fn name(&self, name: &str) -> String {
+        match self.generation {
+            0 => name.to_owned(),
+            generation => format!("{name}.{generation}"),
+        }
+    }
+
+    fn chain_name(&self, id: ChainId) -> String {
+        match self.plan.chain(id) {
+            Some(chain) if id.0 == 0 => chain.name.clone(),
+            Some(chain) => self.name(&chain.name),
+            None => String::new(),
+        }
+    }
+
+    fn set_name(&self, id: SetId) -> String {
+        self.plan.set(id).map(|set| self.name(&set.name)).unwrap_or_default()
+    }
+
+    /// Puts the plan in the place of the whole table.
+    pub(crate) fn replace(&self) -> Vec<Request> {
+        let mut requests = vec![table(NEW_TABLE), table(DELETE_TABLE)];
+        requests.extend(self.prepare());
+        requests.extend(self.switch());
+        requests
+    }
+
+    /// Adds everything that no packet sees yet.
+    pub(crate) fn prepare(&self) -> Vec<Request> {
+        let mut requests = vec![table(NEW_TABLE)];
+        let chains = || (1..self.plan.chains.len() as u32).map(ChainId);
+        requests.extend(chains().map(|id| new_chain(&self.chain_name(id), false)));
+        for (set, id) in self.plan.sets.iter().zip(0..) {
+            requests.push(self.new_set(set, SetId(id)));
+            self.new_elements(set, SetId(id), &mut requests);
+        }
+        chains().for_each(|id| self.new_rules(id, &mut requests));
+        requests
+    }
+
+    /// Points the base chain to what was prepared.
+    pub(crate) fn switch(&self) -> Vec<Request> {
+        let base = self.chain_name(ChainId(0));
+        let mut requests = vec![new_chain(&base, true), flush_chain(&base)];
+        self.new_rules(ChainId(0), &mut requests);
+        requests
+    }
+
+    fn new_set(&self, set: &Set, id: SetId) -> Request {
+        let concatenation = set.key.len() > 1;
+        let mut flags = 0;
+        if set.interval {
+            flags |= SET_INTERVAL;
+        }
+        if set.map {
+            flags |= SET_MAP;
+        }
+        if set.interval && concatenation {
+            flags |= SET_CONCATENATION;
+        }
+        // A user's program reads the types of the parts from this, 6 bits each.
+        let key_type = set.key.iter().fold(0, |types, part| types << 6 | type_number(*part));
+        let length = |part: &Type| type_length(*part).next_multiple_of(4);
+
+        let mut attributes = Attributes::default();
+        attributes
+            .text(TABLE_NAME, TABLE)
+            .text(SET_NAME, &self.name(&set.name))
+            .u32(SET_FLAGS, flags);
+        attributes.u32(SET_KEY_TYPE, key_type);
+        attributes.u32(SET_KEY_LENGTH, set.key.iter().map(length).sum());
+        if set.map {
+            attributes.u32(SET_DATA_TYPE, DATA_TYPE_VERDICT).u32(SET_DATA_LENGTH, 0);
+        }
+        attributes.u32(SET_ID, set_number(id));
+        if set.interval && concatenation {
+            attributes.nest(SET_DESCRIPTION, |description| {
+                description.nest(DESCRIPTION_CONCATENATION, |fields| {
+                    for part in &set.key {
+                        fields.nest(LIST_ELEMENT, |field| {
+                            field.u32(FIELD_LENGTH, type_length(*part));
+                        });
+                    }
+                });
+            });
+        }
+        attributes.bytes(SET_USER_DATA, &byte_order(concatenation));
+        if set.counted {
+            attributes.nest(SET_EXPRESSION, |expression| {
+                expression.text(EXPRESSION_NAME, "counter").nest(EXPRESSION_DATA, |_| {});
+            });
+        }
+        (message(NEW_SET, attributes), NLM_F_CREATE)
+    }
+
+    /// The elements of a set, in as many messages as they need.
+    fn new_elements(&self, set: &Set, id: SetId, requests: &mut Vec<Request>) {
+        let mut rest = set.elements.iter().peekable();
+        let mut key = Vec::with_capacity(64);
+        while rest.peek().is_some() {
+            let mut attributes = Attributes::default();
+            attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, &self.name(&set.name));
+            attributes.u32(ELEMENTS_SET_ID, set_number(id));
+            attributes.nest(ELEMENTS_LIST, |list| {
+                let start = list.len();
+                while list.len() - start < ELEMENT_LIST_BYTES
+                    && let Some(element) = rest.next()
+                {
+                    self.new_element(set, element, &mut key, list);
+                }
+            });
+            requests.push((message(NEW_ELEMENTS, attributes), NLM_F_CREATE));
+        }
+    }
+
+    fn new_element(&self, set: &Set, element: &Element, key: &mut Vec<u8>, list: &mut Attributes) {
+        list.nest(LIST_ELEMENT, |attributes| {
+            key.clear();
+            write_key(element.key, false, key);
+            attributes.nest(ELEMENT_KEY, |data| {
+                data.bytes(DATA_VALUE, key);
+            });
+            if set.interval && set.key.len() > 1 {
+                key.clear();
+                write_key(element.key, true, key);
+                attributes.nest(ELEMENT_KEY_END, |data| {
+                    data.bytes(DATA_VALUE, key);
+                });
+            }
+            if let Some(verdict) = element.verdict {
+                attributes.nest(ELEMENT_DATA, |data| self.write_verdict(verdict, data));
+            }
+        });
+        // A range of single-part keys is two elements: its first key, and the first key after it.
+        if let Key::Addresses(range) = element.key
+            && let Some(after) = next_address(range.last)
+        {
+            list.nest(LIST_ELEMENT, |attributes| {
+                attributes.u32(ELEMENT_FLAGS, ELEMENT_INTERVAL_END);
+                attributes.nest(ELEMENT_KEY, |data| {
+                    key.clear();
+                    write_address(after, key);
+                    data.bytes(DATA_VALUE, key);
+                });
+            });
+        }
+    }
+
+    fn new_rules(&self, id: ChainId, requests: &mut Vec<Request>) {
+        let name = self.chain_name(id);
+        let rules = self.plan.chain(id).map_or(&[][..], |chain| &chain.rules);
+        requests.extend(rules.iter().map(|rule| self.new_rule(&name, rule)));
+    }
+
+    fn new_rule(&self, chain: &str, rule: &Rule) -> Request {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, TABLE).text(RULE_CHAIN, chain);
+        attributes.nest(RULE_EXPRESSIONS, |list| {
+            for part in &rule.0 {
+                match part {
+                    Expression::KnownConnection => known_connection(list),
+                    Expression::Lookup(fields, set) => self.lookup(fields, *set, false, list),
+                    Expression::Map(fields, set) => self.lookup(fields, *set, true, list),
+                    Expression::Count(_) => expression(list, "counter", |_| {}),
+                    Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
+                        immediate.u32(1, VERDICT_REGISTER);
+                        immediate.nest(2, |data| self.write_verdict(*verdict, data));
+                    }),
+                }
+            }
+        });
+        (message(NEW_RULE, attributes), NLM_F_CREATE | NLM_F_APPEND)
+    }
+
+    /// Gathers the fields in neighbouring registers and looks them up.
+    fn lookup(&self, fields: &[Field], id: SetId, map: bool, list: &mut Attributes) {
+        const META_FAMILY: u32 = 15;
+        const META_PROTOCOL: u32 = 16;
+        const NETWORK_HEADER: u32 = 1;
+        const TRANSPORT_HEADER: u32 = 2;
+
+        let family = fields.iter().find_map(|field| match field.kind() {
+            Type::Address(Family::V4) => Some(FAMILY_V4),
+            Type::Address(Family::V6) => Some(FAMILY_V6),
+            _ => None,
+        });
+        if let Some(family) = family {
+            expression(list, "meta", |meta| {
+                meta.u32(1, KEY_REGISTER).u32(2, META_FAMILY);
+            });
+            expression(list, "cmp", |cmp| {
+                cmp.u32(1, KEY_REGISTER).u32(2, 0).nest(3, |data| {
+                    data.bytes(DATA_VALUE, &[family]);
+                });
+            });
+        }
+        let mut offset = 0;
+        for field in fields {
+            let register = if offset == 0 { KEY_REGISTER } else { SMALL_REGISTERS + offset / 4 };
+            let length = type_length(field.kind());
+            let mut load = |header: u32, at: u32| {
+                expression(list, "payload", |payload| {
+                    payload.u32(1, register).u32(2, header).u32(3, at).u32(4, length);
+                });
+            };
+            match field {
+                Field::Source(Family::V4) => load(NETWORK_HEADER, 12),
+                Field::Destination(Family::V4) => load(NETWORK_HEADER, 16),
+                Field::Source(Family::V6) => load(NETWORK_HEADER, 8),
+                Field::Destination(Family::V6) => load(NETWORK_HEADER, 24),
+                Field::Port => load(TRANSPORT_HEADER, 2),
+                Field::Protocol => expression(list, "meta", |meta| {
+                    meta.u32(1, register).u32(2, META_PROTOCOL);
+                }),
+            }
+            offset += length.next_multiple_of(4);
+        }
+        expression(list, "lookup", |lookup| {
+            lookup.text(1, &self.set_name(id)).u32(2, KEY_REGISTER);
+            if map {
+                lookup.u32(3, VERDICT_REGISTER);
+            }
+            lookup.u32(4, set_number(id));
+        });
+    }
+
+    fn write_verdict(&self, verdict: Verdict, data: &mut Attributes) {
+        let (code, chain): (i32, Option<ChainId>) = match verdict {
+            Verdict::Drop => (0, None),
+            Verdict::Accept => (1, None),
+            Verdict::Jump(chain) => (-3, Some(chain)),
+            Verdict::Goto(chain) => (-4, Some(chain)),
+            Verdict::Return => (-5, None),
+        };
+        data.nest(DATA_VERDICT, |attributes| {
+            attributes.bytes(VERDICT_CODE, &code.to_be_bytes());
+            if let Some(chain) = chain {
+                attributes.text(VERDICT_CHAIN, &self.chain_name(chain));
+            }
+        });
+    }
+}
+
+/// Removes the table, whether it is there or not.
 pub(crate) fn remove() -> Vec<Request> {
-    finish(vec![begin(), table(NEW_TABLE), table(DELETE_TABLE)])
+    vec![table(NEW_TABLE), table(DELETE_TABLE)]
+}
+
+/// Removes sets and chains that nothing else refers to. The order is the kernel's: rules hold
+/// sets, and the elements of maps hold chains.
+pub(crate) fn remove_objects(sets: &[String], chains: &[String]) -> Vec<Request> {
+    let delete = |kind, name_kind, name: &String| {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, TABLE).text(name_kind, name);
+        (message(kind, attributes), 0)
+    };
+    let flushes = chains.iter().map(|chain| flush_chain(chain));
+    let sets = sets.iter().map(|set| delete(DELETE_SET, SET_NAME, set));
+    let chains = chains.iter().map(|chain| delete(DELETE_CHAIN, CHAIN_NAME, chain));
+    flushes.chain(sets).chain(chains).collect()
+}
+
+/// Makes the requests one transaction. It asks for an acknowledgement of the last only, which
+/// comes when all is done. (Kernels before 6.10 acknowledge neither end of a batch.)
+pub(crate) fn transaction(mut requests: Vec<Request>) -> Vec<Request> {
+    if let Some((_, flags)) = requests.last_mut() {
+        *flags |= NLM_F_ACK;
+    }
+    let border = |kind| (Message { kind, resource: SUBSYSTEM, ..Message::default() }, 0);
+    requests.insert(0, border(BATCH_BEGIN));
+    requests.push(border(BATCH_END));
+    requests
+}
+
+/// The bytes of the requests in a send, with the borders of a transaction.
+pub(crate) fn bytes<'a>(requests: impl IntoIterator<Item = &'a Request>) -> usize {
+    const HEADER: usize = 16;
+    let borders = 2 * (HEADER + Message::default().buffer_len());
+    let sizes = requests.into_iter().map(|(message, _)| HEADER + message.buffer_len());
+    borders + sizes.sum::<usize>()
+}
+
+/// Asks for the chains of all tables.
+pub(crate) fn get_chains() -> Message {
+    message(GET_CHAIN, Attributes::default())
+}
+
+/// Asks for the sets of all tables.
+pub(crate) fn get_sets() -> Message {
+    message(GET_SET, Attributes::default())
+}
+
+/// The name of a chain that the kernel listed; `None` if it is not in our table.
+pub(crate) fn chain_name(message: &Message) -> Option<&str> {
+    name_in_table(message, CHAIN_NAME)
+}
+
+/// The name of a set that the kernel listed; `None` if it is not in our table.
+pub(crate) fn set_name(message: &Message) -> Option<&str> {
+    name_in_table(message, SET_NAME)
+}
+
+fn name_in_table(message: &Message, kind: u16) -> Option<&str> {
+    let attributes = message.attributes.as_bytes();
+    let text = |kind| {
+        let text = std::str::from_utf8(find(attributes, kind)?).ok()?;
+        Some(text.trim_end_matches('\0'))
+    };
+    text(kind).filter(|_| text(TABLE_NAME) == Some(TABLE))
 }
 
 /// Asks for all rules of the table.
@@ -140,9 +453,8 @@ pub(crate) struct Counted {
 
 /// The chain and the counter of a rule that the kernel listed. `None` if the rule does not count.
 pub(crate) fn rule_counter(message: &Message) -> Option<(&str, Option<Counted>)> {
-    let attributes = message.attributes.as_bytes();
-    let chain = std::str::from_utf8(find(attributes, RULE_CHAIN)?).ok()?.trim_end_matches('\0');
-    let mut expressions = all(find(attributes, RULE_EXPRESSIONS)?, LIST_ELEMENT);
+    let chain = name_in_table(message, RULE_CHAIN)?;
+    let mut expressions = all(find(message.attributes.as_bytes(), RULE_EXPRESSIONS)?, LIST_ELEMENT);
     Some((chain, expressions.find_map(counter)))
 }
 
@@ -208,18 +520,10 @@ fn message(kind: u16, attributes: Attributes) -> Message {
     Message { kind, family: FAMILY_INET, resource: 0, attributes }
 }
 
-fn begin() -> Request {
-    (Message { kind: BATCH_BEGIN, resource: SUBSYSTEM, ..Message::default() }, 0)
-}
-
-/// Asks for an acknowledgement of the last request only: it comes when the whole batch is done.
-/// (Kernels before 6.10 acknowledge neither end of a batch.)
-fn finish(mut requests: Vec<Request>) -> Vec<Request> {
-    if let Some((_, flags)) = requests.last_mut() {
-        *flags |= NLM_F_ACK;
-    }
-    requests.push((Message { kind: BATCH_END, resource: SUBSYSTEM, ..Message::default() }, 0));
-    requests
+fn flush_chain(name: &str) -> Request {
+    let mut attributes = Attributes::default();
+    attributes.text(TABLE_NAME, TABLE).text(RULE_CHAIN, name);
+    (message(DELETE_RULE, attributes), 0)
 }
 
 fn table(kind: u16) -> Request {
@@ -238,50 +542,6 @@ fn new_chain(name: &str, base: bool) -> Request {
         attributes.u32(CHAIN_POLICY, 1).text(CHAIN_TYPE, "filter");
     }
     (message(NEW_CHAIN, attributes), NLM_F_CREATE)
-}
-
-fn new_set(set: &Set, id: SetId) -> Request {
-    let concatenation = set.key.len() > 1;
-    let mut flags = 0;
-    if set.interval {
-        flags |= SET_INTERVAL;
-    }
-    if set.map {
-        flags |= SET_MAP;
-    }
-    if set.interval && concatenation {
-        flags |= SET_CONCATENATION;
-    }
-    // A user's program reads the types of the parts from this, 6 bits each.
-    let key_type = set.key.iter().fold(0, |types, part| types << 6 | type_number(*part));
-    let length = |part: &Type| type_length(*part).next_multiple_of(4);
-
-    let mut attributes = Attributes::default();
-    attributes.text(TABLE_NAME, TABLE).text(SET_NAME, &set.name).u32(SET_FLAGS, flags);
-    attributes.u32(SET_KEY_TYPE, key_type);
-    attributes.u32(SET_KEY_LENGTH, set.key.iter().map(length).sum());
-    if set.map {
-        attributes.u32(SET_DATA_TYPE, DATA_TYPE_VERDICT).u32(SET_DATA_LENGTH, 0);
-    }
-    attributes.u32(SET_ID, set_number(id));
-    if set.interval && concatenation {
-        attributes.nest(SET_DESCRIPTION, |description| {
-            description.nest(DESCRIPTION_CONCATENATION, |fields| {
-                for part in &set.key {
-                    fields.nest(LIST_ELEMENT, |field| {
-                        field.u32(FIELD_LENGTH, type_length(*part));
-                    });
-                }
-            });
-        });
-    }
-    attributes.bytes(SET_USER_DATA, &byte_order(concatenation));
-    if set.counted {
-        attributes.nest(SET_EXPRESSION, |expression| {
-            expression.text(EXPRESSION_NAME, "counter").nest(EXPRESSION_DATA, |_| {});
-        });
-    }
-    (message(NEW_SET, attributes), NLM_F_CREATE)
 }
 
 /// What `nft` notes at a set for itself: the byte order of the key (type 0, 4 bytes), big-endian
@@ -314,85 +574,6 @@ fn type_length(part: Type) -> u32 {
     }
 }
 
-/// The elements of a set, in as many messages as they need.
-fn new_elements(plan: &Plan, set: &Set, id: SetId, requests: &mut Vec<Request>) {
-    let mut rest = set.elements.iter().peekable();
-    let mut key = Vec::with_capacity(64);
-    while rest.peek().is_some() {
-        let mut attributes = Attributes::default();
-        attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, &set.name);
-        attributes.u32(ELEMENTS_SET_ID, set_number(id));
-        attributes.nest(ELEMENTS_LIST, |list| {
-            let start = list.len();
-            while list.len() - start < ELEMENT_LIST_BYTES
-                && let Some(element) = rest.next()
-            {
-                new_element(plan, set, element, &mut key, list);
-            }
-        });
-        requests.push((message(NEW_ELEMENTS, attributes), NLM_F_CREATE));
-    }
-}
-
-fn new_element(
-    plan: &Plan,
-    set: &Set,
-    element: &Element,
-    key: &mut Vec<u8>,
-    list: &mut Attributes,
-) {
-    list.nest(LIST_ELEMENT, |attributes| {
-        key.clear();
-        write_key(element.key, false, key);
-        attributes.nest(ELEMENT_KEY, |data| {
-            data.bytes(DATA_VALUE, key);
-        });
-        if set.interval && set.key.len() > 1 {
-            key.clear();
-            write_key(element.key, true, key);
-            attributes.nest(ELEMENT_KEY_END, |data| {
-                data.bytes(DATA_VALUE, key);
-            });
-        }
-        if let Some(verdict) = element.verdict {
-            attributes.nest(ELEMENT_DATA, |data| write_verdict(plan, verdict, data));
-        }
-    });
-    // A range of single-part keys is two elements: its first key, and the first key after it.
-    if let Key::Addresses(range) = element.key
-        && let Some(after) = next_address(range.last)
-    {
-        list.nest(LIST_ELEMENT, |attributes| {
-            attributes.u32(ELEMENT_FLAGS, ELEMENT_INTERVAL_END);
-            attributes.nest(ELEMENT_KEY, |data| {
-                key.clear();
-                write_address(after, key);
-                data.bytes(DATA_VALUE, key);
-            });
-        });
-    }
-}
-
-fn new_rule(plan: &Plan, chain: &str, rule: &Rule) -> Request {
-    let mut attributes = Attributes::default();
-    attributes.text(TABLE_NAME, TABLE).text(RULE_CHAIN, chain);
-    attributes.nest(RULE_EXPRESSIONS, |list| {
-        for part in &rule.0 {
-            match part {
-                Expression::KnownConnection => known_connection(list),
-                Expression::Lookup(fields, set) => lookup(plan, fields, *set, false, list),
-                Expression::Map(fields, set) => lookup(plan, fields, *set, true, list),
-                Expression::Count(_) => expression(list, "counter", |_| {}),
-                Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
-                    immediate.u32(1, VERDICT_REGISTER);
-                    immediate.nest(2, |data| write_verdict(plan, *verdict, data));
-                }),
-            }
-        }
-    });
-    (message(NEW_RULE, attributes), NLM_F_CREATE | NLM_F_APPEND)
-}
-
 fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Attributes)) {
     list.nest(LIST_ELEMENT, |attributes| {
         attributes.text(EXPRESSION_NAME, name).nest(EXPRESSION_DATA, write);
@@ -420,73 +601,5 @@ fn known_connection(list: &mut Attributes) {
         cmp.u32(1, KEY_REGISTER).u32(2, 1).nest(3, |data| {
             data.bytes(DATA_VALUE, &[0; 4]);
         });
-    });
-}
-
-/// Gathers the fields in neighbouring registers and looks them up.
-fn lookup(plan: &Plan, fields: &[Field], id: SetId, map: bool, list: &mut Attributes) {
-    const META_FAMILY: u32 = 15;
-    const META_PROTOCOL: u32 = 16;
-    const NETWORK_HEADER: u32 = 1;
-    const TRANSPORT_HEADER: u32 = 2;
-
-    let family = fields.iter().find_map(|field| match field.kind() {
-        Type::Address(Family::V4) => Some(FAMILY_V4),
-        Type::Address(Family::V6) => Some(FAMILY_V6),
-        _ => None,
-    });
-    if let Some(family) = family {
-        expression(list, "meta", |meta| {
-            meta.u32(1, KEY_REGISTER).u32(2, META_FAMILY);
-        });
-        expression(list, "cmp", |cmp| {
-            cmp.u32(1, KEY_REGISTER).u32(2, 0).nest(3, |data| {
-                data.bytes(DATA_VALUE, &[family]);
-            });
-        });
-    }
-    let mut offset = 0;
-    for field in fields {
-        let register = if offset == 0 { KEY_REGISTER } else { SMALL_REGISTERS + offset / 4 };
-        let length = type_length(field.kind());
-        let mut load = |header: u32, at: u32| {
-            expression(list, "payload", |payload| {
-                payload.u32(1, register).u32(2, header).u32(3, at).u32(4, length);
-            });
-        };
-        match field {
-            Field::Source(Family::V4) => load(NETWORK_HEADER, 12),
-            Field::Destination(Family::V4) => load(NETWORK_HEADER, 16),
-            Field::Source(Family::V6) => load(NETWORK_HEADER, 8),
-            Field::Destination(Family::V6) => load(NETWORK_HEADER, 24),
-            Field::Port => load(TRANSPORT_HEADER, 2),
-            Field::Protocol => expression(list, "meta", |meta| {
-                meta.u32(1, register).u32(2, META_PROTOCOL);
-            }),
-        }
-        offset += length.next_multiple_of(4);
-    }
-    expression(list, "lookup", |lookup| {
-        lookup.text(1, plan.set(id).map_or("", |set| &set.name)).u32(2, KEY_REGISTER);
-        if map {
-            lookup.u32(3, VERDICT_REGISTER);
-        }
-        lookup.u32(4, set_number(id));
-    });
-}
-
-fn write_verdict(plan: &Plan, verdict: Verdict, data: &mut Attributes) {
-    let (code, chain): (i32, Option<ChainId>) = match verdict {
-        Verdict::Drop => (0, None),
-        Verdict::Accept => (1, None),
-        Verdict::Jump(chain) => (-3, Some(chain)),
-        Verdict::Goto(chain) => (-4, Some(chain)),
-        Verdict::Return => (-5, None),
-    };
-    data.nest(DATA_VERDICT, |attributes| {
-        attributes.bytes(VERDICT_CODE, &code.to_be_bytes());
-        if let Some(chain) = chain {
-            attributes.text(VERDICT_CHAIN, plan.chain(chain).map_or("", |chain| &chain.name));
-        }
     });
 }

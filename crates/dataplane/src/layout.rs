@@ -20,8 +20,8 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::Error;
 use crate::plan::{
-    Chain, ChainId, Element, Expression, Field, Key, OriginsId, Plan, Rule, Set, SetId, Type,
-    Verdict,
+    BASE_CHAIN, Chain, ChainId, Element, Expression, Field, Key, OriginsId, Plan, Rule, Set, SetId,
+    Type, Verdict,
 };
 use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
 
@@ -103,7 +103,7 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(state: &'a NodeState) -> Layout<'a> {
-        let base = Chain { name: "forward".to_owned(), rules: Vec::new() };
+        let base = Chain { name: BASE_CHAIN.to_owned(), rules: Vec::new() };
         Layout {
             state,
             plan: Plan { chains: vec![base], origins: vec![Vec::new()], ..Plan::default() },

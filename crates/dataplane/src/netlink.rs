@@ -71,8 +71,15 @@ impl NetlinkSocket {
     /// The most bytes that one send, and so one transaction, may have.
     pub fn send_limit(&self) -> Result<usize, Error> {
         let buffer = getsockopt(&self.socket, sockopt::SndBuf)
-            .map_err(|e| Error::Receive(io::Error::from(e)))?;
+            .map_err(|e| Error::Option(io::Error::from(e)))?;
         Ok(buffer.saturating_sub(32))
+    }
+
+    /// Sets how many bytes one send may have; the kernel caps it, and has a least of some kB.
+    pub fn set_send_limit(&mut self, bytes: usize) -> Result<(), Error> {
+        // The kernel doubles what it is given.
+        setsockopt(&self.socket, sockopt::SndBuf, &(bytes / 2))
+            .map_err(|e| Error::Option(io::Error::from(e)))
     }
 
     /// Sends one request, with `NLM_F_REQUEST` and `NLM_F_ACK` added to the flags, and returns the

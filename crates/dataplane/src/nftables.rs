@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use netlink_packet_core::NetlinkSerializable;
 use rustc_hash::FxHashMap;
 
-use crate::encode::{self, Counted};
+use crate::encode::{self, Counted, Encoder, Request};
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
-use crate::plan::{Expression, OriginsId, Plan, plan};
+use crate::plan::{BASE_CHAIN, Expression, OriginsId, Plan, plan};
 use crate::state::NodeState;
 use crate::{Dataplane, Error, Hits, Report};
 
@@ -19,18 +18,77 @@ pub struct Nftables {
     socket: NetlinkSocket,
     /// What was applied last.
     plan: Plan,
+    /// The generation of its names.
+    generation: u32,
 }
 
 impl Nftables {
     /// Works in the network namespace of the calling thread. What is in the kernel stays until the
     /// first [`apply`](Dataplane::apply).
     pub fn open() -> Result<Nftables, Error> {
-        Ok(Nftables { socket: NetlinkSocket::open(NETLINK_NETFILTER)?, plan: Plan::default() })
+        Ok(Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?))
+    }
+
+    /// Works over a socket of [`NETLINK_NETFILTER`], in its namespace.
+    pub fn over(socket: NetlinkSocket) -> Nftables {
+        Nftables { socket, plan: Plan::default(), generation: 0 }
     }
 
     /// What was applied last; empty before the first time.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// For what does not fit into one send: puts the plan beside the one that is enforced, in many
+    /// transactions, and then switches to it in one. Returns the generation of the new names.
+    fn replace_in_pieces(&mut self, plan: &Plan) -> Result<u32, Error> {
+        let (sets, chains) = self.names()?;
+        let names = sets.iter().chain(&chains);
+        let generation = 1 + names.map(|name| encode::generation(name)).max().unwrap_or(0);
+        let encoder = Encoder { plan, generation };
+        let done = self
+            .in_pieces(encoder.prepare())
+            .and_then(|()| self.socket.transaction(encode::transaction(encoder.switch())));
+        // What a failed removal leaves behind harms nobody, and the next one takes it along.
+        let _ = self.remove_generations(|old| (old == generation) == done.is_err());
+        done.map(|()| generation)
+    }
+
+    /// Sends requests in as few transactions as they fit into.
+    fn in_pieces(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        let limit = self.socket.send_limit()?;
+        let mut piece = Vec::new();
+        let mut size = encode::bytes([]);
+        for request in requests {
+            let more = encode::bytes([&request]) - encode::bytes([]);
+            if size + more > limit && !piece.is_empty() {
+                self.socket.transaction(encode::transaction(std::mem::take(&mut piece)))?;
+                size = encode::bytes([]);
+            }
+            size += more;
+            piece.push(request);
+        }
+        if piece.is_empty() {
+            return Ok(());
+        }
+        self.socket.transaction(encode::transaction(piece))
+    }
+
+    fn remove_generations(&mut self, old: impl Fn(u32) -> bool) -> Result<(), Error> {
+        let (mut sets, mut chains) = self.names()?;
+        sets.retain(|name| old(encode::generation(name)));
+        chains.retain(|name| old(encode::generation(name)));
+        self.in_pieces(encode::remove_objects(&sets, &chains))
+    }
+
+    /// The sets in our table, and the chains other than the base chain.
+    fn names(&mut self) -> Result<(Vec<String>, Vec<String>), Error> {
+        let sets = self.socket.dump(encode::get_sets())?;
+        let chains = self.socket.dump(encode::get_chains())?;
+        let sets = sets.iter().filter_map(encode::set_name);
+        let chains =
+            chains.iter().filter_map(encode::chain_name).filter(|name| *name != BASE_CHAIN);
+        Ok((sets.map(str::to_owned).collect(), chains.map(str::to_owned).collect()))
     }
 }
 
@@ -38,12 +96,16 @@ impl Dataplane for Nftables {
     fn apply(&mut self, state: &NodeState) -> Result<Report, Error> {
         let start = Instant::now();
         let plan = plan(state)?;
-        let requests = encode::replace(&plan);
-        let bytes = requests.iter().map(|(message, _)| 16 + message.buffer_len()).sum();
-        self.socket.transaction(requests)?;
-        let report = plan.report(bytes, start.elapsed());
+        let requests = Encoder { plan: &plan, generation: 0 }.replace();
+        let bytes = encode::bytes(&requests);
+        self.generation = if bytes <= self.socket.send_limit()? {
+            self.socket.transaction(encode::transaction(requests))?;
+            0
+        } else {
+            self.replace_in_pieces(&plan)?
+        };
         self.plan = plan;
-        Ok(report)
+        Ok(self.plan.report(bytes, start.elapsed()))
     }
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
@@ -63,9 +125,12 @@ impl Dataplane for Nftables {
             return Ok(Vec::new());
         }
 
-        // The kernel lists the rules of a chain in their order.
-        let mut chains: FxHashMap<&str, _> =
-            self.plan.chains.iter().map(|chain| (&*chain.name, chain.rules.iter())).collect();
+        let encoder = Encoder { plan: &self.plan, generation: self.generation };
+        // The kernel lists the rules of a chain in their order. Those of the base chain do not
+        // count.
+        let chains = self.plan.chains.iter();
+        let mut chains: FxHashMap<String, _> =
+            chains.map(|chain| (encoder.name(&chain.name), chain.rules.iter())).collect();
         for message in self.socket.dump(encode::get_rules())? {
             let Some((chain, counter)) = encode::rule_counter(&message) else { continue };
             let rule = chains.get_mut(chain).and_then(Iterator::next);
@@ -84,7 +149,7 @@ impl Dataplane for Nftables {
                 .iter()
                 .map(|element| (encode::element_key(element.key), element.origins))
                 .collect();
-            for message in self.socket.dump(encode::get_elements(&set.name))? {
+            for message in self.socket.dump(encode::get_elements(&encoder.name(&set.name)))? {
                 for (key, counter) in encode::element_counters(&message) {
                     if let Some(origins) = elements.get(key) {
                         add(*origins, counter);
@@ -96,7 +161,7 @@ impl Dataplane for Nftables {
     }
 
     fn remove(&mut self) -> Result<(), Error> {
-        self.socket.transaction(encode::remove())?;
+        self.socket.transaction(encode::transaction(encode::remove()))?;
         self.plan = Plan::default();
         Ok(())
     }

@@ -17,6 +17,9 @@ pub use crate::render::render;
 /// The name of the table; its family is `inet`.
 pub const TABLE: &str = "portcullis";
 
+/// The name of the base chain, which is at the hook `forward`.
+pub const BASE_CHAIN: &str = "forward";
+
 /// Everything in the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {

@@ -7,8 +7,7 @@ use portcullis_core::net::{Family, Protocol};
 
 use crate::plan::{Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict};
 
-/// The table as `nft -f` takes it. Chains come in the order in which they can be read: called
-/// before caller.
+/// The table as `nft -f` takes it: chains declared, then sets and maps, then the rules.
 pub fn render(plan: &Plan) -> String {
     let mut text = String::new();
     // Writing to a String does not fail.
@@ -18,7 +17,7 @@ pub fn render(plan: &Plan) -> String {
 
 fn table(plan: &Plan, out: &mut String) -> fmt::Result {
     writeln!(out, "table inet {TABLE} {{")?;
-    // A map's elements name chains, so that each chain is declared first.
+    // The elements of maps name chains.
     for (index, chain) in plan.chains.iter().enumerate() {
         writeln!(out, "\tchain {} {{", chain.name)?;
         if index == 0 {

@@ -1,8 +1,8 @@
 //! One node's share of a [`Program`]: the only place where the engine's words become the seam's.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
 
+use indexmap::IndexSet;
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::program::{self, Origin, PeerId};
@@ -15,37 +15,37 @@ use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
 /// enforce.
 pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Vec<Origin>) {
     let addresses = program.peer_addresses();
-    let mut profiles: Numbering<usize> = Numbering::default();
+    let mut profiles: IndexSet<usize> = IndexSet::new();
     let mut endpoints = BTreeMap::new();
     for (i, pod) in cluster.pods.iter().enumerate() {
         let Some(profile) = program.profile(i).filter(|_| pod.node.as_deref() == Some(node)) else {
             continue;
         };
-        let profile = profiles.number(profile);
+        let profile = profiles.insert_full(profile).0 as u32;
         endpoints.extend(program.pod_addresses(i).map(|address| (address, profile)));
     }
 
-    let mut origins: Numbering<Origin> = Numbering::default();
-    let mut peers: Numbering<PeerSet> = Numbering::default();
+    let mut origins: IndexSet<Origin> = IndexSet::new();
+    let mut peers: IndexSet<PeerSet> = IndexSet::new();
     let mut peer_of: HashMap<PeerId, u32> = HashMap::new();
     let mut entry = |entry: &program::Entry| Entry {
         peers: (entry.peer != PeerId::ANY).then(|| {
             *peer_of.entry(entry.peer).or_insert_with(|| {
-                peers.number(match program.peer_block(entry.peer) {
+                let set = match program.peer_block(entry.peer) {
                     Some(ranges) => PeerSet::Ranges(ranges.to_vec()),
                     None => PeerSet::Addresses(addresses[entry.peer.index()].clone()),
-                })
+                };
+                peers.insert_full(set).0 as u32
             })
         }),
         ports: entry.ports.map(|p| Ports { protocol: p.protocol, first: p.first, last: p.last }),
-        origin: origins.number(entry.origin),
+        origin: origins.insert_full(entry.origin).0 as u32,
     };
     let mut rules = |profile: usize, direction| -> Option<Vec<Entry>> {
         let rules = &program.rule_sets()[program.profile_rules(profile, direction)?];
         Some(rules.entries.iter().map(&mut entry).collect())
     };
     let profiles = profiles
-        .values
         .iter()
         .map(|profile| Profile {
             ingress: rules(*profile, Direction::Ingress),
@@ -55,32 +55,8 @@ pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Ve
     let state = NodeState {
         endpoints,
         profiles,
-        peers: peers.values,
-        origins: origins.values.len() as u32,
+        peers: peers.into_iter().collect(),
+        origins: origins.len() as u32,
     };
-    (state, origins.values)
-}
-
-/// Numbers values in order of first sight.
-struct Numbering<T> {
-    numbers: HashMap<T, u32>,
-    values: Vec<T>,
-}
-
-impl<T> Default for Numbering<T> {
-    fn default() -> Self {
-        Numbering { numbers: HashMap::new(), values: Vec::new() }
-    }
-}
-
-impl<T: Clone + Eq + Hash> Numbering<T> {
-    fn number(&mut self, value: T) -> u32 {
-        if let Some(number) = self.numbers.get(&value) {
-            return *number;
-        }
-        let number = self.values.len() as u32;
-        self.values.push(value.clone());
-        self.numbers.insert(value, number);
-        number
-    }
+    (state, origins.into_iter().collect())
 }

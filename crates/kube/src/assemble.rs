@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use portcullis_core::api::NetworkPolicy;
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{NAMESPACE_NAME_LABEL, Peer, Pod, Policy, Workload};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -27,8 +28,19 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
         for problem in found.problems {
             report(problem, &found.place, found.label.clone(), input);
         }
-        if is_first {
-            object(found.body, found.place, &owners, &mut workloads, input);
+        if !is_first {
+            continue;
+        }
+        if let Some((kind, ..)) = key(&found.body) {
+            *input.read.entry(kind.as_str()).or_default() += 1;
+        }
+        match found.body {
+            Body::Nothing => {}
+            Body::PassedOver(kind) => *input.passed_over.entry(kind).or_default() += 1,
+            Body::Policy(policy) => take_policy(*policy, found.place, input),
+            Body::Object(object) => {
+                take(*object, found.place, &owners, &mut workloads, input);
+            }
         }
     }
     expand(workloads, &owners, options, input);
@@ -45,25 +57,40 @@ fn report(problem: Problem, place: &Place, object: Option<String>, input: &mut I
     input.diagnostics.push(Diagnostic {
         severity: problem.severity,
         location: Some(location),
-        object,
-        path: problem.path,
+        object: object.map(one_line),
+        path: one_line(problem.path),
         reason: problem.reason,
-        message: problem.message,
+        message: one_line(problem.message),
     });
+}
+
+/// Keys and names come from the input as they are, and may have line breaks in them.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = text.chars().map(|c| match c {
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    });
+    escaped.collect()
 }
 
 /// Kind, namespace and name of an object that is read.
 fn key(body: &Body) -> Option<(Kind, &str, &str)> {
-    Some(match body {
-        Body::Policy(policy) => (Kind::NetworkPolicy, &policy.0.namespace, &policy.0.name),
-        Body::Object(Object::Namespace { name, .. }) => (Kind::Namespace, "", name),
-        Body::Object(Object::Pod(pod, _)) => (Kind::Pod, &pod.namespace, &pod.name),
-        Body::Object(Object::Node(node)) => (Kind::Node, "", &node.name),
-        Body::Object(Object::Service(service)) => {
-            (Kind::Service, &service.namespace, &service.name)
+    let object = match body {
+        Body::Policy(policy) => {
+            return Some((Kind::NetworkPolicy, &policy.0.namespace, &policy.0.name));
         }
-        Body::Object(Object::Workload(w)) => (w.kind, &w.namespace, &w.name),
+        Body::Object(object) => object,
         Body::PassedOver(_) | Body::Nothing => return None,
+    };
+    Some(match &**object {
+        Object::Namespace { name, .. } => (Kind::Namespace, "", name),
+        Object::Pod(pod, _) => (Kind::Pod, &pod.namespace, &pod.name),
+        Object::Node(node) => (Kind::Node, "", &node.name),
+        Object::Service(service) => (Kind::Service, &service.namespace, &service.name),
+        Object::Workload(w) => (w.kind, &w.namespace, &w.name),
     })
 }
 
@@ -102,31 +129,26 @@ fn first_of_each(found: &[Found], input: &mut Input) -> Vec<bool> {
     first
 }
 
-/// Takes an object into the cluster.
-fn object(
-    body: Body,
+fn take_policy((raw, policy): (NetworkPolicy, Option<Policy>), place: Place, input: &mut Input) {
+    let index = policy.map(|policy| {
+        input.cluster.policies.push(policy);
+        input.places.policies.push(place);
+        input.cluster.policies.len() - 1
+    });
+    input.policies.push(ReadPolicy { raw, index });
+}
+
+/// Takes an object into the cluster; workloads are for later.
+fn take(
+    object: Object,
     place: Place,
     owners: &Owners,
     workloads: &mut Vec<(objects::Workload, Place)>,
     input: &mut Input,
 ) {
-    if let Some((kind, ..)) = key(&body) {
-        *input.read.entry(kind.as_str()).or_default() += 1;
-    }
     let cluster = &mut input.cluster;
-    match body {
-        Body::Nothing => {}
-        Body::PassedOver(kind) => *input.passed_over.entry(kind).or_default() += 1,
-        Body::Policy(policy) => {
-            let (raw, policy) = *policy;
-            let index = policy.map(|policy| {
-                cluster.policies.push(policy);
-                input.places.policies.push(place);
-                cluster.policies.len() - 1
-            });
-            input.policies.push(ReadPolicy { raw, index });
-        }
-        Body::Object(Object::Namespace { name, mut labels }) => {
+    match object {
+        Object::Namespace { name, mut labels } => {
             let said = labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.clone());
             if let Some(said) = said.filter(|said| *said != name) {
                 let path = format!("metadata.labels[{NAMESPACE_NAME_LABEL}]");
@@ -141,22 +163,22 @@ fn object(
             input.cluster.namespaces.insert(name.clone(), labels);
             input.places.namespaces.insert(name, place);
         }
-        Body::Object(Object::Pod(mut pod, owner)) => {
+        Object::Pod(mut pod, owner) => {
             let owner = owner.filter(|(kind, _)| kind != "Node");
             let chain = owner.map(|owner| owners.chain(&pod.namespace, owner, Some(&pod)));
             pod.workload = chain.and_then(|mut chain| chain.pop()).map(workload);
             cluster.pods.push(pod);
             input.places.pods.push(PodPlace { place, template: None });
         }
-        Body::Object(Object::Node(node)) => {
+        Object::Node(node) => {
             cluster.nodes.push(node);
             input.places.nodes.push(place);
         }
-        Body::Object(Object::Service(service)) => {
+        Object::Service(service) => {
             cluster.services.push(service);
             input.places.services.push(place);
         }
-        Body::Object(Object::Workload(w)) => workloads.push((w, place)),
+        Object::Workload(w) => workloads.push((w, place)),
     }
 }
 
@@ -177,13 +199,17 @@ impl Owners {
     fn of(found: &[Found]) -> Owners {
         let mut owners = Owners::default();
         for found in found {
-            if let Body::Object(Object::Workload(w)) = &found.body {
+            if let Body::Object(object) = &found.body
+                && let Object::Workload(w) = &**object
+            {
                 let key = (w.namespace.clone(), w.kind.as_str().to_owned(), w.name.clone());
                 owners.workloads.insert(key, w.owner.clone());
             }
         }
         for found in found {
-            if let Body::Object(Object::Pod(pod, Some(owner))) = &found.body {
+            if let Body::Object(object) = &found.body
+                && let Object::Pod(pod, Some(owner)) = &**object
+            {
                 for (kind, name) in owners.chain(&pod.namespace, owner.clone(), Some(pod)) {
                     owners.with_pods.insert((pod.namespace.clone(), kind, name));
                 }

@@ -7,6 +7,9 @@ use crate::json;
 use crate::tree::{Broken, Node, Position};
 use crate::yaml;
 
+/// The most bytes of broken JSON that are tried as YAML.
+const WORTH_ANOTHER_TRY: usize = 1 << 20;
+
 /// A part of a text that is parsed by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Document {
@@ -87,9 +90,12 @@ pub(crate) fn line_breaks(text: &str) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// Whether there is more than comments, directives and the marker before a document.
+/// Whether there is more than comments, the marker before a document, and directives before that.
 fn has_content(text: &str) -> bool {
-    let text = text.strip_prefix("---").unwrap_or(text);
+    if let Some(text) = text.strip_prefix("---") {
+        let mut lines = text.split(['\n', '\r']).map(str::trim_start);
+        return lines.any(|l| !l.is_empty() && !l.starts_with('#'));
+    }
     text.split(['\n', '\r'])
         .map(str::trim_start)
         .any(|l| !l.is_empty() && !l.starts_with(['#', '%']))
@@ -114,29 +120,33 @@ pub(crate) fn parse<'t>(
         Err(broken) if broken.reason == Reason::Syntax => broken,
         done => return done,
     };
-    if document.syntax == Syntax::Json {
+    // What was meant as YAML is small; a large text is JSON that broke.
+    if document.syntax == Syntax::Json || document.range.len() > WORTH_ANOTHER_TRY {
         return Err(broken);
     }
     visitor.restart();
     parse_yaml(text, document, visitor).map_err(|_| broken)
 }
 
-/// Where JSON begins, if it does: at `{"` or `{}`, behind white space and a marker line.
+/// Where JSON begins, if it does: at `{"` or `{}`, behind a marker line, white space and comments.
 fn looks_like_json(text: &str, document: &Document) -> Option<(usize, Position)> {
-    let mut start = document.range.start;
-    let mut origin = document.origin;
     let body = &text[document.range.clone()];
-    if let Some(rest) = body.strip_prefix("---") {
-        start += 3;
+    let mut at = 0;
+    let mut origin = document.origin;
+    if body.starts_with("---") {
+        at += 3;
         origin.column += 3;
-        let space = rest.bytes().take_while(|b| matches!(b, b' ' | b'\t')).count();
-        if rest.as_bytes().get(space) == Some(&b'#') {
-            return None;
-        }
     }
-    let (space, origin) = json::skip_space(&text[start..document.range.end], origin);
-    start += space;
-    let inner = text[start..document.range.end].strip_prefix('{')?;
+    loop {
+        let (space, position) = json::skip_space(&body[at..], origin);
+        (at, origin) = (at + space, position);
+        if !body[at..].starts_with('#') {
+            break;
+        }
+        at += body[at..].find(['\n', '\r'])?;
+    }
+    let inner = body[at..].strip_prefix('{')?;
+    let start = document.range.start + at;
     inner.trim_start().starts_with(['"', '}']).then_some((start, origin))
 }
 

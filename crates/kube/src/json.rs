@@ -250,3 +250,52 @@ fn is_number(word: &str) -> bool {
         && fraction.is_none_or(digits)
         && exponent.is_none_or(|e| digits(e.strip_prefix(['-', '+']).unwrap_or(e)))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::yaml;
+
+    fn json() -> impl Strategy<Value = String> {
+        let scalar = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            "-?(0|[1-9][0-9]{0,3})([.][0-9]{1,2})?",
+            "\"([a-zé :#,{}\\[\\]-]|\\\\[\"\\\\nt/]|\\\\u00[2-7][0-9a-f]){0,6}\"",
+        ];
+        let space = "[ \n]{0,2}";
+        scalar.prop_recursive(4, 24, 4, move |inner| {
+            let key = "\"[a-zé ]{0,3}\"";
+            let member = (key, space, space, inner.clone());
+            let member = member.prop_map(|(k, s, t, v)| format!("{s}{k}: {t}{v}"));
+            let list = |member: BoxedStrategy<String>| {
+                prop::collection::vec((member, space), 0..4).prop_map(|members| {
+                    let members = members.into_iter().map(|(m, s)| format!("{m}{s}"));
+                    members.collect::<Vec<_>>().join(", ")
+                })
+            };
+            prop_oneof![
+                list(member.boxed()).prop_map(|m| format!("{{{m}}}")),
+                list(inner.boxed()).prop_map(|m| format!("[{m}]")),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn json_is_the_same_tree_by_either_parser(text in json()) {
+            let by_json = parse(&text, Position::START, &mut |_, _| {}).unwrap().0.unwrap();
+            let by_yaml = yaml::parse(&text, Position::START, &mut |_, _| {}).unwrap().unwrap();
+            prop_assert_eq!(format!("{by_json:?}"), format!("{by_yaml:?}"), "{}", text);
+        }
+
+        #[test]
+        fn json_ends_where_the_value_ends(text in json()) {
+            let more = format!("{text} 1");
+            let (_, end, _) = parse(&more, Position::START, &mut |_, _| {}).unwrap();
+            prop_assert_eq!(end, text.len());
+        }
+    }
+}

@@ -99,6 +99,12 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
     let (version, kind) = match from_list {
         Some((version, kind)) => (version.to_owned(), kind.to_owned()),
         None => {
+            let missing = |name: &str| root.get(name).is_none_or(Node::is_null);
+            if missing("kind") && missing("apiVersion") {
+                let message = "not an object: apiVersion and kind are not set".to_owned();
+                out.error(root.at, String::new(), Reason::NotAnObject, message);
+                return None;
+            }
             let kind = field(root, "kind", out);
             let version = field(root, "apiVersion", out);
             (version?, kind?)
@@ -128,8 +134,15 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
         }
         return Some(Class::PassOver(format!("{kind}.{group}")));
     }
-    if built_in && let Some(meant) = misspelt(&kind, group) {
-        let message = format!("no kind {kind:?} in version {version:?}, did you mean {meant:?}?");
+    let meant = built_in.then(|| misspelt(&kind)).flatten();
+    // What stands in the group of NetworkPolicy is one, or is known to be something else.
+    let unknown = group == "networking.k8s.io" && !NETWORKING.contains(&kind.as_str());
+    let malformed = !kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if meant.is_some() || unknown || malformed {
+        let mut message = format!("no kind {kind:?} in version {version:?}");
+        if let Some(meant) = meant.or_else(|| closest(&kind, NETWORKING)) {
+            message += &format!(", did you mean {meant:?}?");
+        }
         out.error(at, "kind".to_owned(), Reason::WrongVersion, message);
         return None;
     }
@@ -165,16 +178,22 @@ fn field(root: &Node<'_>, name: &str, out: &mut Problems) -> Option<String> {
     None
 }
 
-/// A kind that is read here, in other case or in the plural; and, in the group of NetworkPolicy,
-/// whatever comes near it.
-fn misspelt(kind: &str, group: &str) -> Option<&'static str> {
-    const POLICY: &[&str] = &["NetworkPolicy", "NetworkPolicyList"];
-    if group == "networking.k8s.io"
-        && !POLICY.contains(&kind)
-        && let Some(meant) = closest(kind, POLICY)
-    {
-        return Some(meant);
-    }
+/// The kinds of networking.k8s.io, in any version.
+const NETWORKING: &[&str] = &[
+    "NetworkPolicy",
+    "NetworkPolicyList",
+    "Ingress",
+    "IngressList",
+    "IngressClass",
+    "IngressClassList",
+    "IPAddress",
+    "IPAddressList",
+    "ServiceCIDR",
+    "ServiceCIDRList",
+];
+
+/// A kind that is read here, in other case or in the plural.
+fn misspelt(kind: &str) -> Option<&'static str> {
     let plural = |name: &str| match name.strip_suffix('y') {
         Some(stem) => format!("{stem}ies"),
         None => format!("{name}s"),

@@ -35,12 +35,11 @@ pub(crate) struct Found {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "most of what is found are pods")]
 pub(crate) enum Body {
     /// A NetworkPolicy, and what it means if nothing is wrong with it.
     Policy(Box<(NetworkPolicy, Option<Policy>)>),
     /// Any other object that is read, whatever is wrong with it.
-    Object(Object),
+    Object(Box<Object>),
     /// Another kind.
     PassedOver(String),
     /// No object, as the problems say.
@@ -55,6 +54,17 @@ pub(crate) fn label(kind: Kind, namespace: &str, name: &str) -> String {
         name if namespace.is_empty() => format!("{kind} {name}"),
         name => format!("{kind} {namespace}/{name}"),
     }
+}
+
+/// The same for an object that is not read, as far as it says.
+fn describe(root: &Node<'_>) -> Option<String> {
+    let kind = root.get("kind")?.text()?.to_lowercase();
+    let metadata = |key: &str| root.get("metadata")?.get(key)?.text();
+    Some(match (metadata("namespace"), metadata("name")) {
+        (_, None) => kind,
+        (None, Some(name)) => format!("{kind} {name}"),
+        (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
+    })
 }
 
 /// Reads a document of the text of a file. Objects that name no namespace get the one given.
@@ -151,13 +161,15 @@ impl<'t> Visitor<'t> for Reader<'_, 't> {
         let mut problems = Problems::default();
         let contents = match kind::classify(&root, &[], &mut problems) {
             Some(Class::List) => {
-                for (index, item) in held {
-                    items.push((index, item.at, self.object(&item, root.entries())));
+                if !held.is_empty() {
+                    for (index, item) in held {
+                        items.push((index, item.at, self.object(&item, root.entries())));
+                    }
+                    items.sort_by_key(|(index, ..)| *index);
                 }
-                items.sort_by_key(|(index, ..)| *index);
-                check_list(&root, items.is_empty(), &mut problems);
                 duplicates(&root, &mut problems);
-                let label = root.get("kind").and_then(Node::text).map(str::to_lowercase);
+                check_list(&root, items.is_empty(), &mut problems);
+                let label = describe(&root);
                 Contents { body: Body::Nothing, problems: problems.0, label }
             }
             _ => {
@@ -183,7 +195,9 @@ impl<'t> Visitor<'t> for Reader<'_, 't> {
 }
 
 impl Contents {
-    fn at(self, place: Place) -> Found {
+    /// People read from top to bottom, whatever the order of decoding.
+    fn at(mut self, place: Place) -> Found {
+        self.problems.sort_by_key(|problem| problem.at);
         Found { place, body: self.body, problems: self.problems, label: self.label }
     }
 }
@@ -191,16 +205,17 @@ impl Contents {
 impl Reader<'_, '_> {
     fn object(&self, root: &Node<'_>, list: &[Entry<'_>]) -> Contents {
         let mut problems = Problems::default();
+        duplicates(root, &mut problems);
         let (body, label) = match kind::classify(root, list, &mut problems) {
-            None => (Body::Nothing, None),
+            None => (Body::Nothing, describe(root)),
             Some(Class::PassOver(kind)) => {
-                let label = kind.to_lowercase();
-                (Body::PassedOver(kind), Some(label))
+                let label = if problems.0.is_empty() { None } else { describe(root) };
+                (Body::PassedOver(kind), label)
             }
             Some(Class::List) => {
                 let message = "a list within a list: make it a document of its own".to_owned();
                 problems.error(root.at, String::new(), Reason::NotAnObject, message);
-                (Body::Nothing, None)
+                (Body::Nothing, describe(root))
             }
             Some(Class::Read(Kind::NetworkPolicy)) => {
                 let (raw, policy) = policy(root, self.namespace, &mut problems);
@@ -213,21 +228,22 @@ impl Reader<'_, '_> {
                     objects::decode(kind, &cursor, self.namespace, &mut problems);
                 let Metadata { namespace, name, .. } = &metadata;
                 let label = (!problems.0.is_empty()).then(|| label(kind, namespace, name));
-                (Body::Object(object), label)
+                (Body::Object(Box::new(object)), label)
             }
         };
-        duplicates(root, &mut problems);
         Contents { body, problems: problems.0, label }
     }
 }
 
-/// Decodes and validates. The policy is `None` if anything is wrong.
+/// Decodes and validates. The policy is `None` if anything is wrong, also what `out` has already.
 fn policy(root: &Node<'_>, namespace: &str, out: &mut Problems) -> (NetworkPolicy, Option<Policy>) {
     let raw = crate::policy::decode(&Cursor::root(root), namespace, out);
-    let decoding: Vec<String> = out.0.iter().map(|p| p.path.clone()).collect();
+    let errors = out.0.iter().filter(|p| p.severity == Severity::Error);
+    let decoding: Vec<String> = errors.map(|p| p.path.clone()).collect();
     let reading = validate::read(&raw);
     // Where a field could not be decoded, whatever its absence would break is no news.
     let follows = |path: &str| decoding.iter().any(|d| is_within(d, path) || is_within(path, d));
+    let rejected = !reading.errors.is_empty();
     for error in reading.errors {
         if !follows(&error.path) {
             out.field_error(root, error);
@@ -237,10 +253,8 @@ fn policy(root: &Node<'_>, namespace: &str, out: &mut Problems) -> (NetworkPolic
         let (at, message) = (root.find(&warning.path), warning.to_string());
         out.warn(at, warning.path, Reason::Field(warning.reason), message);
     }
-    let mut twice = false;
-    tree::duplicates(root, &mut |_, _, _| twice = true);
-    let policy = (!twice && !out.has_errors()).then_some(reading.policy);
-    (raw, policy)
+    let valid = !out.has_errors() && !rejected;
+    (raw, valid.then_some(reading.policy))
 }
 
 /// Whether a path is another one or below it.
@@ -250,7 +264,6 @@ fn is_within(path: &str, outer: &str) -> bool {
 
 fn duplicates(root: &Node<'_>, out: &mut Problems) {
     tree::duplicates(root, &mut |path, entry, first| {
-        let path = tree::join(&path, &entry.key).trim_start_matches('.').to_owned();
         let message = format!(
             "duplicate field {path:?}: key {:?} already set in map, on line {}",
             entry.key, first.line

@@ -298,7 +298,10 @@ fn workload(
     } else {
         template(&spec, &mut workload, out);
     }
+    let has_template = spec.get("template").is_some();
     match kind {
+        // That it has none is said already.
+        _ if !has_template => {}
         Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet | Kind::DaemonSet => {
             let selector = spec.get("selector").map(|c| c.selector(out));
             check_selector(root.node, selector, &workload.template, out);

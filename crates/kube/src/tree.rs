@@ -173,49 +173,59 @@ impl Entry<'_> {
     }
 }
 
-/// Calls `report` for every key that its map already has, with the path of the map, the key and
-/// the first place.
+/// Calls `report` for every key that its map already has, with its path and the first place.
 pub(crate) fn duplicates(node: &Node<'_>, report: &mut dyn FnMut(String, &Entry<'_>, Position)) {
-    fn walk(
-        node: &Node<'_>,
-        path: &mut Vec<String>,
-        report: &mut dyn FnMut(String, &Entry<'_>, Position),
-    ) {
-        match &node.value {
-            Value::List(items) => {
-                for (i, item) in items.iter().enumerate() {
-                    if matches!(item.value, Value::List(_) | Value::Map(_)) {
-                        path.push(format!("[{i}]"));
-                        walk(item, path, report);
-                        path.pop();
-                    }
-                }
+    walk(node, &mut Vec::new(), report);
+}
+
+/// A step from a list or map to what is in it.
+enum Step<'p> {
+    Key(&'p str),
+    Index(usize),
+}
+
+fn walk<'p>(
+    node: &'p Node<'_>,
+    way: &mut Vec<Step<'p>>,
+    report: &mut dyn FnMut(String, &Entry<'_>, Position),
+) {
+    let is_leaf = |node: &Node<'_>| !matches!(node.value, Value::List(_) | Value::Map(_));
+    match &node.value {
+        Value::List(items) => {
+            for (i, item) in items.iter().enumerate().filter(|(_, item)| !is_leaf(item)) {
+                way.push(Step::Index(i));
+                walk(item, way, report);
+                way.pop();
             }
-            Value::Map(entries) => {
-                let mut seen = FxHashMap::default();
-                for (i, entry) in entries.iter().enumerate() {
-                    let first = if entries.len() <= 16 {
-                        entries[..i].iter().find(|e| e.key == entry.key).map(|e| e.at)
-                    } else {
-                        seen.insert(&*entry.key, entry.at)
-                    };
-                    if let Some(first) = first {
-                        report(path.concat(), entry, first);
-                    }
-                    if matches!(entry.node.value, Value::List(_) | Value::Map(_)) {
-                        path.push(join("", &entry.key));
-                        walk(&entry.node, path, report);
-                        path.pop();
-                    }
-                }
-            }
-            _ => {}
         }
+        Value::Map(entries) => {
+            let mut seen = FxHashMap::default();
+            for (i, entry) in entries.iter().enumerate() {
+                way.push(Step::Key(&entry.key));
+                let first = if entries.len() <= 16 {
+                    entries[..i].iter().find(|e| e.key == entry.key).map(|e| e.at)
+                } else {
+                    seen.insert(&*entry.key, entry.at)
+                };
+                if let Some(first) = first {
+                    report(written(way), entry, first);
+                }
+                if !is_leaf(&entry.node) {
+                    walk(&entry.node, way, report);
+                }
+                way.pop();
+            }
+        }
+        _ => {}
     }
-    let mut report = |path: String, entry: &Entry<'_>, first: Position| {
-        report(path.trim_start_matches('.').to_owned(), entry, first);
-    };
-    walk(node, &mut Vec::new(), &mut report);
+}
+
+fn written(way: &[Step<'_>]) -> String {
+    let path = way.iter().fold(String::new(), |path, step| match step {
+        Step::Key(key) => join(&path, key),
+        Step::Index(i) => format!("{path}[{i}]"),
+    });
+    path.strip_prefix('.').map(str::to_owned).unwrap_or(path)
 }
 
 /// The path of a key below a path: `spec.ports`, or `labels[a/b]` for a key that is no field name.
@@ -413,7 +423,8 @@ fn merge<'t>(entries: &mut Vec<Entry<'t>>, merged: Vec<Node<'t>>) -> Result<(), 
     Ok(())
 }
 
-fn too_deep(at: Position) -> Broken {
+/// The refusal of lists and maps within each other beyond the limit.
+pub(crate) fn too_deep(at: Position) -> Broken {
     let message = format!("more than {MAX_DEPTH} lists and maps within each other");
     Broken { at, reason: Reason::TooDeep, message }
 }

@@ -59,6 +59,22 @@ pub enum Error {
         /// Who was to have one.
         owner: String,
     },
+    /// More nodes than a lab can have.
+    #[error("a lab has at most {most} nodes, but {nodes} are wanted")]
+    TooManyNodes {
+        /// How many are wanted.
+        nodes: u32,
+        /// How many there can be.
+        most: u32,
+    },
+    /// The plan has no such node.
+    #[error("the lab has {nodes} nodes, so none has the index {node}")]
+    NoSuchNode {
+        /// The index that was asked for.
+        node: usize,
+        /// How many nodes there are.
+        nodes: usize,
+    },
     /// A node's kernel did not take the policies, or did not say what it counted.
     #[error("the kernel of node {node}: {source}")]
     Kernel {

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_core::model::IpBlock;
 use portcullis_core::net::{Family, IpRange, next_address, previous_address};
 
-use crate::plan::Families;
+use crate::families::Families;
 
 /// The most hosts that one lab has outside, whatever its policies say.
 const MOST: usize = 128;
@@ -171,4 +171,146 @@ impl Closed {
 /// Whether nothing lies between the two.
 fn follows(range: IpRange, before: IpRange) -> bool {
     next_address(before.last) == Some(range.first)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Each block is a line: the CIDR, then its exceptions.
+    fn blocks(text: &str) -> BTreeSet<IpBlock> {
+        let nets = |line: &str| line.split_whitespace().map(|w| w.parse().unwrap()).collect();
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines
+            .map(|line| {
+                let nets: Vec<IpNet> = nets(line);
+                IpBlock { cidr: nets[0], except: nets[1..].to_vec() }
+            })
+            .collect()
+    }
+
+    fn check(text: &str, taken: &str, expected: &str) {
+        let taken = taken.split_whitespace().map(|a| a.parse().unwrap()).collect();
+        let found = hosts(&blocks(text), &taken, Families::Both);
+        let found: Vec<String> = found.iter().map(IpAddr::to_string).collect();
+        assert_eq!(found.join(" "), expected);
+    }
+
+    #[test]
+    fn without_blocks_there_is_the_rest_of_the_world() {
+        check("", "", "203.0.113.1 2001:db8::1");
+    }
+
+    #[test]
+    fn a_block_has_a_host_at_each_end_and_in_each_exception() {
+        check(
+            "192.168.0.0/16 192.168.5.0/24 192.168.7.0/24",
+            "",
+            "203.0.113.1 2001:db8::1 192.168.0.1 192.168.5.1 192.168.7.1 192.168.255.254",
+        );
+        check(
+            "fd01::/64 fd01::8000:0:0:0/65",
+            "",
+            "203.0.113.1 2001:db8::1 fd01::1 fd01::8000:0:0:1 fd01::7fff:ffff:ffff:ffff",
+        );
+    }
+
+    #[test]
+    fn a_single_address_is_a_host() {
+        check("192.168.5.10/32", "", "203.0.113.1 2001:db8::1 192.168.5.10");
+        check("192.168.5.10/31", "", "203.0.113.1 2001:db8::1 192.168.5.10 192.168.5.11");
+    }
+
+    #[test]
+    fn an_exception_at_the_end_moves_the_host_past_it() {
+        check(
+            "10.0.0.0/24 10.0.0.0/25",
+            "",
+            "203.0.113.1 2001:db8::1 10.0.0.128 10.0.0.1 10.0.0.254",
+        );
+    }
+
+    #[test]
+    fn addresses_that_are_taken_or_unusable_are_passed_over() {
+        check("10.0.0.0/30", "10.0.0.1 10.0.0.2", "203.0.113.1 2001:db8::1");
+        check("10.0.0.0/30", "10.0.0.1", "203.0.113.1 2001:db8::1 10.0.0.2");
+        check("169.254.0.0/16\n127.0.0.1/32\nfe80::/10", "", "203.0.113.1 2001:db8::1");
+    }
+
+    #[test]
+    fn the_whole_internet_has_one_host_with_a_telling_address() {
+        check(
+            "0.0.0.0/0 10.0.0.0/8 192.168.0.0/16",
+            "",
+            "2001:db8::1 203.0.113.254 10.0.0.1 192.168.0.1",
+        );
+        check("::/0", "", "203.0.113.1 2001:db8:ffff:ffff:ffff:ffff:ffff:fffe");
+    }
+
+    #[test]
+    fn the_rest_of_the_world_is_outside_of_documentation_ranges_that_a_policy_names() {
+        check("203.0.113.0/24", "", "198.51.100.1 2001:db8::1 203.0.113.1 203.0.113.254");
+    }
+
+    #[test]
+    fn there_are_never_more_hosts_than_fit() {
+        let many: String = (0..200).map(|n| format!("10.{n}.0.0/16 10.{n}.9.0/24\n")).collect();
+        let found = hosts(&blocks(&many), &BTreeSet::new(), Families::Both);
+        assert_eq!(found.len(), MOST);
+    }
+
+    fn small_net() -> impl Strategy<Value = IpNet> {
+        let v4 = (any::<u16>(), 22u8..=32).prop_map(|(low, length)| {
+            let address = Ipv4Addr::from(0x0a00_0000 | u32::from(low & 0xfff));
+            IpNet::new_assert(address.into(), length).trunc()
+        });
+        let v6 = (any::<u16>(), 118u8..=128).prop_map(|(low, length)| {
+            let address = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low & 0xfff);
+            IpNet::new_assert(address.into(), length).trunc()
+        });
+        prop_oneof![v4, v6]
+    }
+
+    fn block() -> impl Strategy<Value = IpBlock> {
+        (small_net(), prop::collection::vec(small_net(), 0..12)).prop_map(|(cidr, mut except)| {
+            except.retain(|e| cidr.contains(e) && cidr != *e);
+            IpBlock { cidr, except }
+        })
+    }
+
+    /// Every address that a host in the network may have.
+    fn members(net: IpNet) -> impl Iterator<Item = IpAddr> {
+        let has_ends = net.max_prefix_len() - net.prefix_len() >= 2;
+        net.hosts().filter(move |a| !has_ends || ![net.network(), net.broadcast()].contains(a))
+    }
+
+    proptest! {
+        /// The oracle looks at every single address of every block.
+        #[test]
+        fn every_block_and_every_exception_that_can_have_a_host_has_one(
+            blocks in prop::collection::btree_set(block(), 0..5),
+            nodes in prop::collection::btree_set(small_net().prop_map(|n| n.addr()), 0..40),
+        ) {
+            let found = hosts(&blocks, &nodes, Families::Both);
+            let distinct: BTreeSet<IpAddr> = found.iter().copied().collect();
+            prop_assert_eq!(distinct.len(), found.len());
+            prop_assert!(found.iter().all(|a| !nodes.contains(a) && is_usable(*a)));
+            for block in &blocks {
+                let possible = members(block.cidr).any(|a| block.contains(a) && !nodes.contains(&a));
+                prop_assert_eq!(found.iter().any(|a| block.contains(*a)), possible);
+                for except in &block.except {
+                    let possible = members(*except).any(|a| !nodes.contains(&a));
+                    prop_assert!(!possible || found.iter().any(|a| except.contains(a)));
+                }
+            }
+            for family in Family::ALL {
+                let outside = |a: &IpAddr| {
+                    Family::of(*a) == family && !blocks.iter().any(|b| b.cidr.contains(a))
+                };
+                prop_assert!(found.iter().any(outside));
+            }
+        }
+    }
 }

@@ -15,8 +15,9 @@ use portcullis_core::net::{Family, Protocol};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 
 use crate::Error;
+use crate::families::Families;
 use crate::namespace::{Namespace, on_own_thread};
-use crate::plan::{Families, Plan};
+use crate::plan::Plan;
 use crate::probe::{self, NextPorts, Outcome, Probe};
 use crate::respond::{Names, Responders, sockets_for};
 use crate::wiring::{self, Setting, Space, node_space};
@@ -98,6 +99,10 @@ impl Lab {
         node: usize,
         work: impl FnOnce() -> T + Send,
     ) -> Result<T, Error> {
+        let nodes = self.plan.cluster.nodes.len();
+        if node >= nodes {
+            return Err(Error::NoSuchNode { node, nodes });
+        }
         on_own_thread(|| {
             self.namespaces[node_space(node)].enter()?;
             Ok(work())
@@ -128,7 +133,7 @@ impl Lab {
         let families = self.plan.families;
         let each: usize = missing.iter().map(|key| sockets_for(*key, families)).sum();
         require_files(each * self.namespaces.len() + FILES_FOR_PROBES)?;
-        on_own_thread(|| {
+        let opened = on_own_thread(|| {
             for namespace in &self.namespaces {
                 namespace.enter()?;
                 for key in &missing {
@@ -137,9 +142,14 @@ impl Lab {
                         .map_err(|e| Error::socket(&format!("listen on {}/{}", key.1, key.0), e))?;
                 }
             }
-            self.responders.set_sctp(&ports);
             Ok(())
-        })
+        });
+        match opened {
+            Ok(()) => self.responders.set_sctp(&ports),
+            // Rather none than a port that is open at some.
+            Err(_) => self.responders.close_others(&BTreeSet::new()),
+        }
+        opened
     }
 
     /// How many TCP and UDP ports [`Lab::listen`] can have open, by the limit of open files.

@@ -9,6 +9,7 @@ use portcullis_core::net::{Family, next_address};
 
 use crate::Error;
 use crate::external::{self, is_usable, v4, v6};
+use crate::families::Families;
 
 /// What the user may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,33 +24,6 @@ impl Default for Options {
     /// One node, both families.
     fn default() -> Options {
         Options { nodes: 1, families: Families::Both }
-    }
-}
-
-/// Address families of a lab.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Families {
-    /// IPv4 alone.
-    V4,
-    /// IPv6 alone.
-    V6,
-    /// Dual stack.
-    Both,
-}
-
-impl Families {
-    /// Whether this family is one of them.
-    pub fn contains(self, family: Family) -> bool {
-        match self {
-            Families::V4 => family == Family::V4,
-            Families::V6 => family == Family::V6,
-            Families::Both => true,
-        }
-    }
-
-    /// The families, IPv4 first.
-    pub(crate) fn iter(self) -> impl Iterator<Item = Family> {
-        Family::ALL.into_iter().filter(move |family| self.contains(*family))
     }
 }
 
@@ -98,17 +72,23 @@ pub enum Kind {
     External,
 }
 
+/// The most nodes that can be asked for.
+const MOST_NODES: u32 = 1000;
+
 /// Plans the lab for a cluster.
 ///
 /// Nodes are those of the input, by object or by `spec.nodeName`, and `node-1`, `node-2`, … up to
 /// [`Options::nodes`]. Pods without a node are dealt out in turn. Addresses of the input are kept;
-/// pods without one get one per family from 10.244.<node>.0/24 and fd00:10:244:<node>::/64 (or the
+/// pods without one get one per family from 10.244.N.0/24 and fd00:10:244:N::/64 for the Nth node (or the
 /// node's `podCIDRs`), nodes from 172.18.0.0/16 and fd00:172:18::/64. For every `ipBlock` there are
 /// external hosts at its first and last address and in each of its exceptions, and one per family
 /// outside of all blocks.
 ///
 /// Fails where the input gives an address to two owners, or one that no host can have.
 pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
+    if options.nodes > MOST_NODES {
+        return Err(Error::TooManyNodes { nodes: options.nodes, most: MOST_NODES });
+    }
     let mut cluster = cluster.clone();
     name_nodes(&mut cluster, options.nodes);
     let node_of_pod = place_pods(&mut cluster);
@@ -135,8 +115,7 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
             node: Some(index),
         });
     }
-    let of_services = cluster.services.iter().flat_map(|s| &s.cluster_ips);
-    let taken = addresses.owners.keys().chain(of_services).copied().collect();
+    let taken = addresses.owners.keys().chain(&addresses.services).copied().collect();
     for address in external::hosts(&blocks(&cluster), &taken, options.families) {
         endpoints.push(Endpoint {
             name: address.to_string(),
@@ -212,9 +191,10 @@ fn place_pods(cluster: &mut Cluster) -> Vec<Option<usize>> {
 struct Addresses {
     /// Who has an address, by name.
     owners: BTreeMap<IpAddr, String>,
-    /// Addresses that nobody may be given: of Services, and those that a policy names singly,
-    /// because it means somebody that is not in the input.
-    reserved: BTreeSet<IpAddr>,
+    /// The addresses of Services, which are nobody's.
+    services: BTreeSet<IpAddr>,
+    /// The addresses that a policy names singly: it means somebody, and no pod without an address.
+    named: BTreeSet<IpAddr>,
     /// Pod ranges that no node has yet, by their number.
     next_range: u32,
 }
@@ -246,11 +226,11 @@ impl Addresses {
             let owner = format!("pod {}", pod_name(pod));
             self.claim(&mut pod.addresses, &owner)?;
         }
-        self.reserved.extend(cluster.services.iter().flat_map(|s| &s.cluster_ips));
+        self.services.extend(cluster.services.iter().flat_map(|s| &s.cluster_ips));
         let single = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
         for block in blocks(cluster) {
             let nets = std::iter::once(block.cidr).chain(block.except);
-            self.reserved.extend(nets.filter(single).map(|net| net.addr()));
+            self.named.extend(nets.filter(single).map(|net| net.addr()));
         }
         Ok(())
     }
@@ -348,7 +328,8 @@ impl Addresses {
     /// The next address of the range that is free; it then is the owner's.
     fn next_in(&mut self, range: &mut Range, owner: &str) -> Option<IpAddr> {
         let free = |a: &IpAddr| {
-            is_usable(*a) && !self.owners.contains_key(a) && !self.reserved.contains(a)
+            let taken = self.owners.contains_key(a) || self.services.contains(a);
+            is_usable(*a) && !taken && !self.named.contains(a)
         };
         let address = range.find(free)?;
         self.owners.insert(address, owner.to_owned());
@@ -360,8 +341,8 @@ fn is_in(addresses: &[IpAddr]) -> impl Fn(&IpAddr) -> bool {
     move |address| addresses.contains(address)
 }
 
-/// The pod range with this number: 10.244.<number>.0/24, going on into 10.245.0.0, or
-/// fd00:10:244:<number>::/64. `None` where the numbers end.
+/// The pod range with this number: 10.244.N.0/24, going on into 10.245.0.0, or
+/// fd00:10:244:N::/64. `None` where the numbers end.
 fn pod_range(family: Family, number: u32) -> Option<IpNet> {
     match family {
         Family::V4 => {
@@ -401,5 +382,231 @@ impl Iterator for Range {
         let address = self.next.filter(|a| net.contains(a) && *a != net.broadcast())?;
         self.next = next_address(address);
         Some(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_core::model::{Policy, Rule, Service};
+
+    use super::*;
+
+    /// One object per line: `node NAME`, `pod NAMESPACE/NAME`, `service`, `block CIDR`. After it
+    /// `@node`, addresses, `hostNetwork`, `finished`; of a block its exceptions; of a service its
+    /// cluster IPs; of a node also podCIDRs.
+    fn cluster(text: &str) -> Cluster {
+        let mut cluster = Cluster::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let addresses: Vec<IpAddr> = words.iter().filter_map(|w| w.parse().ok()).collect();
+            let nets: Vec<IpNet> = words.iter().filter_map(|w| w.parse().ok()).collect();
+            match words[..] {
+                [] => {}
+                ["node", name, ..] => {
+                    cluster.nodes.push(Node { name: name.into(), addresses, pod_cidrs: nets })
+                }
+                ["pod", name, ..] => {
+                    let (namespace, name) = name.split_once('/').unwrap();
+                    cluster.pods.push(Pod {
+                        namespace: namespace.into(),
+                        name: name.into(),
+                        node: words.iter().find_map(|w| Some(w.strip_prefix('@')?.to_owned())),
+                        host_network: words.contains(&"hostNetwork"),
+                        finished: words.contains(&"finished"),
+                        addresses,
+                        ..Pod::default()
+                    });
+                }
+                ["service", ..] => {
+                    cluster.services.push(Service { cluster_ips: addresses, ..Service::default() })
+                }
+                ["block", ..] => {
+                    let block = IpBlock { cidr: nets[0], except: nets[1..].to_vec() };
+                    let rule = Rule { peers: vec![Peer::Block(block)], ports: Vec::new() };
+                    cluster.policies.push(Policy { egress: Some(vec![rule]), ..Policy::default() });
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        cluster
+    }
+
+    fn options(nodes: u32, families: Families) -> Options {
+        Options { nodes, families }
+    }
+
+    /// Compares the endpoints, without "the rest of the world".
+    fn check(text: &str, options: Options, expected: &str) {
+        let plan = plan(&cluster(text), &options).unwrap();
+        let found: Vec<String> = plan
+            .endpoints
+            .iter()
+            .filter(|e| !["203.0.113.1", "2001:db8::1"].contains(&&*e.name))
+            .map(|e| {
+                let node = e.node.map_or("outside", |n| &plan.cluster.nodes[n].name);
+                let addresses: Vec<_> = e.addresses.iter().map(IpAddr::to_string).collect();
+                format!("{:?} {} on {node}: {}", e.kind, e.name, addresses.join(" "))
+            })
+            .collect();
+        let expected: Vec<&str> =
+            expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        assert_eq!(found, expected);
+    }
+
+    fn error(text: &str) -> String {
+        plan(&cluster(text), &Options::default()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn pods_without_a_node_are_dealt_out_in_turn() {
+        check(
+            "pod a/x
+             pod a/y @node-1
+             pod a/z
+             pod b/x",
+            options(2, Families::Both),
+            "Pod a/x on node-1: 10.244.1.1 fd00:10:244:1::1
+             Pod a/y on node-1: 10.244.1.2 fd00:10:244:1::2
+             Pod a/z on node-2: 10.244.2.1 fd00:10:244:2::1
+             Pod b/x on node-1: 10.244.1.3 fd00:10:244:1::3
+             Node node-1 on node-1: 172.18.0.2 fd00:172:18::2
+             Node node-2 on node-2: 172.18.0.3 fd00:172:18::3",
+        );
+    }
+
+    #[test]
+    fn nodes_of_the_input_are_there_by_object_and_by_name_and_filled_up_to_the_number_wanted() {
+        check(
+            "node alpha 10.9.0.1
+             pod a/x @beta
+             pod a/y @alpha",
+            options(3, Families::V4),
+            "Pod a/x on beta: 10.244.2.1
+             Pod a/y on alpha: 10.244.1.1
+             Node alpha on alpha: 10.9.0.1
+             Node beta on beta: 172.18.0.2
+             Node node-1 on node-1: 172.18.0.3",
+        );
+    }
+
+    #[test]
+    fn addresses_of_the_input_are_kept_and_given_to_nobody_else() {
+        check(
+            "node n 172.18.0.9 10.244.5.0/24
+             pod a/new
+             pod a/old 10.244.5.1 fd00::1
+             pod a/newer
+             service 10.244.5.3
+             pod a/single 10.244.5.2
+             node m 172.18.0.2",
+            options(1, Families::V4),
+            "Pod a/new on n: 10.244.5.4
+             Pod a/old on m: 10.244.5.1
+             Pod a/newer on n: 10.244.5.5
+             Pod a/single on m: 10.244.5.2
+             Node n on n: 172.18.0.9
+             Node m on m: 172.18.0.2",
+        );
+    }
+
+    #[test]
+    fn an_address_that_a_policy_names_singly_is_an_external_host_unless_the_input_has_it() {
+        check(
+            "pod a/x
+             pod a/y 10.7.7.7
+             block 10.244.1.1/32
+             block 10.7.7.7/32
+             block 172.18.0.2/32",
+            options(1, Families::V4),
+            "Pod a/x on node-1: 10.244.1.2
+             Pod a/y on node-1: 10.7.7.7
+             Node node-1 on node-1: 172.18.0.3
+             External 10.244.1.1 on outside: 10.244.1.1
+             External 172.18.0.2 on outside: 172.18.0.2",
+        );
+    }
+
+    #[test]
+    fn host_network_pods_are_their_node_and_tell_its_addresses() {
+        let text = "pod kube/proxy @a 10.9.0.1 hostNetwork
+                    pod kube/agent @a 10.9.0.1 hostNetwork
+                    pod kube/proxy-b @b hostNetwork
+                    pod kube/astray 10.9.0.1 hostNetwork";
+        check(
+            text,
+            options(1, Families::V4),
+            "Node a on a: 10.9.0.1
+             Node b on b: 172.18.0.2",
+        );
+        let plan = plan(&cluster(text), &options(1, Families::V4)).unwrap();
+        let pods: Vec<_> =
+            plan.cluster.pods.iter().map(|p| plan.endpoint_at(p.addresses[0]).unwrap()).collect();
+        assert_eq!(pods, [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn finished_pods_are_left_out_and_their_addresses_may_be_others() {
+        check(
+            "pod a/job finished 10.244.1.1 @gone
+             pod a/x 10.244.1.1",
+            options(1, Families::V4),
+            "Pod a/x on node-1: 10.244.1.1
+             Node node-1 on node-1: 172.18.0.2",
+        );
+    }
+
+    #[test]
+    fn a_node_whose_range_is_full_gets_another() {
+        let text: String = (0..600).map(|n| format!("pod a/p{n}\n")).collect();
+        let plan = plan(&cluster(&text), &options(2, Families::Both)).unwrap();
+        let addresses: BTreeSet<IpAddr> =
+            plan.cluster.pods.iter().flat_map(|p| p.addresses.clone()).collect();
+        assert_eq!(addresses.len(), 1200);
+        let last = &plan.cluster.pods[599].addresses;
+        let expected: [IpAddr; 2] =
+            ["10.244.4.46".parse().unwrap(), "fd00:10:244:2::12c".parse().unwrap()];
+        assert_eq!(last[..], expected);
+    }
+
+    #[test]
+    fn the_cluster_that_is_returned_says_what_the_lab_will_have() {
+        let plan = plan(&cluster("pod a/x\npod a/y"), &options(2, Families::Both)).unwrap();
+        for endpoint in plan.endpoints.iter().filter(|e| e.kind == Kind::Pod) {
+            let pod = plan.cluster.pods.iter().find(|p| pod_name(p) == endpoint.name).unwrap();
+            let node = &plan.cluster.nodes[endpoint.node.unwrap()];
+            assert_eq!(pod.addresses, endpoint.addresses);
+            assert_eq!(pod.node.as_ref(), Some(&node.name));
+        }
+    }
+
+    #[test]
+    fn an_address_with_two_owners_is_an_error_that_names_both() {
+        assert_eq!(
+            error("pod a/x 10.0.0.1\npod b/y 10.0.0.1"),
+            "10.0.0.1 belongs to pod a/x and to pod b/y: an address can have one owner"
+        );
+        assert_eq!(
+            error("node n 10.0.0.1\npod b/y 10.0.0.1"),
+            "10.0.0.1 belongs to node n and to pod b/y: an address can have one owner"
+        );
+    }
+
+    #[test]
+    fn more_nodes_than_a_lab_can_have_are_an_error() {
+        let refused = plan(&Cluster::default(), &options(u32::MAX, Families::Both)).unwrap_err();
+        assert_eq!(refused.to_string(), "a lab has at most 1000 nodes, but 4294967295 are wanted");
+    }
+
+    #[test]
+    fn an_address_that_no_host_can_have_is_an_error() {
+        for address in ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1", "::1", "fe80::2"] {
+            assert_eq!(
+                error(&format!("pod a/x {address}")),
+                format!(
+                    "pod a/x cannot have the address {address}: \
+                     it is not a unicast address of a host"
+                )
+            );
+        }
     }
 }

@@ -54,6 +54,8 @@ const PATIENCE: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_millis(400), Duration::from_millis(1200)];
 /// If answers take longer than usual, silence does too: so many times the slowest answer.
 const SLOWEST_TIMES: u32 = 4;
+/// But never longer than this.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(2);
 /// The most probes in flight in a first try; later tries have a quarter, to go easy on a machine
 /// that lost packets.
 const IN_FLIGHT: usize = 8000;
@@ -186,7 +188,7 @@ impl Prober<'_> {
     /// Waits until all are answered, or silence has lasted.
     fn listen(&mut self, patience: Duration) -> Result<(), Error> {
         while !self.flights.is_empty() {
-            let patience = patience.max(self.slowest * SLOWEST_TIMES);
+            let patience = patience.max(self.slowest * SLOWEST_TIMES).min(LONGEST_PATIENCE);
             let left = patience.saturating_sub(self.latest.elapsed());
             if left.is_zero() {
                 break;

@@ -22,7 +22,7 @@ use portcullis_core::net::{Family, Protocol};
 use rustc_hash::FxHashMap;
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use crate::plan::Families;
+use crate::families::Families;
 use crate::sctp;
 
 /// What an address calls itself.

@@ -111,3 +111,62 @@ fn parameter(kind: u16) -> Vec<u8> {
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INIT_PACKET: Packet = Packet {
+        source_port: 40000,
+        destination_port: 3868,
+        tag: 0,
+        chunk: Chunk::Init { tag: 0x0102_0304 },
+    };
+
+    #[test]
+    fn an_init_is_laid_out_as_the_rfc_says() {
+        let bytes = INIT_PACKET.to_bytes();
+        let expected: [u8; 32] = [
+            0x9c, 0x40, 0x0f, 0x1c, 0, 0, 0, 0, 0, 0, 0, 0, // ports, tag, checksum
+            1, 0, 0, 20, 1, 2, 3, 4, 0, 1, 0, 0, 0, 1, 0, 1, 1, 2, 3, 4,
+        ];
+        assert_eq!((&bytes[..8], &bytes[12..]), (&expected[..8], &expected[12..]));
+        let sum = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        assert_eq!(sum, crc32c::crc32c(&expected));
+    }
+
+    #[test]
+    fn a_listening_responder_agrees_with_the_tag_it_was_given() {
+        let answer = INIT_PACKET.answer(true).unwrap();
+        assert_eq!(Packet::from_bytes(&answer.to_bytes()), Some(answer));
+        assert_eq!((answer.source_port, answer.destination_port), (3868, 40000));
+        assert_eq!(answer.tag, 0x0102_0304);
+        assert!(matches!(answer.chunk, Chunk::InitAck { tag } if tag != 0));
+    }
+
+    #[test]
+    fn a_refusal_by_a_responder_is_told_from_that_of_a_kernel() {
+        let refusal = INIT_PACKET.answer(false).unwrap();
+        assert_eq!(refusal.chunk, Chunk::Abort { by_responder: true });
+        let bytes = refusal.to_bytes();
+        assert_eq!(Packet::from_bytes(&bytes), Some(refusal));
+        let bare = [&bytes[..12], &[ABORT, 1, 0, 4]].concat();
+        let abort = Packet::from_bytes(&bare).unwrap();
+        assert_eq!(abort.chunk, Chunk::Abort { by_responder: false });
+    }
+
+    #[test]
+    fn only_an_init_is_answered() {
+        let answer = INIT_PACKET.answer(true).unwrap();
+        assert_eq!(answer.answer(true), None);
+        assert_eq!(INIT_PACKET.answer(false).and_then(|p| p.answer(true)), None);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_no_packet() {
+        let bytes = INIT_PACKET.to_bytes();
+        for length in 0..20 {
+            assert_eq!(Packet::from_bytes(&bytes[..length]), None);
+        }
+    }
+}

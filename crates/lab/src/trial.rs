@@ -34,9 +34,9 @@ pub type Progress<'a> = &'a mut (dyn FnMut(Step, usize, usize) + Send);
 /// What was tried and what came of it.
 #[derive(Debug)]
 pub struct Trial {
-    /// One for each connection, in the order of [`connections`].
+    /// One for each connection, in the order they were given.
     pub observations: Vec<Observation>,
-    /// What let connections pass, and how many.
+    /// What let connections pass, and how many; also what let none.
     pub hits: BTreeMap<Origin, u64>,
     /// Packets that the nodes received while connections were tried.
     pub packets: u64,
@@ -162,17 +162,17 @@ impl Lab {
         Ok(Enforcement { program, nodes })
     }
 
-    /// Tries every connection on these kinds of traffic, without policies and then with them. The
-    /// policies stay in force as long as what comes back is kept.
+    /// Tries connections without policies and then with them. The policies stay in force as long as
+    /// what comes back is kept. Connections on one kind of traffic should be next to each other, as
+    /// [`connections`] has them.
     pub fn trial(
         &mut self,
-        traffics: &BTreeSet<Traffic>,
+        connections: Vec<(Probe, usize)>,
         progress: Progress<'_>,
     ) -> Result<(Trial, Enforcement), Error> {
         let started = Instant::now();
         let packets_before = self.packets_received()?;
         let program = Program::compile(&self.plan().cluster);
-        let connections = connections(self.plan(), traffics);
         let before = self.try_all(&connections, Step::Before, progress)?;
         let mut enforcement = self.enforce(program, progress)?;
         let trial = Trial {
@@ -311,9 +311,10 @@ impl Enforcement {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.report))
     }
 
-    /// How many connections each origin has let pass so far, on all nodes together.
+    /// How many connections each origin has let pass so far, on all nodes together; also none.
     pub fn hits(&mut self) -> Result<BTreeMap<Origin, u64>, Error> {
-        let mut hits = BTreeMap::new();
+        let origins = self.nodes.iter().flat_map(|node| &node.origins);
+        let mut hits: BTreeMap<Origin, u64> = origins.map(|origin| (*origin, 0)).collect();
         for node in &mut self.nodes {
             let kernel = |source| Error::Kernel { node: node.name.clone(), source };
             for hit in node.dataplane.hits().map_err(kernel)? {

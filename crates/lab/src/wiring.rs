@@ -195,6 +195,11 @@ fn up(link: u32) -> (RouteNetlinkMessage, u16) {
     (RouteNetlinkMessage::SetLink(message), 0)
 }
 
+/// By default a veth has a queue per processor and then gives up all but one of them, for which
+/// the kernel waits until no processor can see them any more: a millisecond for every pod.
+const ONE_QUEUE: [LinkAttribute; 2] =
+    [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
+
 /// A veth whose upper end is here and up, and whose lower end is `eth0` of the child.
 fn veth(child: usize, file: RawFd) -> (RouteNetlinkMessage, u16) {
     let mut lower = LinkMessage::default();
@@ -203,6 +208,8 @@ fn veth(child: usize, file: RawFd) -> (RouteNetlinkMessage, u16) {
         LinkAttribute::IfName("eth0".to_owned()),
         LinkAttribute::Address(lower_mac(child)),
         LinkAttribute::NetNsFd(file),
+        ONE_QUEUE[0].clone(),
+        ONE_QUEUE[1].clone(),
     ];
     let mut upper = LinkMessage::default();
     upper.header.index = downlink(child);
@@ -211,6 +218,8 @@ fn veth(child: usize, file: RawFd) -> (RouteNetlinkMessage, u16) {
     upper.attributes = vec![
         LinkAttribute::IfName(format!("veth{child}")),
         LinkAttribute::Address(upper_mac(child)),
+        ONE_QUEUE[0].clone(),
+        ONE_QUEUE[1].clone(),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(lower))),

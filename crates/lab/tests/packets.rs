@@ -44,7 +44,11 @@ fn main() -> Result {
         test("listening_anew_closes_what_is_not_named", listening_anew_closes),
         test("a_host_network_pod_is_its_node", a_host_network_pod_is_its_node),
         test("a_lab_may_have_one_family", a_lab_may_have_one_family),
-        test("too_many_ports_are_refused_before_any_is_open", too_many_ports_are_refused),
+        test("too_many_ports_are_refused_and_as_many_as_fit_are_not", too_many_ports_are_refused),
+        test(
+            "a_node_that_is_not_there_cannot_be_entered",
+            a_node_that_is_not_there_cannot_be_entered,
+        ),
         test("a_process_with_threads_cannot_enter", a_process_with_threads_cannot_enter),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -170,7 +174,19 @@ fn too_many_ports_are_refused() -> Result {
     assert!(matches!(refused, Err(Error::TooManyFiles { .. })), "{refused:?}");
     let probes = all_pairs(lab.plan(), &[Traffic::Port(Protocol::Tcp, 1)]);
     let expected = vec![Outcome::Refused; probes.len()];
+    compare(&probes, &lab.probe(&probes, |_| ())?, &expected)?;
+
+    let most = lab.ports_at_once().min(usize::from(u16::MAX));
+    lab.listen(&(1..=u16::MAX).take(most).map(|port| (Protocol::Tcp, port)).collect())?;
+    let expected: Vec<_> = probes.iter().map(|p| Outcome::Answered(name(&lab, p.to))).collect();
     compare(&probes, &lab.probe(&probes, |_| ())?, &expected)
+}
+
+fn a_node_that_is_not_there_cannot_be_entered() -> Result {
+    let lab = Lab::up(&small(Families::V4)?, |_, _| ())?;
+    let refused = lab.in_node(2, || ());
+    assert!(matches!(refused, Err(Error::NoSuchNode { node: 2, nodes: 2 })), "{refused:?}");
+    Ok(())
 }
 
 fn a_process_with_threads_cannot_enter() -> Result {

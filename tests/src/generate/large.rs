@@ -77,10 +77,11 @@ fn namespace(number: usize) -> String {
 fn node(number: u8) -> Node {
     let v4 = Ipv4Addr::new(192, 168, 0, number + 1);
     let v6 = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, u16::from(number) + 1);
+    let pod_cidrs = [format!("10.{number}.0.0/16"), format!("fd00:0:0:{number:x}::/64")];
     Node {
         name: format!("node-{number}"),
         addresses: vec![v4.into(), v6.into()],
-        ..Node::default()
+        pod_cidrs: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
     }
 }
 

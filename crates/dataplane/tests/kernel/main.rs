@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
 use portcullis_core::net::{IpNet, Protocol};
-use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
+use portcullis_dataplane::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::plan::{TABLE, plan, render};
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Dataplane, Error, Fake, Nftables};
@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         with_nft("nft_lists_the_whole_ruleset_as_text", nft_lists_the_whole_ruleset),
         with_nft("what_was_removed_is_gone_and_other_tables_stay", removal),
         with_nft("elements_that_need_many_messages_all_arrive", many_elements),
+        with_nft("what_is_too_large_for_one_send_is_put_beside_and_switched_to", in_pieces),
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
         in_namespace("a_known_connection_survives_a_new_state", known_connection),
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
@@ -223,6 +224,37 @@ fn many_elements() {
     assert_eq!(listed().as_array().unwrap().iter().map(held).max(), Some(5000));
 }
 
+fn in_pieces() {
+    let mut socket = NetlinkSocket::open(NETLINK_NETFILTER).unwrap();
+    socket.set_send_limit(40_000).unwrap();
+    let limit = socket.send_limit().unwrap();
+    let mut nftables = Nftables::over(socket);
+    let mut generations = Vec::new();
+    for state in states(60) {
+        let report = nftables.apply(&state).unwrap();
+        assert_eq!(nftables.hits().unwrap(), []);
+
+        let listed = listed();
+        let objects = || listed.as_array().unwrap().iter().map(|o| o.as_object().unwrap());
+        let count = |kinds: &[&str]| {
+            objects().filter(|object| kinds.iter().any(|kind| object.contains_key(*kind))).count()
+        };
+        assert_eq!(count(&["chain"]), report.chains);
+        assert_eq!(count(&["rule"]), report.rules);
+        assert_eq!(count(&["set", "map"]), report.sets);
+
+        let chain = objects().filter_map(|object| object.get("chain")?["name"].as_str());
+        let generation = chain.filter_map(|name| name.rsplit_once('.')).map(|(_, g)| g.to_owned());
+        let generation = generation.max();
+        assert_eq!(generation.is_some(), report.bytes > limit);
+        generations.push(generation);
+    }
+    let follow = |a: &str, b: &str| {
+        generations.windows(2).any(|w| w[0].as_deref() == Some(a) && w[1].as_deref() == Some(b))
+    };
+    assert!(follow("1", "2"), "no large state came after a large one: {generations:?}");
+}
+
 /// Pods 1 and 2 are behind this node. Pod 2 (10.0.2.2, fd00:2::2) is isolated.
 fn two_pods() -> NodeState {
     let block = |text: &str| text.parse::<IpNet>().unwrap().into();
@@ -301,7 +333,8 @@ fn known_connection() {
     let network = Network::with_pods(2);
     let (client, server) = (&network.pods[0], &network.pods[1]);
     let mut nftables = Nftables::open().unwrap();
-    nftables.apply(&two_pods()).unwrap();
+    let two_pods = two_pods();
+    nftables.apply(&two_pods).unwrap();
 
     let socket = server.udp(address("10.0.2.2"), 53);
     let asking = client.udp(address("10.0.1.2"), 0);
@@ -310,7 +343,7 @@ fn known_connection() {
     socket.send_to(b"!", from).unwrap();
     asking.recv_from(&mut [0; 8]).unwrap();
 
-    let mut closed = two_pods();
+    let mut closed = two_pods;
     closed.profiles[0].ingress = Some(Vec::new());
     nftables.apply(&closed).unwrap();
     asking.send_to(b"?", "10.0.2.2:53").unwrap();

@@ -1,0 +1,79 @@
+//! A lab that stays up: it answers, it ends when it is told to, and nothing is left of it.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+fn portcullis(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    command.args(arguments).stdin(Stdio::null()).env("COLUMNS", "100");
+    command
+}
+
+fn run(arguments: &[&str]) -> (i32, String) {
+    let Output { status, stdout, stderr } = portcullis(arguments).output().unwrap();
+    let text = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
+    (status.code().unwrap(), text)
+}
+
+/// Starts a lab and waits until it is up.
+fn up(name: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut command = portcullis(&["lab", "up", "-f", "examples/three-tier", "--name", name]);
+    let mut lab = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(lab.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("The lab is up") {
+        line.clear();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0, "the lab did not come up");
+    }
+    (lab, out)
+}
+
+#[test]
+fn a_lab_that_is_up_answers_until_it_is_taken_down() {
+    let name = "test-answers";
+    let (mut lab, _out) = up(name);
+    let probe =
+        |ends: [&str; 3]| run(&[&["lab", "probe", "--name", name], ends.as_slice()].concat());
+
+    let (code, text) = probe(["shop/api", "shop/db", "3306"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("(IPv4): predicted passes, observed passes"), "{text}");
+    assert!(text.contains("(IPv6): predicted passes, observed passes"), "{text}");
+    let (code, text) = probe(["shop/web", "shop/db", "mysql"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("predicted refused, observed refused"), "{text}");
+    let (code, text) = probe(["shop/db", "192.168.5.10", "4444/udp"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("4444/UDP (IPv4): predicted refused, observed refused"), "{text}");
+    let (code, text) = probe(["shop/db", "198.51.100.9", "80"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("nobody at this address"), "{text}");
+    let (code, text) = run(&["lab", "probe", "--name", name, "-o", "json"]);
+    assert_eq!(code, 0);
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(all.as_array().unwrap().iter().all(|c| c["predicted"] == c["observed"]), "{text}");
+
+    let (code, text) = run(&["lab", "up", "-f", "examples/three-tier", "--name", name]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("is running already"), "{text}");
+
+    assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
+    assert!(lab.wait().unwrap().success());
+    let (code, text) = run(&["lab", "down", "--name", name]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("no lab named test-answers is running"), "{text}");
+}
+
+#[test]
+fn a_lab_that_is_killed_leaves_its_name_free() {
+    let name = "test-killed";
+    let (mut lab, _out) = up(name);
+    lab.kill().unwrap();
+    lab.wait().unwrap();
+    assert_eq!(run(&["lab", "probe", "--name", name]).0, 2);
+    let (mut again, _out) = up(name);
+    assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
+    assert!(again.wait().unwrap().success());
+}

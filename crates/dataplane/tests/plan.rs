@@ -1,0 +1,367 @@
+//! What small states look like as a table.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy allows it in the tests, but not beside them"
+)]
+
+use std::net::IpAddr;
+
+use portcullis_core::net::{IpNet, Protocol};
+use portcullis_dataplane::plan::{plan, render};
+use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
+
+/// Reads a state from lines:
+///
+/// ```text
+/// peers near = 10.1.0.1 fd00::1     or blocks: 10.0.0.0/8
+/// profile web                       its entries follow, each is an origin
+///   ingress near tcp 80-90          or any, or closed
+/// pod 10.0.0.1 web
+/// ```
+fn state(text: &str) -> NodeState {
+    let mut state = NodeState::default();
+    let (mut peers, mut profiles) = (Vec::new(), Vec::new());
+    let index = |names: &[String], name: &str| {
+        names.iter().position(|known| known == name).unwrap_or_else(|| panic!("no {name}")) as u32
+    };
+    for line in text.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match &*words {
+            [] => {}
+            ["peers", name, "=", set @ ..] => {
+                peers.push((*name).to_owned());
+                state.peers.push(match set.iter().map(|word| word.parse()).collect() {
+                    Ok(addresses) => PeerSet::Addresses(addresses),
+                    Err(_) => PeerSet::Ranges(set.iter().map(|word| block(word)).collect()),
+                });
+            }
+            ["profile", name] => {
+                profiles.push((*name).to_owned());
+                state.profiles.push(Profile::default());
+            }
+            ["pod", address, profile] => {
+                state.endpoints.insert(address.parse().unwrap(), index(&profiles, profile));
+            }
+            [direction @ ("ingress" | "egress"), peer, ports @ ..] => {
+                let profile = state.profiles.last_mut().unwrap();
+                let entries = match *direction {
+                    "ingress" => &mut profile.ingress,
+                    _ => &mut profile.egress,
+                };
+                let entries = entries.get_or_insert_default();
+                if *peer == "closed" {
+                    continue;
+                }
+                entries.push(Entry {
+                    peers: (*peer != "any").then(|| index(&peers, peer)),
+                    ports: (!ports.is_empty()).then(|| self::ports(ports)),
+                    origin: state.origins,
+                });
+                state.origins += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    state
+}
+
+fn block(text: &str) -> portcullis_core::net::IpRange {
+    match text.parse::<IpNet>() {
+        Ok(net) => net.into(),
+        Err(_) => IpNet::from(text.parse::<IpAddr>().unwrap()).into(),
+    }
+}
+
+fn ports(words: &[&str]) -> Ports {
+    let protocol = Protocol::from_api(&words[0].to_uppercase()).unwrap();
+    let (first, last) = words[1].split_once('-').unwrap_or((words[1], words[1]));
+    Ports { protocol, first: first.parse().unwrap(), last: last.parse().unwrap() }
+}
+
+/// Compares the table, without the declarations of chains that come first for `nft`.
+#[track_caller]
+fn check(state: &NodeState, expected: &str) {
+    let table = render(&plan(state).unwrap());
+    let (_, table) = table.split_once("\n\n").unwrap();
+    assert_eq!(table.replace("\n\n", "\n").replace('\t', "  "), expected.trim_start_matches('\n'));
+}
+
+#[test]
+fn exact_ports_of_addresses_are_one_hash_set_per_family() {
+    let state = state(
+        "
+peers near = 10.1.0.1 fd00::7
+profile web
+  ingress near tcp 80
+pod 10.0.0.1 web
+pod fd00::1 web
+",
+    );
+    check(
+        &state,
+        "
+  set p0-ingress-exact4 {
+    type ipv4_addr . inet_proto . inet_service
+    counter
+    elements = {
+      10.1.0.1 . tcp . 80,
+    }
+  }
+  set p0-ingress-exact6 {
+    type ipv6_addr . inet_proto . inet_service
+    counter
+    elements = {
+      fd00::7 . tcp . 80,
+    }
+  }
+  set self4 {
+    type ipv4_addr . ipv4_addr
+    elements = {
+      10.0.0.1 . 10.0.0.1,
+    }
+  }
+  set self6 {
+    type ipv6_addr . ipv6_addr
+    elements = {
+      fd00::1 . fd00::1,
+    }
+  }
+  map ingress4 {
+    type ipv4_addr : verdict
+    elements = {
+      10.0.0.1 : jump p0-ingress,
+    }
+  }
+  map ingress6 {
+    type ipv6_addr : verdict
+    elements = {
+      fd00::1 : jump p0-ingress,
+    }
+  }
+  chain forward {
+    ct state established,related accept
+    ip saddr . ip daddr @self4 accept
+    ip6 saddr . ip6 daddr @self6 accept
+    ip daddr vmap @ingress4
+    ip6 daddr vmap @ingress6
+  }
+  chain p0-ingress {
+    ip saddr . meta l4proto . th dport @p0-ingress-exact4 return
+    ip6 saddr . meta l4proto . th dport @p0-ingress-exact6 return
+    counter drop
+  }
+}
+",
+    );
+}
+
+#[test]
+fn overlapping_blocks_are_cut_and_each_piece_counts_for_all_its_origins() {
+    let state = state(
+        "
+peers a = 10.1.0.1
+peers b = 10.0.0.0/8
+peers c = 10.1.0.0/16 192.168.5.10
+profile p
+  egress a
+  egress b
+  egress c
+pod 10.0.0.1 p
+",
+    );
+    check(
+        &state,
+        "
+  set p0-egress-addresses4 {
+    type ipv4_addr
+    counter
+    elements = {
+      10.1.0.1,
+    }
+  }
+  set p0-egress-blocks4 {
+    type ipv4_addr
+    flags interval
+    counter
+    elements = {
+      10.0.0.0-10.0.255.255,
+      10.1.0.0-10.1.255.255,
+      10.2.0.0-10.255.255.255,
+      192.168.5.10,
+    }
+  }
+  set self4 {
+    type ipv4_addr . ipv4_addr
+    elements = {
+      10.0.0.1 . 10.0.0.1,
+    }
+  }
+  map egress4 {
+    type ipv4_addr : verdict
+    elements = {
+      10.0.0.1 : jump p0-egress,
+    }
+  }
+  chain forward {
+    ct state established,related accept
+    ip saddr . ip daddr @self4 accept
+    ip saddr vmap @egress4
+  }
+  chain p0-egress {
+    ip daddr @p0-egress-addresses4 return
+    ip daddr @p0-egress-blocks4 return
+    counter drop
+  }
+}
+",
+    );
+    let plan = plan(&state).unwrap();
+    let pieces = plan.sets[1].elements.iter().map(|element| plan.origins(element.origins));
+    assert_eq!(pieces.collect::<Vec<_>>(), [&[1][..], &[1, 2], &[1], &[2]]);
+}
+
+#[test]
+fn port_ranges_are_cut_into_chains_that_share_equal_sets() {
+    let state = state(
+        "
+peers a = 10.1.0.1
+peers b = 10.0.0.0/8
+profile p
+  ingress a tcp 80-89
+  ingress b tcp 85-99
+  ingress any tcp 443
+  ingress any udp 0-65535
+pod 10.0.0.1 p
+",
+    );
+    check(
+        &state,
+        "
+  set p0-ingress-ports0-addresses4 {
+    type ipv4_addr
+    counter
+    elements = {
+      10.1.0.1,
+    }
+  }
+  set p0-ingress-ports1-blocks4 {
+    type ipv4_addr
+    flags interval
+    counter
+    elements = {
+      10.0.0.0-10.255.255.255,
+    }
+  }
+  map p0-ingress-ports {
+    type inet_proto . inet_service : verdict
+    flags interval
+    elements = {
+      tcp . 80-84 : goto p0-ingress-ports0,
+      tcp . 85-89 : goto p0-ingress-ports1,
+      tcp . 90-99 : goto p0-ingress-ports2,
+      tcp . 443 : goto p0-ingress-ports3,
+      udp . 0-65535 : goto p0-ingress-ports4,
+    }
+  }
+  set self4 {
+    type ipv4_addr . ipv4_addr
+    elements = {
+      10.0.0.1 . 10.0.0.1,
+    }
+  }
+  map ingress4 {
+    type ipv4_addr : verdict
+    elements = {
+      10.0.0.1 : jump p0-ingress,
+    }
+  }
+  chain forward {
+    ct state established,related accept
+    ip saddr . ip daddr @self4 accept
+    ip daddr vmap @ingress4
+  }
+  chain p0-ingress-ports0 {
+    ip saddr @p0-ingress-ports0-addresses4 return
+    counter drop
+  }
+  chain p0-ingress-ports1 {
+    ip saddr @p0-ingress-ports0-addresses4 return
+    ip saddr @p0-ingress-ports1-blocks4 return
+    counter drop
+  }
+  chain p0-ingress-ports2 {
+    ip saddr @p0-ingress-ports1-blocks4 return
+    counter drop
+  }
+  chain p0-ingress-ports3 {
+    counter return
+  }
+  chain p0-ingress-ports4 {
+    counter return
+  }
+  chain p0-ingress {
+    meta l4proto . th dport vmap @p0-ingress-ports
+    counter drop
+  }
+}
+",
+    );
+}
+
+#[test]
+fn equal_chains_are_one_and_open_directions_have_none() {
+    let state = state(
+        "
+profile p
+  ingress any
+  egress closed
+profile q
+  egress closed
+profile open
+pod 10.0.0.1 p
+pod 10.0.0.2 q
+pod 10.0.0.3 open
+",
+    );
+    check(
+        &state,
+        "
+  set self4 {
+    type ipv4_addr . ipv4_addr
+    elements = {
+      10.0.0.1 . 10.0.0.1,
+      10.0.0.2 . 10.0.0.2,
+      10.0.0.3 . 10.0.0.3,
+    }
+  }
+  map egress4 {
+    type ipv4_addr : verdict
+    elements = {
+      10.0.0.1 : jump p0-egress,
+      10.0.0.2 : jump p0-egress,
+    }
+  }
+  map ingress4 {
+    type ipv4_addr : verdict
+    elements = {
+      10.0.0.1 : jump p0-ingress,
+    }
+  }
+  chain forward {
+    ct state established,related accept
+    ip saddr . ip daddr @self4 accept
+    ip saddr vmap @egress4
+    ip daddr vmap @ingress4
+  }
+  chain p0-egress {
+    counter drop
+  }
+  chain p0-ingress {
+    counter return
+  }
+}
+",
+    );
+}

@@ -1,0 +1,59 @@
+//! What must hold of any manifests at all, whoever wrote them: the body of a fuzz target and of the
+//! property test beside it.
+
+use portcullis_core::Program;
+use portcullis_core::explain::{EndExplanation, explain};
+use portcullis_core::model::Cluster;
+use portcullis_core::net::Traffic;
+use portcullis_core::program::{End, Verdict};
+use portcullis_dataplane::{Dataplane, Fake, share};
+use portcullis_kube::{Options, Source, load};
+
+/// The most pods that are asked about; the rest is compiled all the same.
+const MOST_PODS: usize = 8;
+
+/// Compiles whatever of the text can be read, closed readings of broken policies included, and
+/// holds verdicts, explanations and kernel plans against each other. Panics where they differ.
+pub fn check(text: &str) {
+    let source = Source::Text { name: "any".to_owned(), text: text.to_owned() };
+    let input = load(&[source], &Options::default());
+    let closed = input.policies.iter().map(|p| portcullis_core::validate::read(&p.raw).policy);
+    let closed = Cluster { policies: closed.collect(), ..input.cluster.clone() };
+    for cluster in [&input.cluster, &closed] {
+        let program = Program::compile(cluster);
+        let pods = 0..cluster.pods.len().min(MOST_PODS);
+        let outside = ["10.0.0.1", "2001:db8::1"].iter().filter_map(|a| a.parse().ok());
+        let ends: Vec<End> = pods.map(End::Pod).chain(outside.map(End::Address)).collect();
+        for traffic in portcullis_lab::traffics(cluster).into_iter().take(MOST_PODS) {
+            for source in &ends {
+                for destination in &ends {
+                    agree(cluster, &program, *source, *destination, traffic);
+                }
+            }
+        }
+        for node in cluster.pods.iter().filter_map(|pod| pod.node.as_ref()).take(MOST_PODS) {
+            let (state, _) = share(cluster, &program, node);
+            let applied = Fake::new().apply(&state).map_err(|error| format!("{node}: {error}"));
+            assert!(applied.is_ok(), "{applied:?}");
+        }
+    }
+}
+
+fn agree(cluster: &Cluster, program: &Program, source: End, destination: End, traffic: Traffic) {
+    let verdict = program.verdict(source, destination, traffic);
+    let why = explain(cluster, program, source, destination, traffic);
+    assert_eq!(why.verdict, verdict, "{source:?} -> {destination:?} {traffic}");
+    for path in &why.paths {
+        let refuses = |end: &EndExplanation| matches!(end, EndExplanation::Refused { .. });
+        let refused = refuses(&path.egress) || refuses(&path.ingress);
+        let allowed = path.exemption.is_some() || !refused;
+        assert_eq!(path.allowed, allowed, "{path:?}");
+        match verdict {
+            Verdict::Allowed => assert!(path.allowed),
+            Verdict::Refused => assert!(!path.allowed),
+            Verdict::Mixed { allowed } => {
+                assert_eq!(path.allowed, path.path.family() == Some(allowed));
+            }
+        }
+    }
+}

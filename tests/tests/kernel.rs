@@ -1,0 +1,215 @@
+//! Engine against kernel, packet by packet: scenario files, saved cases and random clusters in the
+//! lab. `soak` goes on with other random clusters for PORTCULLIS_SOAK_MINUTES.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use portcullis_core::Program;
+use portcullis_core::model::Cluster;
+use portcullis_core::net::{Family, Traffic};
+use portcullis_lab::{Error, Families, Lab, Observation, Options, Plan, Probe, connections, plan};
+use portcullis_tests::generate::{self, Counts, Flow, Size};
+use portcullis_tests::oracle::{End, World};
+use portcullis_tests::scenario::Scenario;
+use portcullis_tests::{engine, manifests, oracle};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+/// Random worlds are tried until so many connections were.
+const PAIR_PORTS: usize = 60_000;
+/// The most connections of one random world; more are taken evenly from all of them.
+const MOST: usize = 4_000;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Namespaces are entered by the one thread there is, and labs are built one after another.
+    arguments.test_threads = Some(1);
+    if !arguments.list
+        && let Err(error) = portcullis_lab::enter()
+    {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    let mut tests = Vec::new();
+    for directory in ["scenarios", "cases"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+        let scenarios = match Scenario::all(&path, "") {
+            Ok(scenarios) => scenarios,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        for scenario in scenarios {
+            let name = format!("{directory}::{}", scenario.name);
+            tests.push(Trial::test(name, move || scenario_holds(&scenario)));
+        }
+    }
+    tests.push(Trial::test("random_worlds_are_as_predicted", || random_worlds(1)));
+    tests.push(Trial::test("a_cluster_that_looks_real_is_as_predicted", looks_real));
+    tests.push(Trial::test("soak", soak).with_ignored_flag(true));
+    libtest_mimic::run(&arguments, tests).exit_code()
+}
+
+/// A scenario in the lab: everything as the engine predicts, and what the file expects as it
+/// expects it.
+fn scenario_holds(scenario: &Scenario) -> Result<(), Failed> {
+    let options = Options { nodes: 2, families: Families::Both };
+    let plan = plan(&engine::cluster(&scenario.world), &options)?;
+    let mut traffics = portcullis_lab::traffics(&plan.cluster);
+    let expected = scenario.expectations.iter().map(|e| e.flow.traffic);
+    traffics.extend(expected.filter(|t| !matches!(t, Traffic::Port(_, 0))));
+    let observations = try_out(&plan, connections(&plan, &traffics))?;
+    let mut observed: BTreeMap<(IpAddr, IpAddr, Traffic), bool> = BTreeMap::new();
+    for o in &observations {
+        let passed = o.passed(&plan).ok_or("a responder is down")?;
+        observed.insert((o.probe.from, o.probe.to, o.probe.traffic), passed);
+    }
+    let mut answered = 0;
+    let differences = scenario.differences(|flow| {
+        let families = answer(scenario, &observed, flow)?;
+        answered += 1;
+        Some(families)
+    });
+    if !differences.is_empty() {
+        return Err(differences.join("\n").into());
+    }
+    match answered {
+        0 => Err("nothing that this scenario expects could be tried".into()),
+        _ => Ok(()),
+    }
+}
+
+/// What was observed of a flow of a scenario; `None` if it was not tried, as that of a pod to
+/// itself, of a finished pod, of an address that the lab has nobody at, or of a pod that has an
+/// address only in the lab.
+fn answer(
+    scenario: &Scenario,
+    observed: &BTreeMap<(IpAddr, IpAddr, Traffic), bool>,
+    flow: &Flow,
+) -> Option<BTreeMap<Family, bool>> {
+    let addresses = |end: End| match end {
+        End::Address(address) => vec![address],
+        End::Pod(pod) if scenario.world.cluster.pods[pod].finished => Vec::new(),
+        End::Pod(pod) => scenario.world.cluster.pods[pod].addresses.clone(),
+    };
+    let (from, to) = (addresses(flow.source), addresses(flow.destination));
+    let mut answers = BTreeMap::new();
+    for from in &from {
+        for to in to.iter().filter(|to| Family::of(**to) == Family::of(*from)) {
+            let passed = observed.get(&(*from, *to, flow.traffic))?;
+            answers.insert(Family::of(*from), *passed);
+        }
+    }
+    (!answers.is_empty()).then_some(answers)
+}
+
+fn looks_real() -> Result<(), Failed> {
+    let counts = Counts { namespaces: 4, nodes: 3, pods: 24, policies: 16 };
+    let world = generate::cluster(7, counts);
+    let tried = world_is_as_predicted(&world, &Options::default(), 20_000)?;
+    eprintln!("{tried} connections");
+    Ok(())
+}
+
+fn random_worlds(seed: u64) -> Result<(), Failed> {
+    let mut tried = 0;
+    let mut worlds = Worlds::new(seed);
+    while tried < PAIR_PORTS {
+        tried += worlds.try_next()?;
+    }
+    eprintln!("{tried} connections in {} worlds, 0 differences", worlds.tried);
+    Ok(())
+}
+
+fn soak() -> Result<(), Failed> {
+    let minutes = std::env::var("PORTCULLIS_SOAK_MINUTES").ok();
+    let minutes: u64 = minutes.as_deref().unwrap_or("60").parse()?;
+    let seed = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+    eprintln!("seed {seed}, {minutes} minutes");
+    let (started, mut tried, mut worlds) = (Instant::now(), 0, Worlds::new(seed));
+    while started.elapsed() < Duration::from_secs(minutes * 60) {
+        tried += worlds.try_next()?;
+        if worlds.tried % 20 == 0 {
+            eprintln!("{tried} connections in {} worlds, 0 differences", worlds.tried);
+        }
+    }
+    Ok(())
+}
+
+/// Random worlds, the same for the same seed.
+struct Worlds {
+    runner: TestRunner,
+    tried: usize,
+}
+
+impl Worlds {
+    fn new(seed: u64) -> Worlds {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+        Worlds { runner: TestRunner::new_with_rng(Config::default(), rng), tried: 0 }
+    }
+
+    /// Tries the next world, and returns how many connections that were.
+    fn try_next(&mut self) -> Result<usize, Failed> {
+        let size = if self.tried.is_multiple_of(3) { Size::SMALL } else { Size::MEDIUM };
+        let world = generate::world(size).new_tree(&mut self.runner)?.current();
+        let options = Options { nodes: 1 + (self.tried % 3) as u32, families: Families::Both };
+        self.tried += 1;
+        world_is_as_predicted(&world, &options, MOST)
+    }
+}
+
+/// Tries a world, as the lab has it. The oracle has to say the same of it as the engine.
+fn world_is_as_predicted(world: &World, options: &Options, most: usize) -> Result<usize, Failed> {
+    let plan = match plan(&engine::cluster(world), options) {
+        Ok(plan) => plan,
+        // The generator gives pods addresses that policies can speak of and no host can have.
+        Err(Error::UnusableAddress { .. } | Error::DuplicateAddress { .. }) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let all = connections(&plan, &portcullis_lab::traffics(&plan.cluster));
+    let step = all.len().div_ceil(most).max(1);
+    let some: Vec<_> = all.into_iter().step_by(step).collect();
+    let cluster = Cluster { policies: Vec::new(), ..plan.cluster.clone() };
+    let in_lab = World { cluster, policies: world.policies.clone() };
+    let program = Program::compile(&plan.cluster);
+    for (probe, _) in &some {
+        let (from, to, traffic) = (probe.from, probe.to, probe.traffic);
+        let expected = oracle::passes(&in_lab, from, to, traffic);
+        if program.passes(from, to, traffic) != expected {
+            let world = manifests::yaml(&in_lab);
+            return Err(format!("{from} -> {to} {traffic}: expected {expected}\n{world}").into());
+        }
+    }
+    let tried = some.len();
+    try_out(&plan, some).map_err(|failed| format!("{failed}\n{}", manifests::yaml(&in_lab)))?;
+    Ok(tried)
+}
+
+/// Tries connections in a lab of their own. Anything that is not as predicted is an error.
+fn try_out(plan: &Plan, connections: Vec<(Probe, usize)>) -> Result<Vec<Observation>, String> {
+    let mut lab = Lab::up(plan, |_, _| {}).map_err(|e| e.to_string())?;
+    let (trial, _) = lab.trial(connections, &mut |_, _, _| {}).map_err(|e| e.to_string())?;
+    let differences: Vec<String> = trial
+        .observations
+        .iter()
+        .filter(|o| !o.as_predicted(plan))
+        .map(|o| {
+            let Observation { probe, destination, predicted, before, under } = o;
+            let to = &plan.endpoints[*destination].name;
+            let from = &plan.endpoints[probe.source].name;
+            let (a, b, traffic) = (probe.from, probe.to, probe.traffic);
+            format!(
+                "{from} ({a}) -> {to} ({b}) {traffic}: predicted {predicted}, \
+                 without policies {before:?}, with them {under:?}"
+            )
+        })
+        .collect();
+    if differences.is_empty() { Ok(trial.observations) } else { Err(differences.join("\n")) }
+}
