@@ -22,7 +22,7 @@ use proptest::sample::select;
 use crate::oracle::{End, World};
 
 pub use invalid::{Invalid, invalid};
-pub use large::{Counts, cluster};
+pub use large::{Counts, Random, cluster};
 
 /// How many of each thing a random world has at most.
 #[derive(Debug, Clone, Copy)]

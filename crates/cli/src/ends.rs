@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use portcullis_core::model::{Cluster, Pod, Service, ServicePort, TargetPort};
-use portcullis_core::net::{Protocol, Traffic};
+use portcullis_core::net::{ByAddress, Protocol, Traffic};
 use portcullis_core::program::End;
 use rustc_hash::FxHashMap;
 
@@ -45,7 +45,7 @@ pub(crate) struct Names<'a> {
     pods: FxHashMap<(&'a str, &'a str), usize>,
     workloads: FxHashMap<(&'a str, String, &'a str), Vec<usize>>,
     services: FxHashMap<(&'a str, &'a str), usize>,
-    cluster_ips: FxHashMap<IpAddr, usize>,
+    cluster_ips: ByAddress<usize>,
 }
 
 impl<'a> Names<'a> {

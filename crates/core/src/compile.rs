@@ -12,7 +12,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use crate::index::SelectorIndex;
 use crate::labels::{Labels, Selector};
 use crate::model::{Cluster, ContainerPort, Direction, IpBlock, Peer, Pod, PortMatch, PortRule};
-use crate::net::{Family, Protocol};
+use crate::net::{ByAddress, Family, Protocol};
 use crate::program::{
     Entry, IdentityId, Origin, Owner, PeerClass, PeerId, PodEntry, Ports, Profile, Program, RuleSet,
 };
@@ -274,7 +274,7 @@ impl<'a> Compiler<'a> {
         });
 
         let nodes = Nodes::of(self.cluster);
-        let mut owners = FxHashMap::default();
+        let mut owners = ByAddress::default();
         owners.reserve(self.cluster.pods.len());
         for (i, addresses) in nodes.addresses.iter().enumerate() {
             for address in addresses {

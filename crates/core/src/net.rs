@@ -1,9 +1,14 @@
 //! Addresses, blocks, protocols and ports: the words a policy uses for packets.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use ipnet::IpNet;
+
+/// Values by address. Not with the quick hasher of the other maps: neighbouring IPv6 addresses
+/// differ in their last bytes only, and it would give them all one place.
+pub type ByAddress<T> = HashMap<IpAddr, T>;
 
 /// An address family. Families never mix: `0.0.0.0/0` says nothing about IPv6 (SEMANTICS 18).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,10 +2,8 @@
 
 use std::net::IpAddr;
 
-use rustc_hash::FxHashMap;
-
 use crate::model::Direction;
-use crate::net::{Family, IpRange, Protocol, Traffic};
+use crate::net::{ByAddress, Family, IpRange, Protocol, Traffic};
 use crate::space::Space;
 
 /// Policies and cluster state, compiled. Pods and policies keep the index that they have in the
@@ -14,7 +12,7 @@ use crate::space::Space;
 pub struct Program {
     pub(crate) pods: Vec<PodEntry>,
     /// The pods and nodes that have an address. A pod's addresses are found in no other way.
-    pub(crate) owners: FxHashMap<IpAddr, (Owner, IdentityId)>,
+    pub(crate) owners: ByAddress<(Owner, IdentityId)>,
     pub(crate) profiles: Vec<Profile>,
     pub(crate) rule_sets: Vec<RuleSet>,
     pub(crate) peers: Vec<PeerClass>,

@@ -1,11 +1,11 @@
 //! From objects one by one to a cluster: what only shows when they stand side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use portcullis_core::api::NetworkPolicy;
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{NAMESPACE_NAME_LABEL, Peer, Pod, Policy, Workload};
+use portcullis_core::net::ByAddress;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Options;
@@ -301,7 +301,7 @@ fn expand(
 
 /// Two pods cannot have one address at one time, unless it is that of their node.
 fn shared_addresses(input: &mut Input) {
-    let mut owners: FxHashMap<IpAddr, usize> = FxHashMap::default();
+    let mut owners: ByAddress<usize> = ByAddress::default();
     let mut problems = Vec::new();
     for (i, pod) in input.cluster.pods.iter().enumerate() {
         if pod.finished || pod.host_network {

@@ -109,6 +109,18 @@ impl Lab {
         })
     }
 
+    /// The same in the network namespace of an endpoint, given as an index into the plan's.
+    pub fn in_endpoint<T: Send>(
+        &self,
+        endpoint: usize,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, Error> {
+        on_own_thread(|| {
+            self.namespaces[self.space_of[endpoint]].enter()?;
+            Ok(work())
+        })
+    }
+
     /// Has every endpoint answer on these ports, and on no others. ICMP echo is always answered.
     /// Port 0, which nobody can listen on, is passed over.
     ///

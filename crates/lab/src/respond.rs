@@ -18,7 +18,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrLike, SockaddrStorage, recvmsg, sendmsg,
     setsockopt, sockopt,
 };
-use portcullis_core::net::{Family, Protocol};
+use portcullis_core::net::{ByAddress, Family, Protocol};
 use rustc_hash::FxHashMap;
 use socket2::{Domain, SockFilter, Socket, Type};
 
@@ -26,7 +26,7 @@ use crate::families::Families;
 use crate::sctp;
 
 /// What an address calls itself.
-pub(crate) type Names = FxHashMap<IpAddr, String>;
+pub(crate) type Names = ByAddress<String>;
 
 /// The responders of a lab. They fall silent when it is dropped.
 #[derive(Debug)]

@@ -253,10 +253,16 @@ fn port(protocol: Protocol, first: i32, end_port: Option<i32>) -> Port {
 
 /// The SplitMix64 generator (Steele, Lea and Flood, 2014): a cluster must not change with the
 /// version of a library.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
+    /// Equal seeds give equal numbers.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// A number below the bound, which is not 0.
+    pub fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,0 +1,182 @@
+//! New TCP connections per second through the kernel rules, by the number of policies.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portcullis_core::Program;
+use portcullis_core::labels::{Labels, Selector};
+use portcullis_core::model::{
+    Cluster, IpBlock, Node, Peer, Pod, Policy, PortMatch, PortRule, Rule,
+};
+use portcullis_core::net::{IpNet, Protocol};
+use portcullis_dataplane::state::NodeState;
+use portcullis_dataplane::{Dataplane, Nftables, share};
+use portcullis_lab::{Families, Lab, Options};
+use socket2::{Domain, Socket, Type};
+
+use crate::Outcome;
+use crate::figures::Runs;
+
+const ROUNDS: usize = 31;
+const CONNECTIONS: u32 = 2_000;
+/// Before each measurement, so that what the new rules touch is where it will be.
+const WARM_UP: u32 = 500;
+/// The kernel frees the rules from before in the background.
+const SETTLE: Duration = Duration::from_millis(200);
+
+const NODE: &str = "node-1";
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
+const PORT: u16 = 65_000;
+
+/// How the policies allow; each has a peer and ports of its own.
+enum Form {
+    /// A pod selector and a port.
+    Pods,
+    /// An `ipBlock` and a range of ports.
+    Blocks,
+}
+
+pub(crate) fn run() -> Outcome {
+    let mut ways: Vec<(String, Option<NodeState>)> = vec![
+        ("connection tracking alone".to_owned(), Some(NodeState::default())),
+        ("no rules".to_owned(), None),
+    ];
+    for (form, count) in [
+        (Form::Pods, 1),
+        (Form::Pods, 100),
+        (Form::Pods, 1_000),
+        (Form::Pods, 10_000),
+        (Form::Blocks, 100),
+        (Form::Blocks, 1_000),
+    ] {
+        let (state, _) = {
+            let cluster = cluster(&form, count)?;
+            share(&cluster, &Program::compile(&cluster), NODE)
+        };
+        let form = match form {
+            Form::Pods => "a pod and a port",
+            Form::Blocks => "an ipBlock and a port range",
+        };
+        ways.push((format!("{count} policies of {form}"), Some(state)));
+    }
+
+    // This process has one thread so far.
+    portcullis_lab::enter()?;
+    let options = Options { nodes: 1, families: Families::V4 };
+    let plan = portcullis_lab::plan(&pair(), &options)?;
+    let lab = Lab::up(&plan, |_, _| {})?;
+    let listener = lab.in_endpoint(1, || TcpListener::bind((SERVER, PORT)))??;
+    let mut kernel = lab.in_node(0, Nftables::open)??;
+
+    let mut measured: Vec<Runs> = ways.iter().map(|_| Runs::default()).collect();
+    for _ in 0..ROUNDS {
+        for ((_, state), runs) in ways.iter().zip(&mut measured) {
+            match state {
+                Some(state) => _ = kernel.apply(state)?,
+                None => kernel.remove()?,
+            }
+            thread::sleep(SETTLE);
+            runs.push(lab.in_endpoint(0, || per_second(&listener))??);
+        }
+    }
+
+    println!("Median (least–greatest) of {ROUNDS} rounds of {CONNECTIONS} connections; each round");
+    println!("takes all rows in turn.\n");
+    println!("| rules | connections/s | of tracking alone |");
+    println!("|---|---|---|");
+    let alone = measured[0].median();
+    for ((name, _), runs) in ways.iter().zip(&measured) {
+        println!("| {name} | {runs} | {:.3} |", runs.median() / alone);
+    }
+    Ok(())
+}
+
+/// Connects, accepts and resets, all on this thread: the kernel does the work of both ends and of
+/// the node between them in the calls of the client, and nobody waits for a second core.
+fn per_second(listener: &TcpListener) -> io::Result<f64> {
+    for _ in 0..WARM_UP {
+        connect(listener)?;
+    }
+    let started = Instant::now();
+    for _ in 0..CONNECTIONS {
+        connect(listener)?;
+    }
+    Ok(f64::from(CONNECTIONS) / started.elapsed().as_secs_f64())
+}
+
+fn connect(listener: &TcpListener) -> io::Result<()> {
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    // It closes with a reset, so that no port waits for late packets.
+    client.set_linger(Some(Duration::ZERO))?;
+    client.connect(&SocketAddr::new(SERVER, PORT).into())?;
+    let (server, _) = listener.accept()?;
+    drop(client);
+    drop(server);
+    Ok(())
+}
+
+/// The two pods that the lab has, and the node of both.
+fn pair() -> Cluster {
+    let node = Node { name: NODE.to_owned(), ..Node::default() };
+    let pods = vec![pod("client", CLIENT, NODE), pod("server", SERVER, NODE)];
+    Cluster { pods, nodes: vec![node], ..Cluster::default() }
+}
+
+/// The two pods, and policies that select the server. Only the last allows the client; the others
+/// allow one pod or one block elsewhere each.
+fn cluster(form: &Form, policies: u32) -> Outcome<Cluster> {
+    let mut cluster = pair();
+    for number in 0..policies {
+        let last = number + 1 == policies;
+        // Blocks of 256 addresses from 11.0.0.0 on, of which a pod has one.
+        let network = Ipv4Addr::from(0x0b00_0000 + number * 256);
+        let (peer, ports) = match form {
+            Form::Pods => {
+                let name = if last { "client".to_owned() } else { format!("pod-{number}") };
+                if !last {
+                    cluster.pods.push(pod(&name, IpAddr::V4(network), "node-2"));
+                }
+                let pods = Some(selector(&name));
+                let port = if last { PORT } else { 1 + number as u16 };
+                (Peer::Pods { pods, namespaces: None }, (port, port))
+            }
+            Form::Blocks => {
+                let network = if last { CLIENT } else { IpAddr::V4(network) };
+                let cidr = IpNet::new(network, if last { 31 } else { 24 })?.trunc();
+                let first = if last { PORT } else { 1 + 50 * number as u16 };
+                (Peer::Block(IpBlock { cidr, except: Vec::new() }), (first, first + 24))
+            }
+        };
+        let port = PortRule { protocol: Protocol::Tcp, port: PortMatch::Range(ports.0, ports.1) };
+        cluster.policies.push(Policy {
+            namespace: "default".to_owned(),
+            name: format!("policy-{number}"),
+            subject: selector("server"),
+            ingress: Some(vec![Rule { peers: vec![peer], ports: vec![port] }]),
+            egress: None,
+        });
+    }
+    Ok(cluster)
+}
+
+fn pod(name: &str, address: IpAddr, node: &str) -> Pod {
+    Pod {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        labels: app(name),
+        node: Some(node.to_owned()),
+        addresses: vec![address],
+        ..Pod::default()
+    }
+}
+
+fn selector(name: &str) -> Selector {
+    Selector { match_labels: app(name), match_expressions: Vec::new() }
+}
+
+fn app(name: &str) -> Labels {
+    Labels::from([("app".to_owned(), name.to_owned())])
+}

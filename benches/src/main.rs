@@ -1,0 +1,60 @@
+//! The figures of docs/performance.md, as Markdown: `cargo xtask bench [NAME]`.
+#![forbid(unsafe_code)]
+
+mod compile;
+mod connections;
+mod eval;
+mod figures;
+mod folder;
+mod lab;
+mod machine;
+
+use std::env;
+use std::error::Error;
+use std::process::ExitCode;
+
+/// What went wrong is only ever shown.
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// In the order in which they run. The last one moves this process into the namespaces of a lab.
+const BENCHES: [(&str, fn() -> Outcome); 4] = [
+    ("compile", compile::run),
+    ("eval", eval::run),
+    ("lab", lab::run),
+    ("connections", connections::run),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        [] => all(&BENCHES),
+        [compile::ONCE, folder] => compile::once(folder.as_ref()),
+        [name] => match BENCHES.iter().find(|(known, _)| known == name) {
+            Some(bench) => all(&[*bench]),
+            None => usage(),
+        },
+        _ => usage(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all(benches: &[(&str, fn() -> Outcome)]) -> Outcome {
+    machine::print()?;
+    for (name, run) in benches {
+        println!("\n## {name}\n");
+        run()?;
+    }
+    Ok(())
+}
+
+fn usage() -> Outcome {
+    let names = BENCHES.map(|(name, _)| name).join(", ");
+    Err(format!("expected the name of one bench, or none for all; there are {names}").into())
+}
