@@ -23,7 +23,8 @@ const MANY_ROWS: usize = 24;
 /// Most rows in any case; `-v` prints all.
 const MOST_ROWS: usize = 200;
 
-/// The matrix as text. Pods of one workload that fare alike share a row.
+/// The matrix as text. Pods of one workload that fare alike share a row, and so do hosts outside.
+/// `-v` has a row for every pair.
 pub(crate) fn text(
     plan: &Plan,
     observations: &[Observation],
@@ -32,7 +33,7 @@ pub(crate) fn text(
 ) -> String {
     let traffics: Vec<Traffic> =
         observations.iter().map(|o| o.probe.traffic).collect::<BTreeSet<_>>().into_iter().collect();
-    let mut rows = rows(plan, observations, &traffics);
+    let mut rows = rows(plan, observations, &traffics, verbose);
     let all = rows.len();
     let mut note = String::new();
     if rows.len() > MANY_ROWS && !verbose {
@@ -58,8 +59,8 @@ pub(crate) fn text(
         let columns = &traffics[first..last];
         let (protocols, ports) = header(columns);
         let lead = " ".repeat(from + 4 + to);
-        let (protocols, ports) = (protocols.trim_end(), ports.trim_end());
-        text.push_str(&format!("{BOLD}{lead}{protocols}{BOLD:#}\n"));
+        let (protocols, ports) = (format!("{lead}{protocols}"), ports.trim_end());
+        text.push_str(&format!("{BOLD}{}{BOLD:#}\n", protocols.trim_end()));
         text.push_str(&format!("{BOLD}{:<from$}    {:<to$}{ports}{BOLD:#}\n", "FROM", "TO"));
         for row in &rows {
             text.push_str(&format!("{:<from$} -> {:<to$}", row.from, row.to));
@@ -128,7 +129,12 @@ fn show(cell: Option<Cell>) -> String {
     }
 }
 
-fn rows(plan: &Plan, observations: &[Observation], traffics: &[Traffic]) -> Vec<Row> {
+fn rows(
+    plan: &Plan,
+    observations: &[Observation],
+    traffics: &[Traffic],
+    verbose: bool,
+) -> Vec<Row> {
     let column: BTreeMap<Traffic, usize> =
         traffics.iter().enumerate().map(|(i, t)| (*t, i)).collect();
     let mut pairs: BTreeMap<(usize, usize), BTreeMap<Family, Cells>> = BTreeMap::new();
@@ -137,7 +143,7 @@ fn rows(plan: &Plan, observations: &[Observation], traffics: &[Traffic]) -> Vec<
         let cells = families.entry(o.family()).or_insert_with(|| vec![None; traffics.len()]);
         cells[column[&o.probe.traffic]] = Some((o.predicted, o.passed(plan)));
     }
-    let groups = Groups::of(plan);
+    let groups = Groups::of(plan, verbose);
     // By the groups of both ends, then by what happened: the pairs that it happened to.
     type Fates = Vec<((Option<Family>, Cells), Vec<(usize, usize)>)>;
     let mut fates: BTreeMap<(usize, usize), Fates> = BTreeMap::new();
@@ -156,65 +162,96 @@ fn rows(plan: &Plan, observations: &[Observation], traffics: &[Traffic]) -> Vec<
         }
     }
     let mut rows = Vec::new();
-    for ((a, b), fates) in fates {
-        let whole = fates.len() == 1;
-        for ((family, cells), pairs) in fates {
-            let suffix = family.map_or(String::new(), |f| format!(" ({f})"));
-            let mut row = |from: String, to: &str| {
-                rows.push(Row { from, to: format!("{to}{suffix}"), cells: cells.clone() });
-            };
-            if whole {
-                row(groups.names[a].clone(), &groups.names[b]);
-            } else {
-                for (source, destination) in pairs {
-                    row(plan.endpoints[source].name.clone(), &plan.endpoints[destination].name);
-                }
-            }
+    for ((family, cells), pairs) in fates.into_values().flatten() {
+        let suffix = family.map_or(String::new(), |f| format!(" ({f})"));
+        for (sources, destinations) in blocks(&pairs) {
+            let to = format!("{}{suffix}", groups.label(plan, &destinations));
+            rows.push(Row { from: groups.label(plan, &sources), to, cells: cells.clone() });
         }
     }
     rows
 }
 
-/// Endpoints that may share a row: the pods of one workload.
+/// The pairs as products of sources and destinations: one if they are one, else one per source.
+/// Nobody is paired with itself.
+fn blocks(pairs: &[(usize, usize)]) -> Vec<(Vec<usize>, Vec<usize>)> {
+    let mut by_source: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (source, destination) in pairs {
+        by_source.entry(*source).or_default().push(*destination);
+    }
+    let sources: Vec<usize> = by_source.keys().copied().collect();
+    let all: BTreeSet<usize> = by_source.values().flatten().copied().collect();
+    let whole = |(source, to): (&usize, &Vec<usize>)| {
+        to.len() == all.len() - usize::from(all.contains(source))
+    };
+    if by_source.iter().all(whole) {
+        return vec![(sources, all.into_iter().collect())];
+    }
+    by_source.into_iter().map(|(source, to)| (vec![source], to)).collect()
+}
+
+/// Endpoints that may share a row: the pods of one workload, and the hosts outside.
 struct Groups {
     /// For each endpoint its group.
     of: Vec<usize>,
-    names: Vec<String>,
+    /// What a whole group is called, and how many endpoints it has.
+    names: Vec<(String, usize)>,
 }
 
+/// Most characters of a label that lists names.
+const LABEL: usize = 32;
+
 impl Groups {
-    fn of(plan: &Plan) -> Groups {
+    fn of(plan: &Plan, each_alone: bool) -> Groups {
         let mut workloads = BTreeMap::new();
         for pod in &plan.cluster.pods {
             if let Some(workload) = &pod.workload {
                 let name = format!("{}/{}", pod.namespace, pod.name);
-                workloads.insert(name, (pod.namespace.as_str(), workload));
+                workloads.insert(name, format!("{}/{}", pod.namespace, workload.name));
             }
         }
         let mut groups = Groups { of: Vec::new(), names: Vec::new() };
         let mut known = BTreeMap::new();
-        let mut sizes: Vec<usize> = Vec::new();
         for endpoint in &plan.endpoints {
             let next = groups.names.len();
-            let workload = workloads.get(&endpoint.name).filter(|_| endpoint.kind == Kind::Pod);
-            let (group, name) = match workload {
-                Some(key @ (namespace, workload)) => {
-                    (*known.entry(key).or_insert(next), format!("{namespace}/{}", workload.name))
-                }
-                None => (next, endpoint.name.clone()),
+            let name = match endpoint.kind {
+                _ if each_alone => &endpoint.name,
+                Kind::External => "outside",
+                Kind::Pod => workloads.get(&endpoint.name).unwrap_or(&endpoint.name),
+                Kind::Node => &endpoint.name,
             };
+            // A pod may be called like a workload, but not like one of another kind of endpoint.
+            let group = *known.entry((endpoint.kind, name.to_owned())).or_insert(next);
             if group == next {
-                groups.names.push(name);
-                sizes.push(0);
+                groups.names.push((name.to_owned(), 0));
             }
-            sizes[group] += 1;
+            groups.names[group].1 += 1;
             groups.of.push(group);
         }
-        for (name, size) in groups.names.iter_mut().zip(sizes) {
-            if size > 1 {
-                name.push_str(&format!(" ({size} pods)"));
-            }
-        }
         groups
+    }
+
+    /// What endpoints of one group are called together.
+    fn label(&self, plan: &Plan, endpoints: &[usize]) -> String {
+        let name = |i: &usize| plan.endpoints[*i].name.as_str();
+        let [first, rest @ ..] = endpoints else { return String::new() };
+        if rest.is_empty() {
+            return name(first).to_owned();
+        }
+        let (group, size) = &self.names[self.of[*first]];
+        if endpoints.len() == *size {
+            let what = if plan.endpoints[*first].kind == Kind::External { "hosts" } else { "pods" };
+            return format!("{group} ({size} {what})");
+        }
+        let mut label = name(first).to_owned();
+        for (i, endpoint) in rest.iter().enumerate() {
+            let name = name(endpoint);
+            if label.len() + name.len() + 2 > LABEL {
+                return format!("{label} +{}", rest.len() - i);
+            }
+            label.push_str(", ");
+            label.push_str(name);
+        }
+        label
     }
 }
