@@ -105,6 +105,9 @@ pub struct Service {
     pub selector: Option<Labels>,
     /// `spec.clusterIPs` that are addresses.
     pub cluster_ips: Vec<IpAddr>,
+    /// `spec.clusterIP: None`: its name stands for the pods themselves, and nothing rewrites
+    /// addresses or ports.
+    pub headless: bool,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
 }

@@ -153,6 +153,7 @@ fn service(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Problems) -> Ob
     service.selector = selector.filter(|_| !external);
     let mut ips = spec.get("clusterIPs").map(|c| c.strings(out)).unwrap_or_default();
     ips.extend(spec.get("clusterIP").map(|c| c.string(out)));
+    service.headless = ips.iter().any(|ip| ip == "None");
     service.cluster_ips = each_once(ips.iter().map(String::as_str));
     let ports = spec.get("ports").map(|c| c.list(out, service_port)).unwrap_or_default();
     service.ports = ports.into_iter().flatten().collect();
