@@ -74,6 +74,10 @@ impl<'a> Names<'a> {
     /// What a name stands for: an address; `[namespace/]name` of a pod, else of a workload, else
     /// of a Service; `[namespace/]kind/name`.
     pub(crate) fn find(&self, text: &str, namespace: &str) -> Result<Target, NotAnEnd> {
+        // Nearly every name of many is of this kind.
+        if let Some(pod) = text.split_once('/').and_then(|name| self.pods.get(&name)) {
+            return Ok(Target::Pod(*pod));
+        }
         if let Ok(address) = text.parse::<IpAddr>() {
             // An IPv4 address in IPv6 clothes is what packets have: IPv4.
             let address = address.to_canonical();
@@ -264,8 +268,11 @@ const WORKLOADS: [(&str, &str); 7] = [
 
 /// A kind in any of the forms kubectl takes: `deploy`, `deployment`, `Deployments`.
 fn full_kind(text: &str) -> Option<&'static str> {
-    let text = text.to_lowercase();
-    let is = |full: &str, short: &str| text == full || text == short || text == format!("{full}s");
+    let singular = text.strip_suffix(['s', 'S']);
+    let is = |full: &str, short: &str| {
+        let forms = [Some(text), singular].into_iter().flatten();
+        text.eq_ignore_ascii_case(short) || forms.into_iter().any(|t| t.eq_ignore_ascii_case(full))
+    };
     let others = [("pod", "po"), ("service", "svc")];
     let mut kinds = WORKLOADS.iter().chain(&others);
     kinds.find(|(full, short)| is(full, short)).map(|(full, _)| *full)
