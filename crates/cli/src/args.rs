@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::output::print;
 use crate::trouble::Trouble;
 use crate::{check, eval, lab, why};
 
@@ -57,8 +58,9 @@ impl Command {
             Command::Eval(eval) => eval.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {
-                let mut command = Arguments::command();
-                clap_complete::generate(shell, &mut command, "portcullis", &mut std::io::stdout());
+                let (mut command, mut script) = (Arguments::command(), Vec::new());
+                clap_complete::generate(shell, &mut command, "portcullis", &mut script);
+                print(&String::from_utf8_lossy(&script))?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Man { directory } => {

@@ -70,7 +70,14 @@ impl Check {
         }
         // Findings are one thing; not to have been able to look is another.
         let unread = |d: &Diagnostic| {
-            matches!(d.reason, Reason::Unreadable | Reason::TooLarge | Reason::NoObjects)
+            let reasons = [
+                Reason::Unreadable,
+                Reason::TooLarge,
+                Reason::NotText,
+                Reason::NoObjects,
+                Reason::Empty,
+            ];
+            d.severity == Severity::Error && reasons.contains(&d.reason)
         };
         Ok(match errors {
             0 => ExitCode::SUCCESS,

@@ -94,7 +94,14 @@ impl<'a> Names<'a> {
             [namespace, kind, name] => self.by_kind(namespace, kind, name),
             _ => None,
         };
-        found.ok_or_else(|| NotAnEnd(self.unknown(text, namespace, &parts)))
+        let found = found.ok_or_else(|| NotAnEnd(self.unknown(text, namespace, &parts)))?;
+        match found {
+            Target::Pod(pod) if self.pod(pod).finished => Err(NotAnEnd(format!(
+                "{} has finished: it has given its address back, and is no end of a connection",
+                shown_pod(self.pod(pod))
+            ))),
+            found => Ok(found),
+        }
     }
 
     fn has_namespace(&self, name: &str) -> bool {
@@ -179,11 +186,13 @@ impl<'a> Names<'a> {
             }
             Target::Service(i) => self.endpoints(&self.cluster.services[*i], port)?,
         };
-        let replicas = matches!((from, to), (Target::Workload(a), Target::Workload(b)) if a == b);
+        // A pod of several is asked about the others: by itself it always reaches itself.
+        let several = destinations.len() > 1 || sources.len() > 1;
+        let among = several && matches!(to, Target::Workload(_) | Target::Service(_));
         let mut flows = Vec::new();
         for source in &sources {
             for (destination, traffic) in &destinations {
-                if !(replicas && sources.len() > 1 && source == destination) {
+                if !(among && source == destination) {
                     let (source, destination, traffic) = (*source, *destination, *traffic);
                     flows.push(Flow { source, destination, traffic });
                 }
@@ -211,7 +220,11 @@ impl<'a> Names<'a> {
         let Some(selector) = &service.selector else {
             return Err(NotAnEnd(format!("Service {name} has no selector, and so no endpoints")));
         };
-        let Some(asked) = service.ports.iter().find(|p| port.is_service_port(p)) else {
+        // Without a protocol TCP is meant, unless the Service has the port on another one only.
+        let mut fitting: Vec<_> =
+            service.ports.iter().filter(|p| port.is_service_port(p)).collect();
+        fitting.sort_by_key(|p| p.protocol);
+        let Some(asked) = fitting.first() else {
             let ports = service.ports.iter().map(|p| format!("{}/{}", p.port, p.protocol));
             let ports = ports.collect::<Vec<_>>().join(", ");
             return Err(NotAnEnd(format!("Service {name} has no port {port}: it has {ports}")));

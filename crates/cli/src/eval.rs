@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::ends::{Flow, Names, PortName};
-use crate::input::InputArgs;
+use crate::input::{InputArgs, is_stdin};
 use crate::trouble::Trouble;
 
 /// The verdicts of many connections: JSON lines in, JSON lines out
@@ -34,7 +34,7 @@ pub(crate) struct Eval {
     flows: PathBuf,
     #[command(flatten)]
     input: InputArgs,
-    /// Output format; there is one
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Json)]
     output: Format,
 }
@@ -65,6 +65,9 @@ struct Line<'a> {
 
 impl Eval {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        if is_stdin(&self.flows) && self.input.reads_stdin() {
+            return Err(Trouble::StdinTwice);
+        }
         let (name, reader): (String, Box<dyn BufRead>) = match self.flows.to_str() {
             Some("-") => ("<stdin>".to_owned(), Box::new(io::stdin().lock())),
             _ => {

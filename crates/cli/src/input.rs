@@ -1,8 +1,8 @@
 //! `-f` and its companions: manifests to a cluster, with everything that is wrong said once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use portcullis_kube::{Diagnostic, Input, Options, Severity, Source};
+use portcullis_kube::{Diagnostic, Input, Options, Reason, Severity, Source};
 
 use crate::style::{BOLD, DIM, ERROR, WARNING};
 use crate::trouble::Trouble;
@@ -30,9 +30,11 @@ impl InputArgs {
         if self.filename.is_empty() {
             return Err(Trouble::NoInput);
         }
-        let source = |path: &PathBuf| match path.to_str() {
-            Some("-") => Source::Stdin,
-            _ => Source::Path(path.clone()),
+        if self.filename.iter().filter(|path| is_stdin(path)).count() > 1 {
+            return Err(Trouble::StdinTwice);
+        }
+        let source = |path: &PathBuf| {
+            if is_stdin(path) { Source::Stdin } else { Source::Path(path.clone()) }
         };
         let sources: Vec<Source> = self.filename.iter().map(source).collect();
         let options = Options {
@@ -44,12 +46,20 @@ impl InputArgs {
         Ok(portcullis_kube::load(&sources, &options))
     }
 
+    /// Whether the manifests come from standard input.
+    pub(crate) fn reads_stdin(&self) -> bool {
+        self.filename.iter().any(|path| is_stdin(path))
+    }
+
     /// Reads everything, and goes on only if there are no errors: an answer that leaves out a
-    /// policy is worse than none. Errors and warnings go to stderr.
+    /// policy is worse than none. Errors, warnings, and notes of facts that are missing go to
+    /// stderr.
     pub(crate) fn read_sound(&self) -> Result<Input, Trouble> {
         let input = self.read()?;
         let count = |severity| input.diagnostics.iter().filter(|d| d.severity == severity).count();
-        for diagnostic in input.diagnostics.iter().filter(|d| d.severity != Severity::Note) {
+        let tells =
+            |d: &&Diagnostic| d.severity != Severity::Note || d.reason == Reason::UnknownNamespace;
+        for diagnostic in input.diagnostics.iter().filter(tells) {
             anstream::eprintln!("{}", line(diagnostic));
         }
         match count(Severity::Error) {
@@ -58,6 +68,11 @@ impl InputArgs {
             n => Err(Trouble::Input(format!("{n} errors"))),
         }
     }
+}
+
+/// Whether a path stands for standard input.
+pub(crate) fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
 /// One finding in one line, as compilers write it: place, severity, object, message.

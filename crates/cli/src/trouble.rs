@@ -18,6 +18,9 @@ pub(crate) enum Trouble {
     /// No `-f`.
     #[error("no input: pass -f with a file, a directory, or - for standard input")]
     NoInput,
+    /// More than one thing is to be read from it.
+    #[error("standard input (-) can be read once: give a file for the other")]
+    StdinTwice,
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),

@@ -100,12 +100,18 @@ impl Page<'_> {
                 "{DIM}Service {namespace}/{name} means its endpoints: {count}{DIM:#}\n"
             ));
         }
-        let mut shown: Vec<Verdict> = Vec::new();
+        let mut shown: Vec<&Answer> = Vec::new();
         for answer in answers {
-            if !self.verbose && shown.contains(&answer.why.verdict) {
+            let alike = |other: &&Answer| {
+                let (a, b) = (&answer.why, &other.why);
+                a.verdict == b.verdict
+                    && a.paths.len() == b.paths.len()
+                    && a.paths.iter().zip(&b.paths).all(|(a, b)| same(a, b))
+            };
+            if !self.verbose && shown.iter().any(alike) {
                 continue;
             }
-            shown.push(answer.why.verdict);
+            shown.push(answer);
             self.answer(answer, &mut text);
         }
         if shown.len() < answers.len() {
@@ -192,7 +198,7 @@ impl Page<'_> {
                 text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
                 match nearest {
                     None => text.push_str(&format!(
-                        "{more}{REFUSED}refused{REFUSED:#}: they have no {direction} rule\n"
+                        "{more}{REFUSED}refused{REFUSED:#}: no {direction} rule there\n"
                     )),
                     Some(near) => {
                         let (rule, place) = self.rule(&near.origin);

@@ -287,7 +287,23 @@ impl Question<'_> {
             origin.port = Some(i);
             (Some(i), self.port_misses(port, &origin.port_path()))
         });
-        nearest_of(candidates)
+        // Of ports that miss by as much, the one nearest in number says most.
+        let distance = |candidate: &Candidate| {
+            let port = candidate.0.and_then(|i| rule.ports.get(i as usize));
+            (weight(&candidate.1), port.map_or(u16::MAX, |port| self.distance(&port.port)))
+        };
+        candidates.min_by_key(distance).unwrap_or((None, Vec::new()))
+    }
+
+    /// How far the port asked for is from those of a rule.
+    fn distance(&self, rule: &PortMatch) -> u16 {
+        match (rule, self.traffic) {
+            (PortMatch::All, _) => 0,
+            (PortMatch::Range(first, last), Traffic::Port(_, port)) => {
+                first.saturating_sub(port).max(port.saturating_sub(*last))
+            }
+            (PortMatch::Named(_), _) | (_, Traffic::Other) => u16::MAX,
+        }
     }
 
     fn port_misses(&self, rule: &PortRule, path: &str) -> Vec<Miss> {
