@@ -103,16 +103,15 @@ const SMALL_REGISTERS: u32 = 8;
 
 /// Writes a plan as requests.
 ///
-/// Within one transaction the names in the kernel are those of the plan. A plan that is put there
-/// beside the one that is enforced has names with a generation: `p0-egress.1`.
+/// A plan is put into the kernel beside the one that is enforced. So that both can be there, names
+/// end with a generation, except that of the base chain: `p0-egress.1`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Encoder<'a> {
     pub(crate) plan: &'a Plan,
-    /// 0 for names without one.
     pub(crate) generation: u32,
 }
 
-/// The generation in the name of a set or chain.
+/// The generation in the name of a set or chain; 0, which is none of ours, if there is none.
 pub(crate) fn generation(name: &str) -> u32 {
     name.rsplit_once('.').and_then(|(_, generation)| generation.parse().ok()).unwrap_or(0)
 }
@@ -120,10 +119,7 @@ pub(crate) fn generation(name: &str) -> u32 {
 impl Encoder<'_> {
     /// The name in the kernel of a set, or of a chain other than the base chain.
     pub(crate) fn name(&self, name: &str) -> String {
-        match self.generation {
-            0 => name.to_owned(),
-            generation => format!("{name}.{generation}"),
-        }
+        format!("{name}.{}", self.generation)
     }
 
     fn chain_name(&self, id: ChainId) -> String {
@@ -136,14 +132,6 @@ impl Encoder<'_> {
 
     fn set_name(&self, id: SetId) -> String {
         self.plan.set(id).map(|set| self.name(&set.name)).unwrap_or_default()
-    }
-
-    /// Puts the plan in the place of the whole table.
-    pub(crate) fn replace(&self) -> Vec<Request> {
-        let mut requests = vec![table(NEW_TABLE), table(DELETE_TABLE)];
-        requests.extend(self.prepare());
-        requests.extend(self.switch());
-        requests
     }
 
     /// Adds everything that no packet sees yet.
@@ -159,7 +147,8 @@ impl Encoder<'_> {
         requests
     }
 
-    /// Points the base chain to what was prepared.
+    /// Points the base chain to what was prepared. The kernel exchanges all of its rules at once:
+    /// a packet goes through the old ones to the end, or through the new ones.
     pub(crate) fn switch(&self) -> Vec<Request> {
         let base = self.chain_name(ChainId(0));
         let mut requests = vec![new_chain(&base, true), flush_chain(&base)];
