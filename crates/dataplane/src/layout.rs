@@ -115,8 +115,11 @@ impl<'a> Layout<'a> {
     }
 
     fn base_chain(&mut self, chains: &[[Option<ChainId>; 2]]) {
-        let mut rules =
-            vec![Rule(vec![Expression::KnownConnection, Expression::Verdict(Verdict::Accept)])];
+        // Neighbour discovery is how pods on one bridge find each other. It comes here where the
+        // kernel hands bridged packets to IP hooks, and is of no known connection.
+        let passing = [Expression::KnownConnection, Expression::NeighborDiscovery];
+        let passing = passing.map(|part| Rule(vec![part, Expression::Verdict(Verdict::Accept)]));
+        let mut rules = Vec::from(passing);
         for family in Family::ALL {
             // A pod reaches itself: through a Service, the packet comes back to it by the node.
             let selves =
