@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         with_nft("what_a_process_that_died_left_behind_is_replaced_and_removed", left_behind),
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
         in_namespace("a_known_connection_survives_a_new_state", known_connection),
+        in_namespace("isolated_pods_on_one_bridge_find_each_other_over_ipv6", neighbours),
         in_namespace("no_refused_packet_passes_while_states_follow_each_other", flood),
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
@@ -239,7 +240,7 @@ fn many_elements() {
 
 fn in_pieces() {
     let mut socket = NetlinkSocket::open(NETLINK_NETFILTER).unwrap();
-    socket.set_send_limit(40_000).unwrap();
+    socket.set_send_limit(20_000).unwrap();
     let limit = socket.send_limit().unwrap();
     let mut nftables = Nftables::over(socket);
     let mut large = 0;
@@ -390,6 +391,30 @@ fn known_connection() {
     other.send_to(b"?", "10.0.2.2:53").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket.recv_from(&mut [0; 8]).expect_err("a new connection is refused");
+}
+
+/// Pod 2 allows TCP port 80 alone. It is asked for its link address first.
+fn neighbours() {
+    let Some([client, server]) = network::two_pods_on_a_bridge() else {
+        eprintln!("not tested: net.bridge.bridge-nf-call-ip6tables cannot be set here");
+        return;
+    };
+    let (one, two) = (address("fd00::1"), address("fd00::2"));
+    let allowed =
+        |peer| Entry { peers: Some(peer), ports: ports(Protocol::Tcp, 80, 80), origin: 0 };
+    let profile =
+        |peer| Profile { ingress: Some(vec![allowed(peer)]), egress: Some(vec![allowed(peer)]) };
+    let state = NodeState {
+        endpoints: [(one, 0), (two, 1)].into(),
+        profiles: vec![profile(1), profile(0)],
+        peers: vec![PeerSet::Addresses(vec![one]), PeerSet::Addresses(vec![two])],
+        origins: 1,
+    };
+    Nftables::open().unwrap().apply(&state).unwrap();
+    let _listeners = [80, 81].map(|port| server.listen(two, port));
+    // New links take up to a second to come up.
+    assert!((0..20).any(|_| client.connects(two, 80)), "the neighbour is not found");
+    assert!(!client.connects(two, 81), "bridged packets do not come to the hook");
 }
 
 /// Both states refuse port 53 of pod 2 and allow port 54.
