@@ -101,18 +101,27 @@ const KEY_REGISTER: u32 = 1;
 /// The 4-byte registers over the same memory begin here.
 const SMALL_REGISTERS: u32 = 8;
 
+const META_FAMILY: u32 = 15;
+const META_PROTOCOL: u32 = 16;
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+
 /// Writes a plan as requests.
 ///
-/// Within one transaction the names in the kernel are those of the plan. A plan that is put there
-/// beside the one that is enforced has names with a generation: `p0-egress.1`.
+/// A plan is put into the kernel beside the one that is enforced. So that both can be there, names
+/// end with a generation, except that of the base chain: `p0-egress.1`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Encoder<'a> {
     pub(crate) plan: &'a Plan,
-    /// 0 for names without one.
     pub(crate) generation: u32,
 }
 
-/// The generation in the name of a set or chain.
+/// The generation in the name of a set or chain; 0, which is none of ours, if there is none.
 pub(crate) fn generation(name: &str) -> u32 {
     name.rsplit_once('.').and_then(|(_, generation)| generation.parse().ok()).unwrap_or(0)
 }
@@ -120,10 +129,7 @@ pub(crate) fn generation(name: &str) -> u32 {
 impl Encoder<'_> {
     /// The name in the kernel of a set, or of a chain other than the base chain.
     pub(crate) fn name(&self, name: &str) -> String {
-        match self.generation {
-            0 => name.to_owned(),
-            generation => format!("{name}.{generation}"),
-        }
+        format!("{name}.{}", self.generation)
     }
 
     fn chain_name(&self, id: ChainId) -> String {
@@ -136,14 +142,6 @@ impl Encoder<'_> {
 
     fn set_name(&self, id: SetId) -> String {
         self.plan.set(id).map(|set| self.name(&set.name)).unwrap_or_default()
-    }
-
-    /// Puts the plan in the place of the whole table.
-    pub(crate) fn replace(&self) -> Vec<Request> {
-        let mut requests = vec![table(NEW_TABLE), table(DELETE_TABLE)];
-        requests.extend(self.prepare());
-        requests.extend(self.switch());
-        requests
     }
 
     /// Adds everything that no packet sees yet.
@@ -159,7 +157,8 @@ impl Encoder<'_> {
         requests
     }
 
-    /// Points the base chain to what was prepared.
+    /// Points the base chain to what was prepared. The kernel exchanges all of its rules at once:
+    /// a packet goes through the old ones to the end, or through the new ones.
     pub(crate) fn switch(&self) -> Vec<Request> {
         let base = self.chain_name(ChainId(0));
         let mut requests = vec![new_chain(&base, true), flush_chain(&base)];
@@ -280,6 +279,7 @@ impl Encoder<'_> {
             for part in &rule.0 {
                 match part {
                     Expression::KnownConnection => known_connection(list),
+                    Expression::NeighborDiscovery => neighbor_discovery(list),
                     Expression::Lookup(fields, set) => self.lookup(fields, *set, false, list),
                     Expression::Map(fields, set) => self.lookup(fields, *set, true, list),
                     Expression::Count(_) => expression(list, "counter", |_| {}),
@@ -295,44 +295,27 @@ impl Encoder<'_> {
 
     /// Gathers the fields in neighbouring registers and looks them up.
     fn lookup(&self, fields: &[Field], id: SetId, map: bool, list: &mut Attributes) {
-        const META_FAMILY: u32 = 15;
-        const META_PROTOCOL: u32 = 16;
-        const NETWORK_HEADER: u32 = 1;
-        const TRANSPORT_HEADER: u32 = 2;
-
         let family = fields.iter().find_map(|field| match field.kind() {
             Type::Address(Family::V4) => Some(FAMILY_V4),
             Type::Address(Family::V6) => Some(FAMILY_V6),
             _ => None,
         });
         if let Some(family) = family {
-            expression(list, "meta", |meta| {
-                meta.u32(1, KEY_REGISTER).u32(2, META_FAMILY);
-            });
-            expression(list, "cmp", |cmp| {
-                cmp.u32(1, KEY_REGISTER).u32(2, 0).nest(3, |data| {
-                    data.bytes(DATA_VALUE, &[family]);
-                });
-            });
+            load_meta(list, META_FAMILY, KEY_REGISTER);
+            compare(list, EQUAL, &[family]);
         }
         let mut offset = 0;
         for field in fields {
             let register = if offset == 0 { KEY_REGISTER } else { SMALL_REGISTERS + offset / 4 };
             let length = type_length(field.kind());
-            let mut load = |header: u32, at: u32| {
-                expression(list, "payload", |payload| {
-                    payload.u32(1, register).u32(2, header).u32(3, at).u32(4, length);
-                });
-            };
+            let mut load = |header, at| load_payload(list, header, at, length, register);
             match field {
                 Field::Source(Family::V4) => load(NETWORK_HEADER, 12),
                 Field::Destination(Family::V4) => load(NETWORK_HEADER, 16),
                 Field::Source(Family::V6) => load(NETWORK_HEADER, 8),
                 Field::Destination(Family::V6) => load(NETWORK_HEADER, 24),
                 Field::Port => load(TRANSPORT_HEADER, 2),
-                Field::Protocol => expression(list, "meta", |meta| {
-                    meta.u32(1, register).u32(2, META_PROTOCOL);
-                }),
+                Field::Protocol => load_meta(list, META_PROTOCOL, register),
             }
             offset += length.next_multiple_of(4);
         }
@@ -597,9 +580,40 @@ fn known_connection(list: &mut Attributes) {
             xor.bytes(DATA_VALUE, &[0; 4]);
         });
     });
+    compare(list, NOT_EQUAL, &[0; 4]);
+}
+
+/// `ip6 hoplimit 255 icmpv6 type 133-137`.
+fn neighbor_discovery(list: &mut Attributes) {
+    const ICMP_V6: u8 = 58;
+    load_meta(list, META_FAMILY, KEY_REGISTER);
+    compare(list, EQUAL, &[FAMILY_V6]);
+    load_payload(list, NETWORK_HEADER, 7, 1, KEY_REGISTER);
+    compare(list, EQUAL, &[255]);
+    load_meta(list, META_PROTOCOL, KEY_REGISTER);
+    compare(list, EQUAL, &[ICMP_V6]);
+    load_payload(list, TRANSPORT_HEADER, 0, 1, KEY_REGISTER);
+    compare(list, AT_LEAST, &[133]);
+    compare(list, AT_MOST, &[137]);
+}
+
+fn load_meta(list: &mut Attributes, key: u32, register: u32) {
+    expression(list, "meta", |meta| {
+        meta.u32(1, register).u32(2, key);
+    });
+}
+
+fn load_payload(list: &mut Attributes, header: u32, at: u32, length: u32, register: u32) {
+    expression(list, "payload", |payload| {
+        payload.u32(1, register).u32(2, header).u32(3, at).u32(4, length);
+    });
+}
+
+/// Ends the rule unless the register has such a value.
+fn compare(list: &mut Attributes, operation: u32, value: &[u8]) {
     expression(list, "cmp", |cmp| {
-        cmp.u32(1, KEY_REGISTER).u32(2, 1).nest(3, |data| {
-            data.bytes(DATA_VALUE, &[0; 4]);
+        cmp.u32(1, KEY_REGISTER).u32(2, operation).nest(3, |data| {
+            data.bytes(DATA_VALUE, value);
         });
     });
 }

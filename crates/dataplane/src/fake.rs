@@ -164,7 +164,8 @@ impl Fake {
     /// `None` if the rule does not match, otherwise the verdict if this part has one.
     fn evaluate(&mut self, part: &Expression, packet: &Packet) -> Option<Option<Verdict>> {
         match part {
-            Expression::KnownConnection => None,
+            // A Packet opens a connection.
+            Expression::KnownConnection | Expression::NeighborDiscovery => None,
             Expression::Lookup(fields, set) => self.lookup(fields, *set, packet).map(|_| None),
             Expression::Map(fields, set) => {
                 self.lookup(fields, *set, packet).map(|element| element.verdict)
@@ -368,7 +369,7 @@ fn chain_contract(plan: &Plan, chain: &Chain) -> Result<(), Violation> {
                 Expression::Verdict(verdict) => {
                     verdict_contract(plan, &chain.name, Some(*verdict))?
                 }
-                Expression::KnownConnection => {}
+                Expression::KnownConnection | Expression::NeighborDiscovery => {}
             }
         }
         let ends = |part: &Expression| matches!(part, Expression::Verdict(_) | Expression::Map(..));

@@ -4,7 +4,8 @@
 //! The base chain sends a connection to the egress chain of its source and then to the ingress
 //! chain of its destination. A profile's chain has one lookup for each *form* of entry:
 //!
-//! 1. exact ports of single addresses: one hash set of `address . protocol . port`;
+//! 1. exact ports of single addresses, unless they are many: one hash set of
+//!    `address . protocol . port`;
 //! 2. every port: a hash set of addresses, one of address ranges, and the large peer sets, which
 //!    are shared between profiles instead of copied;
 //! 3. the rest by port: a verdict map from ports to chains with the lookups of 2.
@@ -25,9 +26,7 @@ use crate::plan::{
 };
 use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
 
-/// An entry of more addresses is not multiplied with its port.
-const EXACT_LIMIT: usize = 4096;
-/// A peer set of more addresses is not copied into the sets of a chain.
+/// A peer set of more addresses is not copied into the sets of a chain, nor multiplied with ports.
 const COPY_LIMIT: usize = 512;
 /// A chain looks into so many shared sets; what is beyond is copied after all.
 const SHARED_LIMIT: usize = 8;
@@ -115,8 +114,11 @@ impl<'a> Layout<'a> {
     }
 
     fn base_chain(&mut self, chains: &[[Option<ChainId>; 2]]) {
-        let mut rules =
-            vec![Rule(vec![Expression::KnownConnection, Expression::Verdict(Verdict::Accept)])];
+        // Neighbour discovery is how pods on one bridge find each other. It comes here where the
+        // kernel hands bridged packets to IP hooks, and is of no known connection.
+        let passing = [Expression::KnownConnection, Expression::NeighborDiscovery];
+        let passing = passing.map(|part| Rule(vec![part, Expression::Verdict(Verdict::Accept)]));
+        let mut rules = Vec::from(passing);
         for family in Family::ALL {
             // A pod reaches itself: through a Service, the packet comes back to it by the node.
             let selves =
@@ -183,7 +185,7 @@ impl<'a> Layout<'a> {
         match peers.map(|peers| &self.state.peers[peers as usize]) {
             None => false,
             Some(PeerSet::Addresses(addresses)) => {
-                let fits = exact && addresses.len() <= EXACT_LIMIT;
+                let fits = exact && addresses.len() <= COPY_LIMIT;
                 if fits {
                     addresses.iter().copied().for_each(key);
                 }
@@ -191,7 +193,7 @@ impl<'a> Layout<'a> {
             }
             Some(PeerSet::Ranges(ranges)) => {
                 let fits = exact
-                    && ranges.len() <= EXACT_LIMIT
+                    && ranges.len() <= COPY_LIMIT
                     && ranges.iter().all(|range| range.first == range.last);
                 if fits {
                     ranges.iter().for_each(|range| key(range.first));

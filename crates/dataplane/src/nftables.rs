@@ -1,9 +1,11 @@
 //! Enforcement by nf_tables, over netlink.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use crate::encode::{self, Counted, Encoder, Request};
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
@@ -39,19 +41,22 @@ impl Nftables {
         &self.plan
     }
 
-    /// For what does not fit into one send: puts the plan beside the one that is enforced, in many
-    /// transactions, and then switches to it in one. Returns the generation of the new names.
-    fn replace_in_pieces(&mut self, plan: &Plan) -> Result<u32, Error> {
+    /// A generation that no set or chain in the table is of.
+    fn free_generation(&mut self) -> Result<u32, Error> {
         let (sets, chains) = self.names()?;
-        let names = sets.iter().chain(&chains);
-        let generation = 1 + names.map(|name| encode::generation(name)).max().unwrap_or(0);
-        let encoder = Encoder { plan, generation };
-        let done = self
-            .in_pieces(encoder.prepare())
-            .and_then(|()| self.socket.transaction(encode::transaction(encoder.switch())));
-        // What a failed removal leaves behind harms nobody, and the next one takes it along.
-        let _ = self.remove_generations(|old| (old == generation) == done.is_err());
-        done.map(|()| generation)
+        let used = sets.iter().chain(&chains).map(|name| encode::generation(name));
+        let used: FxHashSet<u32> = used.collect();
+        let mut generation = 1;
+        while used.contains(&generation) {
+            generation += 1;
+        }
+        Ok(generation)
+    }
+
+    /// Puts everything beside what is enforced, and then leads packets there in one transaction.
+    fn put(&mut self, prepare: Vec<Request>, switch: Vec<Request>) -> Result<(), Error> {
+        self.in_pieces(prepare)?;
+        self.socket.transaction(encode::transaction(switch))
     }
 
     /// Sends requests in as few transactions as they fit into.
@@ -74,10 +79,19 @@ impl Nftables {
         self.socket.transaction(encode::transaction(piece))
     }
 
+    /// Removes what the base chain no longer leads to.
+    ///
+    /// Never in the transaction that switches: an element ends with the transaction that deletes
+    /// it even for a packet that began in the old base chain, which would then find nothing there
+    /// and pass.
     fn remove_generations(&mut self, old: impl Fn(u32) -> bool) -> Result<(), Error> {
         let (mut sets, mut chains) = self.names()?;
         sets.retain(|name| old(encode::generation(name)));
         chains.retain(|name| old(encode::generation(name)));
+        if sets.is_empty() && chains.is_empty() {
+            return Ok(());
+        }
+        wait_for_packets_under_way();
         self.in_pieces(encode::remove_objects(&sets, &chains))
     }
 
@@ -96,16 +110,18 @@ impl Dataplane for Nftables {
     fn apply(&mut self, state: &NodeState) -> Result<Report, Error> {
         let start = Instant::now();
         let plan = plan(state)?;
-        let requests = Encoder { plan: &plan, generation: 0 }.replace();
-        let bytes = encode::bytes(&requests);
-        self.generation = if bytes <= self.socket.send_limit()? {
-            self.socket.transaction(encode::transaction(requests))?;
-            0
-        } else {
-            self.replace_in_pieces(&plan)?
-        };
+        let generation = self.free_generation()?;
+        let encoder = Encoder { plan: &plan, generation };
+        let (prepare, switch) = (encoder.prepare(), encoder.switch());
+        let bytes = encode::bytes(prepare.iter().chain(&switch));
+        let done = self.put(prepare, switch);
+        let elapsed = start.elapsed();
+        // What a failed removal leaves behind harms nobody, and the next one takes it along.
+        let _ = self.remove_generations(|other| (other == generation) == done.is_err());
+        done?;
+        self.generation = generation;
         self.plan = plan;
-        Ok(self.plan.report(bytes, start.elapsed()))
+        Ok(self.plan.report(bytes, elapsed))
     }
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
@@ -164,5 +180,15 @@ impl Dataplane for Nftables {
         self.socket.transaction(encode::transaction(encode::remove()))?;
         self.plan = Plan::default();
         Ok(())
+    }
+}
+
+/// Returns when every packet that is in the rules now has left them: the kernel takes packets
+/// through in read-side critical sections of RCU, and this is a system call that waits for those.
+/// It takes some 10 ms. A kernel that refuses it (one with `nohz_full`) is given far more time than
+/// a packet takes.
+fn wait_for_packets_under_way() {
+    if membarrier(MembarrierCommand::Global).is_err() {
+        thread::sleep(Duration::from_millis(100));
     }
 }

@@ -116,6 +116,9 @@ pub struct Rule(pub Vec<Expression>);
 pub enum Expression {
     /// Matches packets of known connections and those related to them.
     KnownConnection,
+    /// Matches IPv6 neighbour discovery: ICMPv6 types 133 to 137 that no router has passed on
+    /// (hop limit 255, RFC 4861).
+    NeighborDiscovery,
     /// Matches if the set holds what the packet has in these fields.
     Lookup(Vec<Field>, SetId),
     /// Takes the verdict that the map has for these fields; matches nothing if it has none.

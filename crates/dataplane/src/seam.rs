@@ -8,8 +8,9 @@ use crate::state::NodeState;
 /// One node's enforcement. The desired state goes in whole; how it is reached is not the caller's
 /// business.
 pub trait Dataplane {
-    /// Makes the state the one that is enforced, in place of whatever was enforced before. No
-    /// packet sees half of it: after an error all is as it was.
+    /// Makes the state the one that is enforced, in place of whatever was enforced before. Every
+    /// packet is judged by the state before or by this one, also those on their way through while
+    /// one follows the other. After an error all is as it was.
     fn apply(&mut self, state: &NodeState) -> Result<Report, Error>;
 
     /// What was allowed since the last [`apply`](Dataplane::apply), by origin, origins without
@@ -38,7 +39,8 @@ pub struct Report {
     pub elements: usize,
     /// Bytes sent to the kernel.
     pub bytes: usize,
-    /// Time from the state to the kernel's acknowledgement.
+    /// Time from the state to the kernel's word that it is enforced. What was enforced before is
+    /// removed after that.
     pub elapsed: Duration,
 }
 

@@ -22,7 +22,10 @@ pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Ve
             continue;
         };
         let profile = profiles.insert_full(profile).0 as u32;
-        endpoints.extend(program.pod_addresses(i).map(|address| (address, profile)));
+        // An address that several pods claim is the one's that the engine takes for its owner.
+        let owned =
+            program.pod_addresses(i).filter(|address| program.endpoint(*address).pod == Some(i));
+        endpoints.extend(owned.map(|address| (address, profile)));
     }
 
     let mut origins: IndexSet<Origin> = IndexSet::new();
@@ -59,4 +62,45 @@ pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Ve
         origins: origins.len() as u32,
     };
     (state, origins.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_core::labels::Selector;
+    use portcullis_core::model::{Pod, Policy};
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_two_pods_claim_is_enforced_for_the_one_that_the_engine_judges() {
+        let pod = |name: &str, app: &str| Pod {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            labels: [("app".to_owned(), app.to_owned())].into(),
+            node: Some("node".to_owned()),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            ..Pod::default()
+        };
+        let closed = Policy {
+            namespace: "default".to_owned(),
+            name: "closed".to_owned(),
+            subject: Selector {
+                match_labels: [("app".to_owned(), "closed".to_owned())].into(),
+                ..Selector::default()
+            },
+            ingress: Some(Vec::new()),
+            egress: None,
+        };
+        let (a, b) = (pod("a", "closed"), pod("b", "open"));
+        for pods in [vec![a.clone(), b.clone()], vec![b, a]] {
+            let policies = vec![closed.clone()];
+            let cluster = Cluster { pods, policies, ..Cluster::default() };
+            let program = Program::compile(&cluster);
+            let (state, _) = share(&cluster, &program, "node");
+            let (address, profile) = state.endpoints.first_key_value().unwrap();
+            let owner = program.endpoint(*address).pod.unwrap();
+            let isolated = state.profiles[*profile as usize].ingress.is_some();
+            assert_eq!(isolated, cluster.pods[owner].name == "a");
+        }
+    }
 }

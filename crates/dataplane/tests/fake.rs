@@ -164,6 +164,29 @@ fn a_large_peer_set_is_one_set_for_all_profiles_and_ports() {
 }
 
 #[test]
+fn all_pods_on_some_ports_are_one_set_however_many_profiles_allow_them() {
+    let elements = |pods: u32| {
+        let all = (0..pods).map(|i| IpAddr::V4((0x0b00_0000 + i).into())).collect();
+        let mut state = pod(vec![], vec![PeerSet::Addresses(all)]);
+        state.profiles = (0..25)
+            .map(|profile| {
+                let entry = |n: u16| Entry {
+                    peers: Some(0),
+                    ports: Some(Ports { protocol: Protocol::Tcp, first: 80 + n, last: 80 + n }),
+                    origin: profile * 3 + u32::from(n),
+                };
+                Profile { ingress: Some((0..3).map(entry).collect()), egress: None }
+            })
+            .collect();
+        state.origins = 75;
+        plan(&state).unwrap().sets.iter().map(|set| set.elements.len()).sum::<usize>()
+    };
+    // The set, three ports in the map of each profile, and the one endpoint in two places.
+    assert_eq!(elements(1000), 1000 + 25 * 3 + 2);
+    assert_eq!(elements(4000), 4000 + 25 * 3 + 2);
+}
+
+#[test]
 fn a_state_that_names_what_it_does_not_have_is_refused() {
     let entry = Entry { peers: Some(3), ports: None, origin: 0 };
     let error = Fake::new().apply(&pod(vec![entry.clone()], vec![])).unwrap_err();

@@ -142,6 +142,7 @@ pod fd00::1 web
   }
   chain forward {
     ct state established,related accept
+    ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip6 saddr . ip6 daddr @self6 accept
     ip daddr vmap @ingress4
@@ -206,6 +207,7 @@ pod 10.0.0.1 p
   }
   chain forward {
     ct state established,related accept
+    ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip saddr vmap @egress4
   }
@@ -279,6 +281,7 @@ pod 10.0.0.1 p
   }
   chain forward {
     ct state established,related accept
+    ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip daddr vmap @ingress4
   }
@@ -351,6 +354,7 @@ pod 10.0.0.3 open
   }
   chain forward {
     ct state established,related accept
+    ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip saddr vmap @egress4
     ip daddr vmap @ingress4

@@ -13,10 +13,12 @@ mod network;
 mod random;
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -50,9 +52,12 @@ fn main() -> ExitCode {
         with_nft("nft_lists_the_whole_ruleset_as_text", nft_lists_the_whole_ruleset),
         with_nft("what_was_removed_is_gone_and_other_tables_stay", removal),
         with_nft("elements_that_need_many_messages_all_arrive", many_elements),
-        with_nft("what_is_too_large_for_one_send_is_put_beside_and_switched_to", in_pieces),
+        with_nft("what_is_put_there_in_many_sends_is_what_the_text_means", in_pieces),
+        with_nft("what_a_process_that_died_left_behind_is_replaced_and_removed", left_behind),
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
         in_namespace("a_known_connection_survives_a_new_state", known_connection),
+        in_namespace("isolated_pods_on_one_bridge_find_each_other_over_ipv6", neighbours),
+        in_namespace("no_refused_packet_passes_while_states_follow_each_other", flood),
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -129,10 +134,10 @@ fn nft(arguments: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The ruleset as JSON, without handles, and with unordered things in order.
+/// The ruleset as JSON, without handles and generations, and with unordered things in order.
 fn listed() -> Value {
     let mut ruleset = serde_json::from_str(&nft(&["-j", "list", "ruleset"], "")).unwrap();
-    forget_order(&mut ruleset);
+    normalize(&mut ruleset);
     let Value::Object(mut ruleset) = ruleset else { panic!("not an object") };
     let mut objects: Vec<_> = ruleset.remove("nftables").unwrap().as_array().unwrap().clone();
     // Rules keep their order within a chain: a stable sort by kind and names.
@@ -143,31 +148,40 @@ fn listed() -> Value {
     Value::Array(objects)
 }
 
-fn forget_order(value: &mut Value) {
+fn normalize(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.remove("handle");
-            fields.values_mut().for_each(forget_order);
+            fields.values_mut().for_each(normalize);
             if let Some(Value::Array(elements)) = fields.get_mut("elem") {
                 elements.sort_by_key(Value::to_string);
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(forget_order),
+        Value::Array(values) => values.iter_mut().for_each(normalize),
+        // Names have one full stop, addresses and versions more.
+        Value::String(text) => {
+            if let Some((name, generation)) = text.split_once('.')
+                && generation.parse::<u32>().is_ok()
+            {
+                *text = name.to_owned();
+            }
+        }
         _ => {}
     }
+}
+
+/// What is listed after `nft` itself read the rendered text.
+fn listed_from_text(state: &NodeState) -> Value {
+    nft(&["-f", "-"], &format!("table inet {TABLE}\ndelete table inet {TABLE}"));
+    nft(&["-f", "-"], &render(&plan(state).unwrap()));
+    listed()
 }
 
 fn nft_lists_what_the_text_means() {
     let mut nftables = Nftables::open().unwrap();
     for state in states(40) {
         nftables.apply(&state).unwrap();
-        let by_netlink = listed();
-        nftables.remove().unwrap();
-        let text = render(&plan(&state).unwrap());
-        nft(&["-f", "-"], &text);
-        let by_text = listed();
-        nftables.remove().unwrap();
-        assert_eq!(by_netlink, by_text, "{text}");
+        assert_eq!(listed(), listed_from_text(&state), "{state:?}");
     }
 }
 
@@ -180,9 +194,9 @@ fn nft_lists_the_whole_ruleset() {
         let sets = plan
             .sets
             .iter()
-            .map(|set| format!("\t{} {} {{", if set.map { "map" } else { "set" }, set.name));
-        for line in sets.chain(plan.chains.iter().map(|chain| format!("\tchain {} {{", chain.name)))
-        {
+            .map(|set| format!("\t{} {}.", if set.map { "map" } else { "set" }, set.name));
+        let chains = plan.chains[1..].iter().map(|chain| format!("\tchain {}.", chain.name));
+        for line in sets.chain(chains) {
             assert!(text.contains(&line), "{line} is missing in\n{text}");
         }
     }
@@ -226,33 +240,58 @@ fn many_elements() {
 
 fn in_pieces() {
     let mut socket = NetlinkSocket::open(NETLINK_NETFILTER).unwrap();
-    socket.set_send_limit(40_000).unwrap();
+    socket.set_send_limit(20_000).unwrap();
     let limit = socket.send_limit().unwrap();
     let mut nftables = Nftables::over(socket);
-    let mut generations = Vec::new();
-    for state in states(60) {
+    let mut large = 0;
+    for state in states(40) {
         let report = nftables.apply(&state).unwrap();
+        large += usize::from(report.bytes > limit);
         assert_eq!(nftables.hits().unwrap(), []);
-
-        let listed = listed();
-        let objects = || listed.as_array().unwrap().iter().map(|o| o.as_object().unwrap());
-        let count = |kinds: &[&str]| {
-            objects().filter(|object| kinds.iter().any(|kind| object.contains_key(*kind))).count()
-        };
-        assert_eq!(count(&["chain"]), report.chains);
-        assert_eq!(count(&["rule"]), report.rules);
-        assert_eq!(count(&["set", "map"]), report.sets);
-
-        let chain = objects().filter_map(|object| object.get("chain")?["name"].as_str());
-        let generation = chain.filter_map(|name| name.rsplit_once('.')).map(|(_, g)| g.to_owned());
-        let generation = generation.max();
-        assert_eq!(generation.is_some(), report.bytes > limit);
-        generations.push(generation);
+        assert_eq!(listed(), listed_from_text(&state), "{state:?}");
     }
-    let follow = |a: &str, b: &str| {
-        generations.windows(2).any(|w| w[0].as_deref() == Some(a) && w[1].as_deref() == Some(b))
+    assert!(large > 10, "only {large} states needed more than one send");
+}
+
+/// The names in the kernel, as they are.
+fn names() -> Vec<String> {
+    let text = nft(&["list", "table", "inet", TABLE], "");
+    let object = |line: &str| {
+        let line = line.strip_suffix(" {")?.trim();
+        let (kind, name) = line.split_once(' ')?;
+        ["chain", "set", "map"].contains(&kind).then(|| name.to_owned())
     };
-    assert!(follow("1", "2"), "no large state came after a large one: {generations:?}");
+    text.lines().filter_map(object).collect()
+}
+
+fn left_behind() {
+    let states: Vec<_> = states(12).collect();
+    for (before, after) in states.iter().zip(&states[1..]) {
+        Nftables::open().unwrap().apply(before).unwrap();
+        // What the next one prepared, in part, and what one before it could not remove.
+        for generation in [2, 7] {
+            let leftover = format!(
+                "table inet {TABLE} {{
+                    chain p0-egress.{generation} {{
+                    }}
+                    map egress4.{generation} {{
+                        type ipv4_addr : verdict
+                        elements = {{ 10.0.0.1 : jump p0-egress.{generation} }}
+                    }}
+                    chain p1-egress.{generation} {{
+                        ip saddr vmap @egress4.{generation}
+                    }}
+                }}"
+            );
+            nft(&["-f", "-"], &leftover);
+        }
+        Nftables::open().unwrap().apply(after).unwrap();
+        let names = names();
+        let others: Vec<_> =
+            names.iter().filter(|name| *name != "forward" && !name.ends_with(".3")).collect();
+        assert!(names.len() > 1 && others.is_empty(), "{names:?}");
+        assert_eq!(listed(), listed_from_text(after), "{after:?}");
+    }
 }
 
 /// Pods 1 and 2 are behind this node. Pod 2 (10.0.2.2, fd00:2::2) is isolated.
@@ -352,6 +391,81 @@ fn known_connection() {
     other.send_to(b"?", "10.0.2.2:53").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket.recv_from(&mut [0; 8]).expect_err("a new connection is refused");
+}
+
+/// Pod 2 allows TCP port 80 alone. It is asked for its link address first.
+fn neighbours() {
+    let Some([client, server]) = network::two_pods_on_a_bridge() else {
+        eprintln!("not tested: net.bridge.bridge-nf-call-ip6tables cannot be set here");
+        return;
+    };
+    let (one, two) = (address("fd00::1"), address("fd00::2"));
+    let allowed =
+        |peer| Entry { peers: Some(peer), ports: ports(Protocol::Tcp, 80, 80), origin: 0 };
+    let profile =
+        |peer| Profile { ingress: Some(vec![allowed(peer)]), egress: Some(vec![allowed(peer)]) };
+    let state = NodeState {
+        endpoints: [(one, 0), (two, 1)].into(),
+        profiles: vec![profile(1), profile(0)],
+        peers: vec![PeerSet::Addresses(vec![one]), PeerSet::Addresses(vec![two])],
+        origins: 1,
+    };
+    Nftables::open().unwrap().apply(&state).unwrap();
+    let _listeners = [80, 81].map(|port| server.listen(two, port));
+    // New links take up to a second to come up.
+    assert!((0..20).any(|_| client.connects(two, 80)), "the neighbour is not found");
+    assert!(!client.connects(two, 81), "bridged packets do not come to the hook");
+}
+
+/// Both states refuse port 53 of pod 2 and allow port 54.
+fn flood() {
+    let network = Network::with_pods(2);
+    let (client, server) = (&network.pods[0], &network.pods[1]);
+    let state = |more: u16| {
+        let allowed = (54..=54 + more).map(|port| ports(Protocol::Udp, port, port));
+        let entry = |ports| Entry { peers: Some(0), ports, origin: 0 };
+        NodeState {
+            endpoints: [(address("10.0.2.2"), 0), (address("10.0.1.2"), 1)].into(),
+            profiles: vec![
+                Profile { ingress: Some(allowed.map(entry).collect()), egress: None },
+                Profile::default(),
+            ],
+            peers: vec![PeerSet::Addresses(vec![address("10.0.1.2")])],
+            origins: 1,
+        }
+    };
+    let states = [state(0), state(200)];
+    let mut nftables = Nftables::open().unwrap();
+    nftables.apply(&states[0]).unwrap();
+
+    let [refused, allowed] = [53, 54].map(|port| server.udp(address("10.0.2.2"), port));
+    let arrived =
+        |socket: &UdpSocket| std::iter::from_fn(|| socket.recv_from(&mut [0; 8]).ok()).count();
+    refused.set_nonblocking(true).unwrap();
+    allowed.set_nonblocking(true).unwrap();
+    let end = AtomicBool::new(false);
+    let (mut applies, mut passed, mut leaked) = (0, 0, 0);
+    thread::scope(|scope| {
+        for port in [53, 54] {
+            let (socket, end) = (client.udp(address("10.0.1.2"), 0), &end);
+            scope.spawn(move || {
+                while !end.load(Relaxed) {
+                    let _ = socket.send_to(b"?", (address("10.0.2.2"), port));
+                }
+            });
+        }
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(4) {
+            nftables.apply(&states[applies % 2]).unwrap();
+            applies += 1;
+            passed += arrived(&allowed);
+            leaked += arrived(&refused);
+        }
+        end.store(true, Relaxed);
+    });
+    leaked += arrived(&refused);
+    assert!(passed > applies, "{passed} allowed packets in {applies} applies show nothing");
+    assert_eq!(leaked, 0, "refused packets that arrived during {applies} applies");
 }
 
 fn refusal() {

@@ -42,8 +42,34 @@ impl Network {
     }
 }
 
+/// Two pods on one link, fd00::1 and fd00::2, in the calling thread's namespace as the node: their
+/// bridge hands what it passes on to the IPv6 hooks. `None` if the kernel cannot do that.
+pub(crate) fn two_pods_on_a_bridge() -> Option<[Pod; 2]> {
+    const TO_HOOKS: &str = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
+    std::fs::write(TO_HOOKS, "1").ok()?;
+    use_addresses_at_once();
+    let mut node = NetlinkSocket::open(NETLINK_ROUTE).unwrap();
+    let mut bridge = named("bridge");
+    bridge.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+    let new = RouteNetlinkMessage::NewLink(bridge);
+    node.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+    let bridge = up(&mut node, "bridge");
+    Some([1, 2].map(|number| {
+        let (pod, mut inside) = Pod::linked(&mut node, number);
+        let outer = up(&mut node, &format!("pod{number}"));
+        let mut port = LinkMessage::default();
+        port.header.index = outer;
+        port.attributes.push(LinkAttribute::Controller(bridge));
+        node.request(RouteNetlinkMessage::SetLink(port), 0).unwrap();
+        let index = up(&mut inside, "eth0");
+        add_address(&mut inside, index, v6(0, number));
+        pod
+    }))
+}
+
 impl Pod {
-    fn new(node: &mut NetlinkSocket, number: u8) -> Pod {
+    /// In a namespace whose `eth0` is linked to `pod1` or so of the node; both are down.
+    fn linked(node: &mut NetlinkSocket, number: u8) -> (Pod, NetlinkSocket) {
         let (jobs, todo) = mpsc::channel::<Job>();
         thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -51,34 +77,30 @@ impl Pod {
             todo.into_iter().for_each(|job| job());
         });
         let pod = Pod { jobs };
-        let (namespace, mut inside) = pod.inside(|| {
+        let (namespace, inside) = pod.inside(|| {
             let namespace = File::open("/proc/thread-self/ns/net").unwrap();
             (namespace, NetlinkSocket::open(NETLINK_ROUTE).unwrap())
         });
 
-        let outer = format!("pod{number}");
         let mut peer = named("eth0");
         peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
-        let mut veth = named(&outer);
+        let mut veth = named(&format!("pod{number}"));
         veth.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         let new = RouteNetlinkMessage::NewLink(veth);
         node.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+        (pod, inside)
+    }
 
+    fn new(node: &mut NetlinkSocket, number: u8) -> Pod {
+        let (pod, mut inside) = Pod::linked(node, number);
+        let outer = format!("pod{number}");
         for (socket, name, host) in [(node, &*outer, 1), (&mut inside, "eth0", 2)] {
             let index = up(socket, name);
             for address in [v4(number, host), v6(number, host)] {
-                let mut message = AddressMessage::default();
-                message.header.family = family(address);
-                message.header.prefix_len = if address.is_ipv4() { 24 } else { 64 };
-                message.header.index = index;
-                message.header.flags = AddressHeaderFlags::Nodad;
-                message.attributes.push(AddressAttribute::Local(address));
-                message.attributes.push(AddressAttribute::Address(address));
-                let new = RouteNetlinkMessage::NewAddress(message);
-                socket.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+                add_address(socket, index, address);
             }
         }
         for gateway in [v4(number, 1), v6(number, 1)] {
@@ -124,6 +146,18 @@ impl Pod {
 /// Without it, the link-local address that neighbours are asked from is a second in coming.
 fn use_addresses_at_once() {
     std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+}
+
+fn add_address(socket: &mut NetlinkSocket, index: u32, address: IpAddr) {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = if address.is_ipv4() { 24 } else { 64 };
+    message.header.index = index;
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes.push(AddressAttribute::Local(address));
+    message.attributes.push(AddressAttribute::Address(address));
+    let new = RouteNetlinkMessage::NewAddress(message);
+    socket.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
 }
 
 fn named(name: &str) -> LinkMessage {
