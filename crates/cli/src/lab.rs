@@ -516,11 +516,9 @@ impl Page<'_> {
             Outcome::Answered(who) => format!("was answered by {who}"),
             Outcome::Refused => "arrived where nothing listens".to_owned(),
             Outcome::Silent => "got no answer".to_owned(),
-            Outcome::Error(errno) => {
-                format!("failed: {}", std::io::Error::from_raw_os_error(*errno))
-            }
+            Outcome::Error(errno) => format!("failed: {}", reason(*errno)),
         };
-        if o.passed(self.plan).is_none() {
+        if !o.is_up(self.plan) {
             text.push_str(&format!("where no policy can refuse it, it {}\n", shown(&o.before)));
             return text;
         }
@@ -591,7 +589,7 @@ impl Page<'_> {
         self.plan.endpoints.iter().map(report).collect()
     }
 
-    fn connection(&self, o: &Observation) -> ConnectionReport<'_> {
+    fn connection<'a>(&'a self, o: &'a Observation) -> ConnectionReport<'a> {
         let name = |endpoint: usize| self.plan.endpoints[endpoint].name.as_str();
         let allow = |passes| if passes { "allow" } else { "deny" };
         let (port, protocol) = match o.probe.traffic {
@@ -607,10 +605,12 @@ impl Page<'_> {
             protocol,
             predicted: allow(o.predicted),
             observed: o.passed(self.plan).map_or("unknown", allow),
+            outcome: OutcomeReport::of(&o.under),
+            without_policies: (!o.is_up(self.plan)).then(|| OutcomeReport::of(&o.before)),
         }
     }
 
-    fn report(&self, trial: &Trial, differences: usize, elapsed: Duration) -> Report<'_> {
+    fn report<'a>(&'a self, trial: &'a Trial, differences: usize, elapsed: Duration) -> Report<'a> {
         let rules = trial.hits.iter().map(|(origin, packets)| {
             let policy = &self.plan.cluster.policies[origin.policy as usize];
             RuleReport {
@@ -651,6 +651,7 @@ struct EndpointReport<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ConnectionReport<'a> {
     from: &'a str,
     to: &'a str,
@@ -659,7 +660,40 @@ struct ConnectionReport<'a> {
     port: Option<u16>,
     protocol: String,
     predicted: &'static str,
+    /// `unknown` where it was neither answered by the right host nor met with silence.
     observed: &'static str,
+    #[serde(flatten)]
+    outcome: OutcomeReport<'a>,
+    /// Where the right host did not answer without policies either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_policies: Option<OutcomeReport<'a>>,
+}
+
+/// What came back.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutcomeReport<'a> {
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl OutcomeReport<'_> {
+    fn of(outcome: &Outcome) -> OutcomeReport<'_> {
+        let (outcome, answered_by, error) = match outcome {
+            Outcome::Answered(who) => ("answered", Some(who.as_str()), None),
+            Outcome::Refused => ("refused", None, None),
+            Outcome::Silent => ("silent", None, None),
+            Outcome::Error(errno) => ("error", None, Some(reason(*errno))),
+        };
+        OutcomeReport { outcome, answered_by, error }
+    }
+}
+
+fn reason(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
 }
 
 #[derive(Serialize)]
@@ -675,6 +709,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use portcullis_kube::Source;
+    use serde_json::json;
 
     use super::*;
 
@@ -701,8 +736,13 @@ spec:
         - port: 5432
 ";
 
-    /// The summary of a trial of one connection, web to db on IPv4, that came out as given.
-    fn summary(port: u16, before: Outcome, under: Outcome) -> String {
+    /// A trial of one connection, web to db on IPv4, that came out as given.
+    fn trial<T>(
+        port: u16,
+        before: Outcome,
+        under: Outcome,
+        show: impl FnOnce(&Page, &Trial) -> T,
+    ) -> T {
         let source = Source::Text { name: "shop.yaml".to_owned(), text: POLICY.to_owned() };
         let input = portcullis_kube::load(&[source], &portcullis_kube::Options::default());
         let options = Options { nodes: 1, families: Families::V4 };
@@ -722,10 +762,27 @@ spec:
             packets: 5,
             elapsed: Duration::ZERO,
         };
-        let page = Page { input: &input, plan: &plan, program: &program };
-        let differences = page.differences(&trial.observations);
-        let text = page.summary(&trial, &differences, Duration::from_secs(1));
-        anstream::adapter::strip_str(&text).to_string()
+        show(&Page { input: &input, plan: &plan, program: &program }, &trial)
+    }
+
+    fn summary(port: u16, before: Outcome, under: Outcome) -> String {
+        trial(port, before, under, |page, trial| {
+            let differences = page.differences(&trial.observations);
+            let text = page.summary(trial, &differences, Duration::from_secs(1));
+            anstream::adapter::strip_str(&text).to_string()
+        })
+    }
+
+    /// What JSON says of the connection beyond its ends.
+    fn json_of(port: u16, before: Outcome, under: Outcome) -> serde_json::Value {
+        trial(port, before, under, |page, trial| {
+            let mut value = serde_json::to_value(page.connection(&trial.observations[0])).unwrap();
+            let fields = value.as_object_mut().unwrap();
+            for field in ["from", "to", "source", "destination", "port", "protocol"] {
+                assert!(fields.remove(field).is_some(), "{field}");
+            }
+            value
+        })
     }
 
     fn answered(name: &str) -> Outcome {
@@ -765,5 +822,46 @@ spec:
         // Something answered, but not the pod that was meant.
         let wrong = summary(5432, answered("shop/db"), answered("shop/web"));
         assert!(wrong.contains("it was answered by shop/web\n"), "{wrong}");
+    }
+
+    #[test]
+    fn a_difference_can_be_understood_from_json_alone() {
+        let up = || answered("shop/db");
+        let check = |before, under, expected| assert_eq!(json_of(5433, before, under), expected);
+        let deny = "deny";
+        check(
+            up(),
+            Outcome::Silent,
+            json!({"predicted": deny, "observed": deny, "outcome": "silent"}),
+        );
+        check(
+            up(),
+            up(),
+            json!({"predicted": deny, "observed": "allow", "outcome": "answered",
+                   "answeredBy": "shop/db"}),
+        );
+        check(
+            up(),
+            answered("shop/web"),
+            json!({"predicted": deny, "observed": "unknown", "outcome": "answered",
+                   "answeredBy": "shop/web"}),
+        );
+        check(
+            up(),
+            Outcome::Refused,
+            json!({"predicted": deny, "observed": "unknown", "outcome": "refused"}),
+        );
+        check(
+            up(),
+            Outcome::Error(113),
+            json!({"predicted": deny, "observed": "unknown", "outcome": "error",
+                   "error": "No route to host (os error 113)"}),
+        );
+        check(
+            Outcome::Refused,
+            Outcome::Silent,
+            json!({"predicted": deny, "observed": "unknown", "outcome": "silent",
+                   "withoutPolicies": {"outcome": "refused"}}),
+        );
     }
 }

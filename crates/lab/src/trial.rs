@@ -66,20 +66,29 @@ impl Observation {
         Family::of(self.probe.to)
     }
 
-    /// Whether it passed: the right host answered. `None` where that host did not answer without
-    /// policies either, so that nothing can be said.
-    pub fn passed(&self, plan: &Plan) -> Option<bool> {
-        let right = Outcome::Answered(plan.endpoints[self.destination].name.clone());
-        (self.before == right).then(|| self.under == right)
+    /// Whether the right host answered where no policy could refuse it.
+    pub fn is_up(&self, plan: &Plan) -> bool {
+        self.before == self.right(plan)
     }
 
-    /// Whether it came out as predicted: an answer from the right host, or silence.
-    pub fn as_predicted(&self, plan: &Plan) -> bool {
-        let silent = self.under == Outcome::Silent;
-        match self.passed(plan) {
-            None => false,
-            Some(passed) => passed == self.predicted && (passed || silent),
+    /// Whether it passed, which is an answer from the right host, or was refused, which is silence.
+    /// `None` where nothing can be said: anything else came of it, or that host did not answer
+    /// without policies either.
+    pub fn passed(&self, plan: &Plan) -> Option<bool> {
+        match &self.under {
+            _ if !self.is_up(plan) => None,
+            Outcome::Silent => Some(false),
+            under => (*under == self.right(plan)).then_some(true),
         }
+    }
+
+    /// Whether it came out as predicted.
+    pub fn as_predicted(&self, plan: &Plan) -> bool {
+        self.passed(plan) == Some(self.predicted)
+    }
+
+    fn right(&self, plan: &Plan) -> Outcome {
+        Outcome::Answered(plan.endpoints[self.destination].name.clone())
     }
 }
 
