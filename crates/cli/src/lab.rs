@@ -97,7 +97,7 @@ pub(crate) struct Run {
     /// repeated
     #[arg(short, long = "port", value_name = "PORT")]
     ports: Vec<PortName>,
-    /// Show every row of the matrix, and what each rule let pass
+    /// Show every row of the matrix, and how many packets each rule let pass at its end
     #[arg(short, long)]
     verbose: bool,
     /// Output format
@@ -562,7 +562,7 @@ impl Page<'_> {
     }
 
     fn hits(&self, trial: &Trial) -> String {
-        let mut text = format!("\n{BOLD}PACKETS  ALLOWED BY{BOLD:#}\n");
+        let mut text = format!("\n{BOLD}PACKETS  PASSED AT ITS END BY{BOLD:#}\n");
         for (origin, packets) in &trial.hits {
             let policy = &self.plan.cluster.policies[origin.policy as usize];
             let (namespace, name) = (&policy.namespace, &policy.name);
@@ -570,8 +570,8 @@ impl Page<'_> {
             let peer = origin.peer_path();
             text.push_str(&format!("{packets:>7}  {namespace}/{name} {peer}{port}\n"));
         }
-        text.push('\n');
-        text
+        let note = "what egress passed, ingress at the other end may still have refused";
+        text + &format!("{DIM}{note}{DIM:#}\n\n")
     }
 
     fn endpoints(&self) -> Vec<EndpointReport<'_>> {
@@ -696,6 +696,7 @@ fn reason(errno: i32) -> String {
     std::io::Error::from_raw_os_error(errno).to_string()
 }
 
+/// What a rule let pass at its end, whatever the other end did with it.
 #[derive(Serialize)]
 struct RuleReport {
     policy: String,
@@ -745,7 +746,7 @@ spec:
     ) -> T {
         let source = Source::Text { name: "shop.yaml".to_owned(), text: POLICY.to_owned() };
         let input = portcullis_kube::load(&[source], &portcullis_kube::Options::default());
-        let options = Options { nodes: 1, families: Families::V4 };
+        let options = Options { families: Families::V4, ..Options::default() };
         let plan = portcullis_lab::plan(&input.cluster, &options).unwrap();
         let program = Program::compile(&plan.cluster);
         let traffic = Traffic::Port(Protocol::Tcp, port);
@@ -811,6 +812,22 @@ spec:
             "difference: shop/web -> shop/db on 5433/TCP (IPv4) should be refused, and it was \
              answered\n  ingress isolated by shop/db, not allowed\n\
              1 difference (1 connection, 5 packets, 1.0 s)\n"
+        );
+    }
+
+    #[test]
+    fn what_a_rule_let_pass_is_told_as_seen_from_its_end() {
+        let table = trial(5432, answered("shop/db"), answered("shop/db"), |page, trial| {
+            let direction = Direction::Ingress;
+            let origin = Origin { policy: 0, direction, rule: 0, peer: Some(0), port: Some(0) };
+            let hits = [(origin, 4)].into();
+            let trial = Trial { hits, observations: Vec::new(), ..*trial };
+            anstream::adapter::strip_str(&page.hits(&trial)).to_string()
+        });
+        assert_eq!(
+            table,
+            "\nPACKETS  PASSED AT ITS END BY\n      4  shop/db spec.ingress[0].from[0] ports[0]\n\
+             what egress passed, ingress at the other end may still have refused\n\n"
         );
     }
 

@@ -36,7 +36,8 @@ pub type Progress<'a> = &'a mut (dyn FnMut(Step, usize, usize) + Send);
 pub struct Trial {
     /// One for each connection, in the order they were given.
     pub observations: Vec<Observation>,
-    /// What let connections pass, and how many; also what let none.
+    /// How many packets that open connections each origin let pass at its end, also none. What
+    /// egress let pass can have been refused by ingress at the other end.
     pub hits: BTreeMap<Origin, u64>,
     /// Packets that the nodes received while connections were tried.
     pub packets: u64,
@@ -320,7 +321,8 @@ impl Enforcement {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.report))
     }
 
-    /// How many connections each origin has let pass so far, on all nodes together; also none.
+    /// How many packets that open connections each origin has let pass at its end so far, on all
+    /// nodes together; also none.
     pub fn hits(&mut self) -> Result<BTreeMap<Origin, u64>, Error> {
         let origins = self.nodes.iter().flat_map(|node| &node.origins);
         let mut hits: BTreeMap<Origin, u64> = origins.map(|origin| (*origin, 0)).collect();
