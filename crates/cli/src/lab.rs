@@ -97,7 +97,7 @@ pub(crate) struct Run {
     /// repeated
     #[arg(short, long = "port", value_name = "PORT")]
     ports: Vec<PortName>,
-    /// Show every row of the matrix, and what each rule let pass
+    /// Show every row of the matrix, and how many packets each rule let pass at its end
     #[arg(short, long)]
     verbose: bool,
     /// Output format
@@ -516,11 +516,9 @@ impl Page<'_> {
             Outcome::Answered(who) => format!("was answered by {who}"),
             Outcome::Refused => "arrived where nothing listens".to_owned(),
             Outcome::Silent => "got no answer".to_owned(),
-            Outcome::Error(errno) => {
-                format!("failed: {}", std::io::Error::from_raw_os_error(*errno))
-            }
+            Outcome::Error(errno) => format!("failed: {}", reason(*errno)),
         };
-        if o.passed(self.plan).is_none() {
+        if !o.is_up(self.plan) {
             text.push_str(&format!("where no policy can refuse it, it {}\n", shown(&o.before)));
             return text;
         }
@@ -564,7 +562,7 @@ impl Page<'_> {
     }
 
     fn hits(&self, trial: &Trial) -> String {
-        let mut text = format!("\n{BOLD}PACKETS  ALLOWED BY{BOLD:#}\n");
+        let mut text = format!("\n{BOLD}PACKETS  PASSED AT ITS END BY{BOLD:#}\n");
         for (origin, packets) in &trial.hits {
             let policy = &self.plan.cluster.policies[origin.policy as usize];
             let (namespace, name) = (&policy.namespace, &policy.name);
@@ -572,8 +570,8 @@ impl Page<'_> {
             let peer = origin.peer_path();
             text.push_str(&format!("{packets:>7}  {namespace}/{name} {peer}{port}\n"));
         }
-        text.push('\n');
-        text
+        let note = "what egress passed, ingress at the other end may still have refused";
+        text + &format!("{DIM}{note}{DIM:#}\n\n")
     }
 
     fn endpoints(&self) -> Vec<EndpointReport<'_>> {
@@ -591,7 +589,7 @@ impl Page<'_> {
         self.plan.endpoints.iter().map(report).collect()
     }
 
-    fn connection(&self, o: &Observation) -> ConnectionReport<'_> {
+    fn connection<'a>(&'a self, o: &'a Observation) -> ConnectionReport<'a> {
         let name = |endpoint: usize| self.plan.endpoints[endpoint].name.as_str();
         let allow = |passes| if passes { "allow" } else { "deny" };
         let (port, protocol) = match o.probe.traffic {
@@ -607,10 +605,12 @@ impl Page<'_> {
             protocol,
             predicted: allow(o.predicted),
             observed: o.passed(self.plan).map_or("unknown", allow),
+            outcome: OutcomeReport::of(&o.under),
+            without_policies: (!o.is_up(self.plan)).then(|| OutcomeReport::of(&o.before)),
         }
     }
 
-    fn report(&self, trial: &Trial, differences: usize, elapsed: Duration) -> Report<'_> {
+    fn report<'a>(&'a self, trial: &'a Trial, differences: usize, elapsed: Duration) -> Report<'a> {
         let rules = trial.hits.iter().map(|(origin, packets)| {
             let policy = &self.plan.cluster.policies[origin.policy as usize];
             RuleReport {
@@ -651,6 +651,7 @@ struct EndpointReport<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ConnectionReport<'a> {
     from: &'a str,
     to: &'a str,
@@ -659,9 +660,43 @@ struct ConnectionReport<'a> {
     port: Option<u16>,
     protocol: String,
     predicted: &'static str,
+    /// `unknown` where it was neither answered by the right host nor met with silence.
     observed: &'static str,
+    #[serde(flatten)]
+    outcome: OutcomeReport<'a>,
+    /// Where the right host did not answer without policies either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_policies: Option<OutcomeReport<'a>>,
 }
 
+/// What came back.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutcomeReport<'a> {
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl OutcomeReport<'_> {
+    fn of(outcome: &Outcome) -> OutcomeReport<'_> {
+        let (outcome, answered_by, error) = match outcome {
+            Outcome::Answered(who) => ("answered", Some(who.as_str()), None),
+            Outcome::Refused => ("refused", None, None),
+            Outcome::Silent => ("silent", None, None),
+            Outcome::Error(errno) => ("error", None, Some(reason(*errno))),
+        };
+        OutcomeReport { outcome, answered_by, error }
+    }
+}
+
+fn reason(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
+}
+
+/// What a rule let pass at its end, whatever the other end did with it.
 #[derive(Serialize)]
 struct RuleReport {
     policy: String,
@@ -675,6 +710,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use portcullis_kube::Source;
+    use serde_json::json;
 
     use super::*;
 
@@ -701,11 +737,16 @@ spec:
         - port: 5432
 ";
 
-    /// The summary of a trial of one connection, web to db on IPv4, that came out as given.
-    fn summary(port: u16, before: Outcome, under: Outcome) -> String {
+    /// A trial of one connection, web to db on IPv4, that came out as given.
+    fn trial<T>(
+        port: u16,
+        before: Outcome,
+        under: Outcome,
+        show: impl FnOnce(&Page, &Trial) -> T,
+    ) -> T {
         let source = Source::Text { name: "shop.yaml".to_owned(), text: POLICY.to_owned() };
         let input = portcullis_kube::load(&[source], &portcullis_kube::Options::default());
-        let options = Options { nodes: 1, families: Families::V4 };
+        let options = Options { families: Families::V4, ..Options::default() };
         let plan = portcullis_lab::plan(&input.cluster, &options).unwrap();
         let program = Program::compile(&plan.cluster);
         let traffic = Traffic::Port(Protocol::Tcp, port);
@@ -722,10 +763,27 @@ spec:
             packets: 5,
             elapsed: Duration::ZERO,
         };
-        let page = Page { input: &input, plan: &plan, program: &program };
-        let differences = page.differences(&trial.observations);
-        let text = page.summary(&trial, &differences, Duration::from_secs(1));
-        anstream::adapter::strip_str(&text).to_string()
+        show(&Page { input: &input, plan: &plan, program: &program }, &trial)
+    }
+
+    fn summary(port: u16, before: Outcome, under: Outcome) -> String {
+        trial(port, before, under, |page, trial| {
+            let differences = page.differences(&trial.observations);
+            let text = page.summary(trial, &differences, Duration::from_secs(1));
+            anstream::adapter::strip_str(&text).to_string()
+        })
+    }
+
+    /// What JSON says of the connection beyond its ends.
+    fn json_of(port: u16, before: Outcome, under: Outcome) -> serde_json::Value {
+        trial(port, before, under, |page, trial| {
+            let mut value = serde_json::to_value(page.connection(&trial.observations[0])).unwrap();
+            let fields = value.as_object_mut().unwrap();
+            for field in ["from", "to", "source", "destination", "port", "protocol"] {
+                assert!(fields.remove(field).is_some(), "{field}");
+            }
+            value
+        })
     }
 
     fn answered(name: &str) -> Outcome {
@@ -758,6 +816,22 @@ spec:
     }
 
     #[test]
+    fn what_a_rule_let_pass_is_told_as_seen_from_its_end() {
+        let table = trial(5432, answered("shop/db"), answered("shop/db"), |page, trial| {
+            let direction = Direction::Ingress;
+            let origin = Origin { policy: 0, direction, rule: 0, peer: Some(0), port: Some(0) };
+            let hits = [(origin, 4)].into();
+            let trial = Trial { hits, observations: Vec::new(), ..*trial };
+            anstream::adapter::strip_str(&page.hits(&trial)).to_string()
+        });
+        assert_eq!(
+            table,
+            "\nPACKETS  PASSED AT ITS END BY\n      4  shop/db spec.ingress[0].from[0] ports[0]\n\
+             what egress passed, ingress at the other end may still have refused\n\n"
+        );
+    }
+
+    #[test]
     fn a_responder_that_is_down_is_told_from_a_policy() {
         let down = "difference: shop/web -> shop/db on 5433/TCP (IPv4) should be refused, and \
                     where no policy can refuse it, it arrived where nothing listens\n";
@@ -765,5 +839,46 @@ spec:
         // Something answered, but not the pod that was meant.
         let wrong = summary(5432, answered("shop/db"), answered("shop/web"));
         assert!(wrong.contains("it was answered by shop/web\n"), "{wrong}");
+    }
+
+    #[test]
+    fn a_difference_can_be_understood_from_json_alone() {
+        let up = || answered("shop/db");
+        let check = |before, under, expected| assert_eq!(json_of(5433, before, under), expected);
+        let deny = "deny";
+        check(
+            up(),
+            Outcome::Silent,
+            json!({"predicted": deny, "observed": deny, "outcome": "silent"}),
+        );
+        check(
+            up(),
+            up(),
+            json!({"predicted": deny, "observed": "allow", "outcome": "answered",
+                   "answeredBy": "shop/db"}),
+        );
+        check(
+            up(),
+            answered("shop/web"),
+            json!({"predicted": deny, "observed": "unknown", "outcome": "answered",
+                   "answeredBy": "shop/web"}),
+        );
+        check(
+            up(),
+            Outcome::Refused,
+            json!({"predicted": deny, "observed": "unknown", "outcome": "refused"}),
+        );
+        check(
+            up(),
+            Outcome::Error(113),
+            json!({"predicted": deny, "observed": "unknown", "outcome": "error",
+                   "error": "No route to host (os error 113)"}),
+        );
+        check(
+            Outcome::Refused,
+            Outcome::Silent,
+            json!({"predicted": deny, "observed": "unknown", "outcome": "silent",
+                   "withoutPolicies": {"outcome": "refused"}}),
+        );
     }
 }

@@ -7,7 +7,7 @@ use portcullis_lab::{Kind, Observation, Plan};
 
 use crate::style::{ALLOWED, BOLD, DIM, ERROR, REFUSED};
 
-/// Predicted, and observed; `None` where nothing could be observed.
+/// Predicted, and observed; `None` where it neither passed nor was refused.
 type Cell = (bool, Option<bool>);
 /// A cell for each kind of traffic; `None` where the pair was not tried on it.
 type Cells = Vec<Option<Cell>>;
@@ -77,8 +77,10 @@ pub(crate) fn text(
     if !note.is_empty() {
         text.push_str(&format!("{DIM}{note}{DIM:#}"));
     }
+    let unclear = rows.iter().flat_map(|row| row.cells.iter().flatten()).any(|c| c.1.is_none());
+    let neither = if unclear { format!(", {ERROR}?{ERROR:#} is neither") } else { String::new() };
     let legend = format!(
-        "{ALLOWED}✓{ALLOWED:#} passes, {REFUSED}✗{REFUSED:#} is refused: \
+        "{ALLOWED}✓{ALLOWED:#} passes, {REFUSED}✗{REFUSED:#} is refused{neither}: \
          first as predicted, then as observed\n"
     );
     text + &legend

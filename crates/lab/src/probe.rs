@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::SockaddrStorage;
 use portcullis_core::net::{Family, Protocol, Traffic};
 use rustc_hash::FxHashMap;
 use socket2::{Socket, Type};
@@ -289,20 +291,21 @@ fn echo_request(family: Family) -> u8 {
 fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
     let mut buffer = [0; 1024];
     let is_sctp = matches!(probe.traffic, Traffic::Port(Protocol::Sctp, _));
-    let own_name = || names.get(&probe.to).cloned().unwrap_or_else(|| probe.to.to_string());
+    let name = |address: IpAddr| names.get(&address).cloned().unwrap_or(address.to_string());
     loop {
-        let bytes = match (&flight.socket).read(&mut buffer) {
-            Ok(length) => &buffer[..length],
+        let (bytes, sender) = match receive(&flight.socket, &mut buffer) {
+            Ok((length, sender)) => (&buffer[..length], sender.unwrap_or(probe.to)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
             // No raw socket of the destination had room: the packet arrived.
-            Err(e) if is_sctp && unheard(&e) => return Some(Outcome::Answered(own_name())),
+            Err(e) if is_sctp && unheard(&e) => return Some(Outcome::Answered(name(probe.to))),
             Err(e) => return Some(outcome_of(&e)),
         };
         match probe.traffic {
             Traffic::Port(Protocol::Tcp | Protocol::Udp, _) => {
                 return Some(Outcome::Answered(String::from_utf8_lossy(bytes).trim().to_owned()));
             }
-            Traffic::Other => return Some(Outcome::Answered(own_name())),
+            // A ping socket takes the replies of anybody, although it is connected.
+            Traffic::Other => return Some(Outcome::Answered(name(sender))),
             Traffic::Port(Protocol::Sctp, port) => {
                 let packet = sctp::Packet::from_bytes(without_ip_header(bytes, probe.to));
                 let ours = packet.filter(|p| {
@@ -315,12 +318,21 @@ fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
                         return Some(Outcome::Refused);
                     }
                     // An ABORT of the destination's kernel came beside the answer: it arrived.
-                    Some(_) => return Some(Outcome::Answered(own_name())),
+                    Some(_) => return Some(Outcome::Answered(name(probe.to))),
                     None => {}
                 }
             }
         }
     }
+}
+
+/// Reads a packet, and whose it is; TCP does not say.
+fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Option<IpAddr>)> {
+    let (length, sender) =
+        nix::sys::socket::recvfrom::<SockaddrStorage>(socket.as_raw_fd(), buffer)?;
+    let v4 = |sender: &SockaddrStorage| Some(sender.as_sockaddr_in()?.ip().into());
+    let v6 = |sender: &SockaddrStorage| Some(sender.as_sockaddr_in6()?.ip().into());
+    Ok((length, sender.and_then(|sender| v4(&sender).or_else(|| v6(&sender)))))
 }
 
 /// ICMP protocol unreachable, in IPv4 and in IPv6.

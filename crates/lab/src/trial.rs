@@ -36,7 +36,8 @@ pub type Progress<'a> = &'a mut (dyn FnMut(Step, usize, usize) + Send);
 pub struct Trial {
     /// One for each connection, in the order they were given.
     pub observations: Vec<Observation>,
-    /// What let connections pass, and how many; also what let none.
+    /// How many packets that open connections each origin let pass at its end, also none. What
+    /// egress let pass can have been refused by ingress at the other end.
     pub hits: BTreeMap<Origin, u64>,
     /// Packets that the nodes received while connections were tried.
     pub packets: u64,
@@ -66,20 +67,29 @@ impl Observation {
         Family::of(self.probe.to)
     }
 
-    /// Whether it passed: the right host answered. `None` where that host did not answer without
-    /// policies either, so that nothing can be said.
-    pub fn passed(&self, plan: &Plan) -> Option<bool> {
-        let right = Outcome::Answered(plan.endpoints[self.destination].name.clone());
-        (self.before == right).then(|| self.under == right)
+    /// Whether the right host answered where no policy could refuse it.
+    pub fn is_up(&self, plan: &Plan) -> bool {
+        self.before == self.right(plan)
     }
 
-    /// Whether it came out as predicted: an answer from the right host, or silence.
-    pub fn as_predicted(&self, plan: &Plan) -> bool {
-        let silent = self.under == Outcome::Silent;
-        match self.passed(plan) {
-            None => false,
-            Some(passed) => passed == self.predicted && (passed || silent),
+    /// Whether it passed, which is an answer from the right host, or was refused, which is silence.
+    /// `None` where nothing can be said: anything else came of it, or that host did not answer
+    /// without policies either.
+    pub fn passed(&self, plan: &Plan) -> Option<bool> {
+        match &self.under {
+            _ if !self.is_up(plan) => None,
+            Outcome::Silent => Some(false),
+            under => (*under == self.right(plan)).then_some(true),
         }
+    }
+
+    /// Whether it came out as predicted.
+    pub fn as_predicted(&self, plan: &Plan) -> bool {
+        self.passed(plan) == Some(self.predicted)
+    }
+
+    fn right(&self, plan: &Plan) -> Outcome {
+        Outcome::Answered(plan.endpoints[self.destination].name.clone())
     }
 }
 
@@ -311,7 +321,8 @@ impl Enforcement {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.report))
     }
 
-    /// How many connections each origin has let pass so far, on all nodes together; also none.
+    /// How many packets that open connections each origin has let pass at its end so far, on all
+    /// nodes together; also none.
     pub fn hits(&mut self) -> Result<BTreeMap<Origin, u64>, Error> {
         let origins = self.nodes.iter().flat_map(|node| &node.origins);
         let mut hits: BTreeMap<Origin, u64> = origins.map(|origin| (*origin, 0)).collect();

@@ -6,8 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, error, process, thread};
 
@@ -21,6 +23,7 @@ use portcullis_dataplane::{Dataplane, Nftables};
 use portcullis_lab::{
     Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, enter, plan,
 };
+use socket2::{Domain, Socket, Type};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn error::Error>>;
 
@@ -40,6 +43,7 @@ fn main() -> Result {
         Trial::test("a_lab_ends_cleanly_on_sigterm", move || Ok(ended?)),
         test("without_rules_everybody_answers_everybody", without_rules_everybody_answers),
         test("rules_in_a_node_silence_what_they_drop_and_no_more", rules_silence_what_they_drop),
+        test("an_echo_reply_is_its_senders", an_echo_reply_is_its_senders),
         test("a_closed_port_is_refused_by_a_live_host", a_closed_port_is_refused),
         test("listening_anew_closes_what_is_not_named", listening_anew_closes),
         test("a_host_network_pod_is_its_node", a_host_network_pod_is_its_node),
@@ -114,6 +118,62 @@ fn rules_silence_what_they_drop() -> Result {
 
     rules.remove()?;
     compare(&probes, &lab.probe(&probes, |_| ())?, &before)
+}
+
+/// db is deaf to echo requests, and api answers in its stead, from its own address.
+fn an_echo_reply_is_its_senders() -> Result {
+    let mut lab = Lab::up(&small(Families::Both)?, |_, _| ())?;
+    let [web, api, db] = ["shop/web", "shop/api", "shop/db"].map(|name| endpoint(&lab, name));
+    lab.in_endpoint(db, || {
+        fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", "1")?;
+        fs::write("/proc/sys/net/ipv6/icmp/echo_ignore_all", "1")
+    })??;
+    let probes: Vec<Probe> = all_pairs(lab.plan(), &[Traffic::Other])
+        .into_iter()
+        .filter(|p| p.source == web && lab.plan().endpoint_at(p.to) == Some(db))
+        .collect();
+    compare(&probes, &lab.probe(&probes, |_| ())?, &[Outcome::Silent, Outcome::Silent])?;
+
+    let replies: Vec<(Socket, Vec<Vec<u8>>, IpAddr)> = lab.in_endpoint(api, || {
+        let raw = |probe: &Probe| {
+            let (domain, protocol, kind) = match Family::of(probe.from) {
+                Family::V4 => (Domain::IPV4, socket2::Protocol::ICMPV4, 0),
+                Family::V6 => (Domain::IPV6, socket2::Protocol::ICMPV6, 129),
+            };
+            let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+            // Every probe has another identifier.
+            let replies = (16384u16..16400).map(|identifier| echo_reply(kind, identifier));
+            Ok((socket, replies.collect(), probe.from))
+        };
+        probes.iter().map(raw).collect::<io::Result<_>>()
+    })??;
+    let done = AtomicBool::new(false);
+    let outcomes = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for (socket, replies, to) in &replies {
+                    for reply in replies {
+                        let _ = socket.send_to(reply, &SocketAddr::new(*to, 0).into());
+                    }
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let outcomes = lab.probe(&probes, |_| ());
+        done.store(true, Ordering::Relaxed);
+        outcomes
+    })?;
+    let api = Outcome::Answered("shop/api".to_owned());
+    compare(&probes, &outcomes, &[api.clone(), api])
+}
+
+/// With its checksum, which for ICMPv6 the kernel fills in.
+fn echo_reply(kind: u8, identifier: u16) -> Vec<u8> {
+    let [high, low] = identifier.to_be_bytes();
+    let mut sum = u32::from(kind) * 256 + u32::from(identifier) + 1;
+    sum = (sum & 0xffff) + (sum >> 16);
+    let [sum_high, sum_low] = (!(sum as u16)).to_be_bytes();
+    vec![kind, 0, sum_high, sum_low, high, low, 0, 1]
 }
 
 fn a_closed_port_is_refused() -> Result {
