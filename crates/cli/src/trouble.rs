@@ -18,6 +18,9 @@ pub(crate) enum Trouble {
     /// No `-f`.
     #[error("no input: pass -f with a file, a directory, or - for standard input")]
     NoInput,
+    /// `--explain` of what is no rule.
+    #[error("no rule {id:?}; the rules are {known}")]
+    UnknownRule { id: String, known: String },
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),
