@@ -4,11 +4,14 @@ mod allows_everything;
 mod dns_missing;
 mod dns_over_udp_only;
 mod egress_stays_open;
+mod except_reopened;
 mod extra_dash;
+mod host_network_subject;
 mod ingress_isolated_too;
 mod named_port;
 mod namespace_missing;
 mod namespace_name_label;
+mod one_sided;
 mod peer_selects_nothing;
 mod pod_label_on_namespace;
 mod redundant_rule;
@@ -30,11 +33,14 @@ pub(crate) const ALL: &[&Rule] = &[
     &dns_missing::RULE,
     &dns_over_udp_only::RULE,
     &egress_stays_open::RULE,
+    &except_reopened::RULE,
     &extra_dash::RULE,
+    &host_network_subject::RULE,
     &ingress_isolated_too::RULE,
     &named_port::RULE,
     &namespace_missing::RULE,
     &namespace_name_label::RULE,
+    &one_sided::RULE,
     &peer_selects_nothing::RULE,
     &pod_label_on_namespace::RULE,
     &redundant_rule::RULE,
