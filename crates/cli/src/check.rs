@@ -9,7 +9,7 @@ use portcullis_lint::{Finding, render};
 use serde::Serialize;
 
 use crate::input::InputArgs;
-use crate::output::{Output, json, plural, print};
+use crate::output::{json, plural, print};
 use crate::style::{ALLOWED, ERROR};
 use crate::trouble::Trouble;
 
@@ -19,8 +19,8 @@ pub(crate) struct Check {
     #[command(flatten)]
     input: InputArgs,
     /// Output format
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
     /// Show what is only worth knowing, too
     #[arg(long)]
     notes: bool,
@@ -33,6 +33,17 @@ pub(crate) struct Check {
     /// Print what a rule is about, why, and what to write instead; nothing is checked
     #[arg(long, value_name = "RULE", conflicts_with_all = ["filename", "output"])]
     explain: Option<String>,
+}
+
+/// The format of findings.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs; the shape is stable
+    Json,
+    /// GitHub Actions: annotations of the lines in a pull request
+    Github,
 }
 
 /// A severity, on the command line.
@@ -106,13 +117,17 @@ impl Check {
         };
         let counts = [Severity::Error, Severity::Warning, Severity::Note].map(count);
         match self.output {
-            Output::Table => {
+            Format::Table => {
                 let shown = |f: &&Finding| self.notes || f.severity != Severity::Note;
                 let of_lint = lint.iter().filter(shown);
                 let hidden = lint.len() - of_lint.clone().count();
                 print(&table(&input, reader.iter().chain(of_lint), counts, hidden))?;
             }
-            Output::Json => {
+            Format::Github => {
+                let all = reader.iter().chain(&lint);
+                print(&all.map(render::github).collect::<String>())?;
+            }
+            Format::Json => {
                 let [errors, warnings, notes] = counts;
                 let report = Report {
                     diagnostics: reader.iter().chain(&lint).map(entry).collect(),
