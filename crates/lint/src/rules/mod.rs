@@ -55,7 +55,10 @@ pub(crate) const ALL: &[&Rule] = &[
 
 #[cfg(test)]
 mod tests {
+    use portcullis_kube::{Options, Severity, Source, load};
+
     use super::*;
+    use crate::testing::policy;
 
     #[test]
     fn ids_are_sorted_and_each_is_there_once() {
@@ -88,5 +91,29 @@ mod tests {
         }
         let written = std::fs::read_to_string(file).unwrap();
         assert!(written == page, "docs/rules.md: write it again with PORTCULLIS_WRITE_DOCS=1");
+    }
+
+    /// The reasons of the errors in a text.
+    fn errors(text: &str) -> Vec<&'static str> {
+        let source = Source::Text { name: "test.yaml".to_owned(), text: text.to_owned() };
+        let input = load(&[source], &Options::default());
+        let errors = input.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+        errors.map(|d| d.reason.id()).collect()
+    }
+
+    #[test]
+    fn known_mistake_an_end_port_without_a_port() {
+        let spec =
+            "  podSelector: {}\n  ingress:\n  - ports:\n    - protocol: TCP\n      endPort: 10000";
+        assert_eq!(errors(&policy("ports", spec)), ["invalid"]);
+    }
+
+    #[test]
+    fn known_mistake_a_document_that_is_a_policy_only_in_name() {
+        let flat: String = policy("db", "  podSelector:\n    matchLabels:\n      role: db")
+            .lines()
+            .map(|line| format!("{}\n", line.trim_start()))
+            .collect();
+        assert!(!errors(&flat).is_empty());
     }
 }
