@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis_core::Program;
@@ -14,17 +13,18 @@ use portcullis_core::net::{IpNet, Protocol};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Nftables, share};
 use portcullis_lab::{Families, Lab, Options};
+use portcullis_tests::generate::Random;
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
 use crate::figures::Runs;
+use crate::folder::SEED;
 
-const ROUNDS: usize = 31;
-const CONNECTIONS: u32 = 2_000;
-/// Before each measurement, so that what the new rules touch is where it will be.
-const WARM_UP: u32 = 500;
-/// The kernel frees the rules from before in the background.
-const SETTLE: Duration = Duration::from_millis(200);
+/// Short ones, so that most are not interrupted by whatever else the machine does.
+const CONNECTIONS: u32 = 100;
+const ROUNDS: usize = 1_001;
+/// Before each measurement, on its new thread.
+const WARM_UP: u32 = 10;
 
 const NODE: &str = "node-1";
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
@@ -39,57 +39,74 @@ enum Form {
     Blocks,
 }
 
+/// A lab of two pods with some rules on their node.
+struct Way {
+    rules: String,
+    lab: Lab,
+    listener: TcpListener,
+    runs: Runs,
+}
+
+impl Way {
+    /// `None` is no rules at all.
+    fn new(rules: String, state: Option<&NodeState>) -> Outcome<Way> {
+        let options = Options { nodes: 1, families: Families::V4 };
+        let lab = Lab::up(&portcullis_lab::plan(&pair(), &options)?, |_, _| {})?;
+        let listener = lab.in_endpoint(1, || TcpListener::bind((SERVER, PORT)))??;
+        if let Some(state) = state {
+            lab.in_node(0, Nftables::open)??.apply(state)?;
+        }
+        Ok(Way { rules, lab, listener, runs: Runs::default() })
+    }
+}
+
 pub(crate) fn run() -> Outcome {
-    let mut ways: Vec<(String, Option<NodeState>)> = vec![
-        ("connection tracking alone".to_owned(), Some(NodeState::default())),
-        ("no rules".to_owned(), None),
+    // This process has one thread so far.
+    portcullis_lab::enter()?;
+    let tracking = "connection tracking alone";
+    let mut ways = vec![
+        Way::new(tracking.to_owned(), Some(&NodeState::default()))?,
+        Way::new(format!("{tracking}, once more"), Some(&NodeState::default()))?,
+        Way::new("no rules".to_owned(), None)?,
     ];
     for (form, count) in [
         (Form::Pods, 1),
         (Form::Pods, 100),
         (Form::Pods, 1_000),
         (Form::Pods, 10_000),
+        (Form::Blocks, 1),
         (Form::Blocks, 100),
         (Form::Blocks, 1_000),
     ] {
-        let (state, _) = {
-            let cluster = cluster(&form, count)?;
-            share(&cluster, &Program::compile(&cluster), NODE)
-        };
+        let cluster = cluster(&form, count)?;
+        let (state, _) = share(&cluster, &Program::compile(&cluster), NODE);
         let form = match form {
             Form::Pods => "a pod and a port",
             Form::Blocks => "an ipBlock and a port range",
         };
-        ways.push((format!("{count} policies of {form}"), Some(state)));
+        ways.push(Way::new(format!("{count} × {form}"), Some(&state))?);
     }
 
-    // This process has one thread so far.
-    portcullis_lab::enter()?;
-    let options = Options { nodes: 1, families: Families::V4 };
-    let plan = portcullis_lab::plan(&pair(), &options)?;
-    let lab = Lab::up(&plan, |_, _| {})?;
-    let listener = lab.in_endpoint(1, || TcpListener::bind((SERVER, PORT)))??;
-    let mut kernel = lab.in_node(0, Nftables::open)??;
-
-    let mut measured: Vec<Runs> = ways.iter().map(|_| Runs::default()).collect();
+    let mut order: Vec<usize> = (0..ways.len()).collect();
+    let mut random = Random::new(SEED);
     for _ in 0..ROUNDS {
-        for ((_, state), runs) in ways.iter().zip(&mut measured) {
-            match state {
-                Some(state) => _ = kernel.apply(state)?,
-                None => kernel.remove()?,
-            }
-            thread::sleep(SETTLE);
-            runs.push(lab.in_endpoint(0, || per_second(&listener))??);
+        // Nobody always comes after the same one.
+        for i in (1..order.len()).rev() {
+            order.swap(i, random.below(i + 1));
+        }
+        for &i in &order {
+            let way = &mut ways[i];
+            way.runs.push(way.lab.in_endpoint(0, || per_second(&way.listener))??);
         }
     }
 
     println!("Median (least–greatest) of {ROUNDS} rounds of {CONNECTIONS} connections; each round");
-    println!("takes all rows in turn.\n");
+    println!("measures all rows, in random order.\n");
     println!("| rules | connections/s | of tracking alone |");
     println!("|---|---|---|");
-    let alone = measured[0].median();
-    for ((name, _), runs) in ways.iter().zip(&measured) {
-        println!("| {name} | {runs} | {:.3} |", runs.median() / alone);
+    let alone = ways[0].runs.median();
+    for Way { rules, runs, .. } in &ways {
+        println!("| {rules} | {runs} | {:.3} |", runs.median() / alone);
     }
     Ok(())
 }

@@ -16,8 +16,11 @@ use std::process::ExitCode;
 /// What went wrong is only ever shown.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
+/// A name, and what measures and prints.
+type Bench = (&'static str, fn() -> Outcome);
+
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [(&str, fn() -> Outcome); 4] = [
+const BENCHES: [Bench; 4] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("lab", lab::run),
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn all(benches: &[(&str, fn() -> Outcome)]) -> Outcome {
+fn all(benches: &[Bench]) -> Outcome {
     machine::print()?;
     for (name, run) in benches {
         println!("\n## {name}\n");

@@ -17,7 +17,7 @@ const MOST_PODS: usize = 8;
 pub fn check(text: &str) {
     let source = Source::Text { name: "any".to_owned(), text: text.to_owned() };
     let input = load(&[source], &Options::default());
-    let closed = input.policies.iter().map(|p| portcullis_core::validate::read(&p.raw).policy);
+    let closed = input.policies.iter().map(|p| p.closed.clone());
     let closed = Cluster { policies: closed.collect(), ..input.cluster.clone() };
     for cluster in [&input.cluster, &closed] {
         let program = Program::compile(cluster);

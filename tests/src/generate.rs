@@ -257,7 +257,12 @@ impl PodDraft {
         let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, subnet.into(), u16::from(number) + 1);
         let addresses = match (self.node, cluster.pods.last()) {
             _ if self.families == (false, false) => Vec::new(),
-            (Some(node), _) if self.host_network => node_addresses(node, nodes[usize::from(node)]),
+            (Some(node), _) if self.host_network => {
+                let mut addresses = node_addresses(node, nodes[usize::from(node)]);
+                // A pod may know fewer of its node's addresses than the node.
+                addresses.truncate(if self.address_passed_on { 1 } else { 2 });
+                addresses
+            }
             (None, _) if self.host_network => Vec::new(),
             (_, Some(last)) if self.finished && self.address_passed_on && !last.host_network => {
                 last.addresses.clone()

@@ -83,8 +83,10 @@ impl<'a> Party<'a> {
                     return Some(Party { pod: None, node: None, address: None });
                 }
                 let addresses = match &pod.node {
-                    // 12: a hostNetwork pod is its node
-                    Some(node) if pod.host_network => node_addresses(world, node),
+                    // 12: a hostNetwork pod is its node, also before it says so itself
+                    Some(node) if pod.host_network && pod.addresses.is_empty() => {
+                        node_addresses(world, node)
+                    }
                     _ => pod.addresses.clone(),
                 };
                 let address = addresses.iter().copied().find(|a| Family::of(*a) == family);

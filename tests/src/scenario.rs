@@ -298,6 +298,8 @@ fn endpoints(service: &Service, traffic: Traffic, cluster: &Cluster) -> Vec<(End
         let port = service.ports.iter().find(|p| p.protocol == protocol && p.port == number);
         let (true, Some(port)) = (selected, port) else { continue };
         let target = match &port.target {
+            // 19: the name of a headless Service is its pods, so nothing rewrites the port
+            _ if service.headless => Some(port.port),
             TargetPort::Number(target) => Some(*target),
             TargetPort::Name(name) => {
                 let mut ports = pod.ports.iter();

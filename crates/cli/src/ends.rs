@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use portcullis_core::model::{Cluster, Pod, Service, ServicePort, TargetPort};
+use portcullis_core::model::{Cluster, ContainerPort, Pod, Service, ServicePort, TargetPort};
 use portcullis_core::net::{ByAddress, Protocol, Traffic};
 use portcullis_core::program::End;
 use rustc_hash::FxHashMap;
@@ -74,7 +74,13 @@ impl<'a> Names<'a> {
     /// What a name stands for: an address; `[namespace/]name` of a pod, else of a workload, else
     /// of a Service; `[namespace/]kind/name`.
     pub(crate) fn find(&self, text: &str, namespace: &str) -> Result<Target, NotAnEnd> {
+        // Nearly every name of many is of this kind.
+        if let Some(pod) = text.split_once('/').and_then(|name| self.pods.get(&name)) {
+            return Ok(Target::Pod(*pod));
+        }
         if let Ok(address) = text.parse::<IpAddr>() {
+            // An IPv4 address in IPv6 clothes is what packets have: IPv4.
+            let address = address.to_canonical();
             let service = self.cluster_ips.get(&address);
             return Ok(service.map_or(Target::Address(address), |i| Target::Service(*i)));
         }
@@ -165,11 +171,11 @@ impl<'a> Names<'a> {
             }
         };
         let destinations: Vec<(End, Traffic)> = match to {
-            Target::Address(address) => vec![(End::Address(*address), port.number(None)?)],
-            Target::Pod(pod) => vec![(End::Pod(*pod), port.number(Some(self.pod(*pod)))?)],
+            Target::Address(address) => vec![(End::Address(*address), port.traffic()?)],
+            Target::Pod(pod) => self.on(*pod, port)?,
             Target::Workload(pods) => {
-                let end = |p: &usize| Ok((End::Pod(*p), port.number(Some(self.pod(*p)))?));
-                pods.iter().map(end).collect::<Result<_, _>>()?
+                let each = pods.iter().map(|pod| self.on(*pod, port));
+                each.collect::<Result<Vec<_>, _>>()?.concat()
             }
             Target::Service(i) => self.endpoints(&self.cluster.services[*i], port)?,
         };
@@ -184,6 +190,12 @@ impl<'a> Names<'a> {
             }
         }
         Ok(flows)
+    }
+
+    /// A pod with each number that it has a port at.
+    fn on(&self, pod: usize, port: &PortName) -> Result<Vec<(End, Traffic)>, NotAnEnd> {
+        let numbers = port.numbers(Some(self.pod(pod)))?;
+        Ok(numbers.into_iter().map(|traffic| (End::Pod(pod), traffic)).collect())
     }
 
     fn pod(&self, index: usize) -> &'a Pod {
@@ -211,8 +223,10 @@ impl<'a> Names<'a> {
                 continue;
             }
             let number = match &asked.target {
+                // Its name stands for the pods themselves: nothing rewrites the port.
+                _ if service.headless => Some(asked.port),
                 TargetPort::Number(number) => Some(*number),
-                TargetPort::Name(name) => named_port(pod, name, asked.protocol),
+                TargetPort::Name(name) => named_ports(pod, name, asked.protocol).next(),
             };
             let traffic = number.map(|n| Traffic::Port(asked.protocol, n));
             endpoints.extend(traffic.map(|t| (End::Pod(i), t)));
@@ -254,17 +268,20 @@ const WORKLOADS: [(&str, &str); 7] = [
 
 /// A kind in any of the forms kubectl takes: `deploy`, `deployment`, `Deployments`.
 fn full_kind(text: &str) -> Option<&'static str> {
-    let text = text.to_lowercase();
-    let is = |full: &str, short: &str| text == full || text == short || text == format!("{full}s");
+    let singular = text.strip_suffix(['s', 'S']);
+    let is = |full: &str, short: &str| {
+        let forms = [Some(text), singular].into_iter().flatten();
+        text.eq_ignore_ascii_case(short) || forms.into_iter().any(|t| t.eq_ignore_ascii_case(full))
+    };
     let others = [("pod", "po"), ("service", "svc")];
     let mut kinds = WORKLOADS.iter().chain(&others);
     kinds.find(|(full, short)| is(full, short)).map(|(full, _)| *full)
 }
 
-fn named_port(pod: &Pod, name: &str, protocol: Protocol) -> Option<u16> {
-    let named =
-        pod.ports.iter().find(|p| p.name.as_deref() == Some(name) && p.protocol == protocol);
-    named.map(|p| p.port)
+/// The numbers that a pod has a port name at, in the order of its containers.
+fn named_ports(pod: &Pod, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
+    let named = move |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == protocol;
+    pod.ports.iter().filter(named).map(|p| p.port)
 }
 
 /// A port as people write it: `80`, `53/udp`, `http`, `icmp`.
@@ -279,29 +296,33 @@ pub(crate) enum PortName {
 impl PortName {
     /// The traffic towards any address. A name has no number without a pod.
     pub(crate) fn traffic(&self) -> Result<Traffic, NotAnEnd> {
-        self.number(None)
+        match self.numbers(None)?.as_slice() {
+            [traffic] => Ok(*traffic),
+            _ => Err(NotAnEnd(format!("{self}: write a number here"))),
+        }
     }
 
-    /// The traffic towards a pod, or towards an address that is none.
-    fn number(&self, pod: Option<&Pod>) -> Result<Traffic, NotAnEnd> {
+    /// The traffic towards a pod, or towards an address that is none. A pod may have a name at
+    /// several numbers (SEMANTICS 17); without a protocol it is that of the first.
+    fn numbers(&self, pod: Option<&Pod>) -> Result<Vec<Traffic>, NotAnEnd> {
         match self {
-            PortName::Other => Ok(Traffic::Other),
+            PortName::Other => Ok(vec![Traffic::Other]),
             PortName::Port(Ok(number), protocol) => {
-                Ok(Traffic::Port(protocol.unwrap_or(Protocol::Tcp), *number))
+                Ok(vec![Traffic::Port(protocol.unwrap_or(Protocol::Tcp), *number)])
             }
             PortName::Port(Err(name), protocol) => {
                 let Some(pod) = pod else {
                     let why = "only a pod has named ports: write a number here";
                     return Err(NotAnEnd(format!("{name:?}: {why}")));
                 };
-                let mut protocols = match protocol {
-                    Some(protocol) => vec![*protocol],
-                    None => Protocol::ALL.to_vec(),
-                }
-                .into_iter();
-                let found =
-                    protocols.find_map(|p| Some(Traffic::Port(p, named_port(pod, name, p)?)));
-                found.ok_or_else(|| {
+                let protocols = protocol.map_or(Protocol::ALL.to_vec(), |protocol| vec![protocol]);
+                let mut found = protocols.into_iter().map(|protocol| {
+                    let mut numbers: Vec<u16> = named_ports(pod, name, protocol).collect();
+                    numbers.sort_unstable();
+                    numbers.dedup();
+                    numbers.into_iter().map(|n| Traffic::Port(protocol, n)).collect::<Vec<_>>()
+                });
+                found.find(|traffics| !traffics.is_empty()).ok_or_else(|| {
                     let ports = pod.ports.iter().filter_map(|p| p.name.clone()).collect::<Vec<_>>();
                     let has = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
                     let pod = shown_pod(pod);

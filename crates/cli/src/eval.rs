@@ -3,18 +3,21 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::num::NonZero;
+use std::panic;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::net::{Family, Protocol};
-use portcullis_core::program::{Exemption, Path, Verdict};
-use serde::{Deserialize, Serialize};
+use portcullis_core::program::{Exemption, Verdict};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::ends::{Flow, Names, PortName, shown_pod};
+use crate::ends::{Flow, Names, PortName};
 use crate::input::InputArgs;
 use crate::trouble::Trouble;
 
@@ -44,17 +47,19 @@ enum Format {
     Table,
 }
 
+/// How many bytes are judged at a time, on all cores.
+const BLOCK: u64 = 1 << 20;
+
 /// A line that has the fields of the contract and no others: by far the most common.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line<'a> {
     #[serde(borrow)]
     from: Cow<'a, str>,
     #[serde(borrow)]
     to: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow)]
     protocol: Option<Cow<'a, str>>,
 }
 
@@ -78,11 +83,8 @@ impl Eval {
             names: Names::of(&input.cluster),
             namespace: &self.input.namespace,
         };
-        let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
-        let outcome = judge.all(&name, reader, self.output, &mut out);
-        // What was answered before an error is still an answer.
-        out.flush().map_err(Trouble::output)?;
-        outcome.map(|()| ExitCode::SUCCESS)
+        judge.all(&name, reader, self.output, &mut io::stdout().lock())?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -101,36 +103,81 @@ impl Judge<'_> {
         format: Format,
         out: &mut impl Write,
     ) -> Result<(), Trouble> {
-        let (mut line, mut reason) = (String::new(), String::new());
-        for number in 1.. {
-            line.clear();
-            let place = || format!("{name}:{number}");
-            let what = || format!("cannot read {}", place());
-            let read = lines.read_line(&mut line);
-            if read.map_err(|source| Trouble::Io { what: what(), source })? == 0 {
-                break;
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut block = Vec::new();
+        let mut next = 1;
+        loop {
+            block.clear();
+            lines
+                .by_ref()
+                .take(BLOCK)
+                .read_to_end(&mut block)
+                .and_then(|_| lines.read_until(b'\n', &mut block))
+                .map_err(|source| Trouble::Io { what: format!("cannot read {name}"), source })?;
+            if block.is_empty() {
+                return out.flush().map_err(Trouble::output);
             }
-            let text = line.trim();
-            if text.is_empty() {
-                continue;
+            let all: Vec<&[u8]> = block.split_inclusive(|byte| *byte == b'\n').collect();
+            let size = all.len().div_ceil(threads);
+            let answers: Vec<_> = thread::scope(|scope| {
+                let parts = all.chunks(size).zip((next..).step_by(size));
+                let judge =
+                    |(part, first)| scope.spawn(move || self.part(name, part, first, format));
+                let running: Vec<_> = parts.map(judge).collect();
+                let each = running.into_iter().map(|thread| thread.join());
+                each.map(|part| part.unwrap_or_else(|payload| panic::resume_unwind(payload)))
+                    .collect()
+            });
+            for (text, outcome) in answers {
+                // What was answered before an error is still an answer.
+                out.write_all(&text).and_then(|()| out.flush()).map_err(Trouble::output)?;
+                outcome?;
             }
-            reason.clear();
-            let wrong = |why: String| Trouble::Flow { place: place(), why };
-            let (flow, others) = read_line(text).map_err(wrong)?;
-            let verdict = self.judge(&flow, &mut reason).map_err(wrong)?;
-            match format {
-                Format::Json => write_json(out, &flow, others, verdict, &reason),
-                Format::Table => {
-                    let (from, to) = (&flow.from, &flow.to);
-                    let port = flow.port.map_or(String::new(), |p| format!("{p}/"));
-                    let protocol = flow.protocol.as_deref().unwrap_or("TCP");
-                    let on = format!("{port}{protocol}");
-                    writeln!(out, "{:<6} {from} -> {to} on {on}  ({reason})", word(verdict))
-                }
-            }
-            .map_err(Trouble::output)?;
+            next += all.len();
         }
-        Ok(())
+    }
+
+    /// The answers to lines of which the first has this number, up to one that is wrong.
+    fn part(
+        &self,
+        name: &str,
+        lines: &[&[u8]],
+        first: usize,
+        format: Format,
+    ) -> (Vec<u8>, Result<(), Trouble>) {
+        let (mut out, mut reason) = (Vec::new(), String::new());
+        let outcome = (first..).zip(lines).try_for_each(|(number, line)| {
+            let answer = self.line(line, format, &mut reason, &mut out);
+            answer.map_err(|why| Trouble::Flow { place: format!("{name}:{number}"), why })
+        });
+        (out, outcome)
+    }
+
+    fn line(
+        &self,
+        line: &[u8],
+        format: Format,
+        reason: &mut String,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        let text = str::from_utf8(line).map_err(|e| format!("expected UTF-8: {e}"))?.trim();
+        if text.is_empty() {
+            return Ok(());
+        }
+        reason.clear();
+        let (flow, others) = read_line(text)?;
+        let verdict = self.judge(&flow, reason)?;
+        let written = match format {
+            Format::Json => write_json(out, text, others, verdict, reason),
+            Format::Table => {
+                let (from, to) = (&flow.from, &flow.to);
+                let port = flow.port.map_or(String::new(), |p| format!("{p}/"));
+                let protocol = flow.protocol.as_deref().unwrap_or("TCP");
+                let on = format!("{port}{protocol}");
+                writeln!(out, "{:<6} {from} -> {to} on {on}  ({reason})", word(verdict))
+            }
+        };
+        written.map_err(|e| e.to_string())
     }
 
     fn judge(&self, line: &Line<'_>, reason: &mut String) -> Result<Verdict, String> {
@@ -151,20 +198,21 @@ impl Judge<'_> {
             let pods = "these pods do not agree";
             return Err(format!("{pods}: {}, {}; name the pods", show(first), show(other)));
         }
-        self.reason(first, reason);
+        self.reason(first, answer, reason);
         Ok(answer)
     }
 
     /// The reason of the first path that is refused, or of the first if all pass.
-    fn reason(&self, flow: &Flow, text: &mut String) {
+    fn reason(&self, flow: &Flow, verdict: Verdict, text: &mut String) {
         let mut paths = self.program.paths(flow.source, flow.destination);
-        let Some(first) = paths.next() else {
+        let decides = match verdict {
+            Verdict::Mixed { allowed } => paths.find(|path| path.family() != Some(allowed)),
+            Verdict::Allowed | Verdict::Refused => paths.next(),
+        };
+        let Some(decides) = decides else {
             text.push_str("no address family in common");
             return;
         };
-        let passes = |path: &Path| self.program.path_passes(path, flow.traffic);
-        let decides =
-            if passes(&first) { paths.find(|p| !passes(p)).unwrap_or(first) } else { first };
         match self.program.exempt(&decides) {
             Some(Exemption::Itself) => return text.push_str("a pod always reaches itself"),
             Some(Exemption::OwnNode) => {
@@ -175,31 +223,31 @@ impl Judge<'_> {
         for direction in Direction::ALL {
             let (subject, remote) = decides.subject_and_remote(direction);
             let separator = if direction == Direction::Egress { "" } else { "; " };
-            let pod = subject.pod.map(|i| shown_pod(&self.cluster.pods[i]));
+            text.extend([separator, direction.section()]);
+            let pod = subject.pod.map(|i| &self.cluster.pods[i]);
             let (Some(rules), Some(pod)) = (self.program.isolation(subject, direction), pod) else {
-                let _ = write!(text, "{separator}{direction} open");
+                text.push_str(" open");
                 continue;
+            };
+            let policy = |i: u32| {
+                let policy = &self.cluster.policies[i as usize];
+                (policy.namespace.as_str(), policy.name.as_str())
             };
             let mut allowing = self.program.allowing(rules, remote.identity, flow.traffic);
             let _ = match allowing.next() {
                 Some(entry) => {
-                    let policy = &self.cluster.policies[entry.origin.policy as usize];
-                    let (namespace, name) = (&policy.namespace, &policy.name);
-                    let rule = entry.origin.rule;
-                    write!(
-                        text,
-                        "{separator}{direction} allowed by {namespace}/{name} {direction}[{rule}]"
-                    )
+                    let (namespace, name) = policy(entry.origin.policy);
+                    text.extend([" allowed by ", namespace, "/", name]);
+                    write!(text, " {}[{}]", direction.section(), entry.origin.rule)
                 }
                 None => {
-                    let policy = &self.cluster.policies[rules.policies[0] as usize];
-                    let (namespace, name) = (&policy.namespace, &policy.name);
-                    let more = rules.policies.len() - 1;
-                    let _ = write!(
-                        text,
-                        "{separator}{direction} refused: {pod} is isolated by {namespace}/{name}"
-                    );
-                    if more > 0 { write!(text, " and {more} more") } else { Ok(()) }
+                    let (namespace, name) = policy(rules.policies[0]);
+                    text.extend([" refused: ", &pod.namespace, "/", &pod.name]);
+                    text.extend([" is isolated by ", namespace, "/", name]);
+                    match rules.policies.len() - 1 {
+                        0 => Ok(()),
+                        more => write!(text, " and {more} more"),
+                    }
                 }
             };
         }
@@ -216,7 +264,10 @@ fn word(verdict: Verdict) -> &'static str {
 
 /// Reads a line, and keeps the fields that are not of the contract in their place.
 fn read_line(text: &str) -> Result<(Line<'_>, Option<Map<String, Value>>), String> {
-    if let Ok(line) = serde_json::from_str(text) {
+    // Anything else would be read from a list too.
+    if text.starts_with('{')
+        && let Ok(line) = serde_json::from_str(text)
+    {
         return Ok((line, None));
     }
     let mut map: Map<String, Value> =
@@ -257,26 +308,26 @@ fn port(line: &Line<'_>) -> Result<PortName, String> {
 }
 
 fn write_json(
-    out: &mut impl Write,
-    line: &Line<'_>,
+    out: &mut Vec<u8>,
+    line: &str,
     others: Option<Map<String, Value>>,
     verdict: Verdict,
     reason: &str,
 ) -> io::Result<()> {
-    let mut text = Vec::with_capacity(256);
     match others {
-        Some(map) => serde_json::to_writer(&mut text, &map)?,
-        None => serde_json::to_writer(&mut text, line)?,
+        Some(map) => serde_json::to_writer(&mut *out, &map)?,
+        None => out.extend(line.as_bytes()),
     }
-    text.pop();
-    write!(text, ",\"verdict\":\"{}\"", word(verdict))?;
+    // The object goes on.
+    out.pop();
+    write!(out, ",\"verdict\":\"{}\"", word(verdict))?;
     if let Verdict::Mixed { allowed } = verdict {
         let family = |f: Family| if f == allowed { "allow" } else { "deny" };
         let (v4, v6) = (family(Family::V4), family(Family::V6));
-        write!(text, ",\"families\":{{\"IPv4\":\"{v4}\",\"IPv6\":\"{v6}\"}}")?;
+        write!(out, ",\"families\":{{\"IPv4\":\"{v4}\",\"IPv6\":\"{v6}\"}}")?;
     }
-    text.extend(b",\"reason\":");
-    serde_json::to_writer(&mut text, reason)?;
-    text.extend(b"}\n");
-    out.write_all(&text)
+    out.extend(b",\"reason\":");
+    serde_json::to_writer(&mut *out, reason)?;
+    out.extend(b"}\n");
+    Ok(())
 }

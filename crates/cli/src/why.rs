@@ -9,7 +9,7 @@ use portcullis_core::explain::{
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
 use portcullis_core::net::Traffic;
-use portcullis_core::program::{Endpoint, Exemption, Origin, Verdict};
+use portcullis_core::program::{End, Endpoint, Exemption, Origin, Verdict};
 use portcullis_kube::{Input, ObjectRef};
 use serde::Serialize;
 
@@ -129,7 +129,7 @@ impl Page<'_> {
         match answer.why.paths.as_slice() {
             [] => text.push_str("  the two have no address family in common\n"),
             [first, rest @ ..] if rest.iter().all(|path| same(path, first)) => {
-                self.path(first, text);
+                self.path(first, answer.flow, text);
             }
             paths => {
                 for path in paths {
@@ -137,13 +137,13 @@ impl Page<'_> {
                         let word = if path.allowed { "allowed" } else { "refused" };
                         text.push_str(&format!("  {BOLD}{family}{BOLD:#}: {word}\n"));
                     }
-                    self.path(path, text);
+                    self.path(path, answer.flow, text);
                 }
             }
         }
     }
 
-    fn path(&self, path: &PathExplanation, text: &mut String) {
+    fn path(&self, path: &PathExplanation, flow: Flow, text: &mut String) {
         match path.exemption {
             Some(Exemption::Itself) => text.push_str("  a pod always reaches itself\n"),
             Some(Exemption::OwnNode) => {
@@ -151,20 +151,22 @@ impl Page<'_> {
             }
             None => {
                 for direction in Direction::ALL {
-                    self.end(path, direction, text);
+                    self.end(path, flow, direction, text);
                 }
             }
         }
     }
 
-    fn end(&self, path: &PathExplanation, direction: Direction, text: &mut String) {
+    fn end(&self, path: &PathExplanation, flow: Flow, direction: Direction, text: &mut String) {
+        let end = if direction == Direction::Egress { flow.source } else { flow.destination };
         let (subject, _) = path.path.subject_and_remote(direction);
         let name = self.endpoint(subject);
         let lead = format!("  {:<8} ", direction.section());
         let more = " ".repeat(lead.len());
         match of(path, direction) {
             EndExplanation::NoSubject => {
-                text.push_str(&format!("{lead}{name} is no pod: no policy applies to it\n"));
+                let why = self.no_subject(end);
+                text.push_str(&format!("{lead}{why}: no policy applies to it\n"));
             }
             EndExplanation::Open => {
                 text.push_str(&format!("{lead}{name} is open: no policy isolates it\n"));
@@ -217,6 +219,18 @@ impl Page<'_> {
         let field = field.strip_prefix('.').unwrap_or(field);
         let Miss { expected, found, .. } = miss;
         format!("{more}  {field}: expected {expected}, found {found}{place}\n")
+    }
+
+    /// What an end is that is no subject.
+    fn no_subject(&self, end: End) -> String {
+        let name = self.names.show(end);
+        match end {
+            End::Address(_) => format!("{name} is no pod"),
+            End::Pod(pod) if self.input.cluster.pods[pod].finished => {
+                format!("{name} has finished")
+            }
+            End::Pod(_) => format!("{name} is on the host network"),
+        }
     }
 
     fn endpoint(&self, endpoint: &Endpoint) -> String {

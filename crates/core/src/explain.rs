@@ -318,7 +318,7 @@ impl Question<'_> {
 
     fn named_port_miss(&self, name: &str, rule: &PortRule, port: u16) -> Option<String> {
         let Some(pod) = self.path.destination.pod.map(|i| &self.cluster.pods[i]) else {
-            return Some(format!("{name:?}, a name that only pods resolve"));
+            return Some(format!("{name:?}, which only pods with a network of their own resolve"));
         };
         let named =
             |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == rule.protocol;

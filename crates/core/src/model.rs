@@ -81,7 +81,8 @@ pub struct ContainerPort {
     pub protocol: Protocol,
 }
 
-/// A node and its addresses (`status.addresses` that are IP addresses).
+/// A node and its addresses: those of type `InternalIP` in `status.addresses`. What goes to another
+/// address of it may leave the node and be forwarded back, so that is an address like any other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
     /// `metadata.name`.
@@ -104,6 +105,9 @@ pub struct Service {
     pub selector: Option<Labels>,
     /// `spec.clusterIPs` that are addresses.
     pub cluster_ips: Vec<IpAddr>,
+    /// `spec.clusterIP: None`: its name stands for the pods themselves, and nothing rewrites
+    /// addresses or ports.
+    pub headless: bool,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
 }

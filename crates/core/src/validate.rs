@@ -94,31 +94,83 @@ impl FieldError {
 
 /// Reads a NetworkPolicy: the closed reading of it, with everything that is wrong.
 pub fn read(raw: &api::NetworkPolicy) -> Reading {
+    read_decoded(raw, &[])
+}
+
+/// The same where some fields could not even be decoded, and so are absent from `raw`: an absent
+/// field often means more than any that is there. `undecoded` has their paths, and those of fields
+/// that the API does not have; the closed reading is closed for them too. They are not repeated
+/// among the errors.
+pub fn read_decoded(raw: &api::NetworkPolicy, undecoded: &[String]) -> Reading {
     let mut v = Validator::default();
     v.metadata(raw);
     let spec = &raw.spec;
-    let errors_before = v.errors.len();
     let subject = v.selector(&spec.pod_selector, "spec.podSelector");
-    let subject_is_known = v.errors.len() == errors_before;
     let mut rules = |direction: Direction, section: &Option<Vec<api::Rule>>| -> Vec<Rule> {
         let rules = section.iter().flatten().enumerate();
-        let rules: Vec<Rule> = rules.map(|(i, rule)| v.rule(rule, direction, i)).collect();
-        // It may select pods that the author did not mean: those are isolated, but not opened.
-        if subject_is_known { rules } else { rules.iter().map(|_| Rule::nothing()).collect() }
+        rules.map(|(i, rule)| v.rule(rule, direction, i)).collect()
     };
     let ingress = rules(Direction::Ingress, &spec.ingress);
     let egress = rules(Direction::Egress, &spec.egress);
-    let (isolates_ingress, isolates_egress) = v.policy_types(spec);
-    Reading {
-        policy: Policy {
-            namespace: raw.namespace.clone(),
-            name: raw.name.clone(),
-            subject,
-            ingress: isolates_ingress.then_some(ingress),
-            egress: isolates_egress.then_some(egress),
-        },
-        errors: v.errors,
-        warnings: v.warnings,
+    v.policy_types(spec);
+
+    let broken = Broken(v.errors.iter().map(|e| &e.path).chain(undecoded).collect());
+    let closed = |direction: Direction, rules: Vec<Rule>| {
+        let types = spec.policy_types.as_deref().unwrap_or_default();
+        let name = match direction {
+            Direction::Ingress => "Ingress",
+            Direction::Egress => "Egress",
+        };
+        let listed = types.iter().any(|t| t == name);
+        let types_are_known = !broken.within("spec.policyTypes") && !broken.as_a_whole();
+        let section = format!("spec.{}", direction.section());
+        let isolates = match (types_are_known, types.is_empty(), direction) {
+            (false, _, _) | (true, true, Direction::Ingress) => true,
+            (true, true, Direction::Egress) => !rules.is_empty() || broken.within(&section),
+            (true, false, _) => listed,
+        };
+        // A subject that cannot be read may select pods that the author did not mean: those are
+        // isolated, but not opened. The same goes for a direction that may not have been meant.
+        let opens = !broken.within("spec.podSelector")
+            && !broken.as_a_whole()
+            && (types_are_known || listed);
+        let rule = |(i, rule)| {
+            let readable = opens && !broken.within(&format!("{section}[{i}]"));
+            if readable { rule } else { Rule::nothing() }
+        };
+        isolates.then(|| rules.into_iter().enumerate().map(rule).collect())
+    };
+    let policy = Policy {
+        ingress: closed(Direction::Ingress, ingress),
+        egress: closed(Direction::Egress, egress),
+        namespace: raw.namespace.clone(),
+        name: raw.name.clone(),
+        subject,
+    };
+    Reading { policy, errors: v.errors, warnings: v.warnings }
+}
+
+/// The fields with something wrong in them.
+struct Broken<'a>(Vec<&'a String>);
+
+impl Broken<'_> {
+    /// Whether something is wrong with a field, or with one inside it.
+    fn within(&self, field: &str) -> bool {
+        self.0.iter().any(|path| {
+            let rest = path.strip_prefix(field);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
+    }
+
+    /// Whether it is nowhere inside the sections of a spec, so that nobody knows what it means for
+    /// them: a spec that is none, a section that the API does not have.
+    fn as_a_whole(&self) -> bool {
+        const SECTIONS: [&str; 4] =
+            ["spec.podSelector", "spec.ingress", "spec.egress", "spec.policyTypes"];
+        let inside = |path: &str, field: &str| Broken(vec![&path.to_owned()]).within(field);
+        self.0.iter().any(|path| {
+            !inside(path, "metadata") && !SECTIONS.iter().any(|section| inside(path, section))
+        })
     }
 }
 
@@ -193,34 +245,25 @@ impl Validator {
         self.labels(&raw.labels, "metadata.labels");
     }
 
-    fn policy_types(&mut self, spec: &api::NetworkPolicySpec) -> (bool, bool) {
+    fn policy_types(&mut self, spec: &api::NetworkPolicySpec) {
         let types = spec.policy_types.as_deref().unwrap_or_default();
-        if types.is_empty() {
-            let egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
-            return (true, egress);
-        }
         let path = "spec.policyTypes";
         if types.len() > 2 {
             let list = format!("{types:?}");
             let detail = "no more than two policyTypes, \"Ingress\" and \"Egress\"";
             self.error(path, Reason::Invalid, Some(list), detail);
-            return (true, true);
+            return;
         }
-        let mut known = true;
         for (i, name) in types.iter().enumerate() {
             if name != "Ingress" && name != "Egress" {
-                known = false;
                 let detail = "supported values: \"Ingress\", \"Egress\"";
                 let value = Some(format!("{name:?}"));
                 self.error(format!("{path}[{i}]"), Reason::NotSupported, value, detail);
             }
         }
-        let lists = |name: &str| !known || types.iter().any(|t| t == name);
-        (lists("Ingress"), lists("Egress"))
     }
 
     fn rule(&mut self, raw: &api::Rule, direction: Direction, index: usize) -> Rule {
-        let errors_before = self.errors.len();
         let path = format!("spec.{}[{index}]", direction.section());
         let ports = raw.ports.iter().flatten().enumerate();
         let ports: Vec<_> =
@@ -229,9 +272,6 @@ impl Validator {
         let peers: Vec<_> = peers
             .filter_map(|(i, p)| self.peer(p, &format!("{path}.{}[{i}]", direction.peers())))
             .collect();
-        if self.errors.len() > errors_before {
-            return Rule::nothing();
-        }
         Rule { peers, ports }
     }
 
@@ -748,6 +788,53 @@ mod tests {
         assert!(reading.policy.subject.is_empty());
         assert_eq!(reading.policy.ingress, Some(vec![Rule::nothing()]));
         assert_eq!(reading.policy.egress, Some(vec![]));
+    }
+
+    #[test]
+    fn semantics_22_a_type_that_cannot_be_read_opens_no_direction() {
+        let reading = |types: &[&str]| {
+            let mut policy = sound();
+            policy.spec.policy_types = Some(types.iter().map(|t| (*t).to_owned()).collect());
+            read(&policy).policy
+        };
+        let closed = reading(&["Egres"]);
+        assert_eq!(closed.ingress, Some(vec![Rule::nothing()]));
+        assert_eq!(closed.egress, Some(vec![]));
+        let listed = reading(&["Ingress", "Egres"]);
+        assert_ne!(listed.ingress, Some(vec![Rule::nothing()]));
+        assert_eq!(listed.egress, Some(vec![]));
+    }
+
+    #[test]
+    fn semantics_22_what_could_not_be_decoded_is_closed_too() {
+        let closed = |path: &str| {
+            let mut policy = sound();
+            policy.spec.policy_types = Some(vec!["Ingress".to_owned()]);
+            read_decoded(&policy, &[path.to_owned()]).policy
+        };
+        let nothing = Some(vec![Rule::nothing()]);
+        for path in [
+            "spec.podSelector.matchLabel",
+            "spec.ingress[0].form",
+            "spec.ingress[0].ports",
+            "spec.ingress[0].from[0].ipBlock.except",
+            "spec.ingres",
+            "spec",
+            "",
+        ] {
+            assert_eq!(closed(path).ingress, nothing, "{path}");
+        }
+        for path in ["spec.ingres", "spec.policyTypes", "spec"] {
+            assert!(closed(path).egress.is_some(), "{path}");
+        }
+        for path in ["metadata.labels", "spec.ingress[1].from", "spec.egress[0]"] {
+            assert_ne!(closed(path).ingress, nothing, "{path}");
+            assert_eq!(closed(path).egress, None, "{path}");
+        }
+        let mut policy = sound();
+        policy.spec.policy_types = None;
+        let undecoded = ["spec.egress".to_owned()];
+        assert_eq!(read_decoded(&policy, &undecoded).policy.egress, Some(vec![]));
     }
 
     #[test]

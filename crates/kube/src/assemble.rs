@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portcullis_core::api::NetworkPolicy;
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{NAMESPACE_NAME_LABEL, Peer, Pod, Policy, Workload};
 use portcullis_core::net::ByAddress;
@@ -13,7 +12,7 @@ use crate::decode::Problem;
 use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
 use crate::input::{Input, PodPlace, ReadPolicy};
 use crate::kind::Kind;
-use crate::object::{Body, Found, Place, label};
+use crate::object::{Body, Found, Place, Written, label};
 use crate::objects::{self, Object};
 
 /// The label by which a Deployment tells its ReplicaSets apart; the name of each ends in it.
@@ -80,7 +79,7 @@ fn one_line(text: String) -> String {
 fn key(body: &Body) -> Option<(Kind, &str, &str)> {
     let object = match body {
         Body::Policy(policy) => {
-            return Some((Kind::NetworkPolicy, &policy.0.namespace, &policy.0.name));
+            return Some((Kind::NetworkPolicy, &policy.raw.namespace, &policy.raw.name));
         }
         Body::Object(object) => object,
         Body::PassedOver(_) | Body::Nothing => return None,
@@ -129,13 +128,13 @@ fn first_of_each(found: &[Found], input: &mut Input) -> Vec<bool> {
     first
 }
 
-fn take_policy((raw, policy): (NetworkPolicy, Option<Policy>), place: Place, input: &mut Input) {
-    let index = policy.map(|policy| {
-        input.cluster.policies.push(policy);
+fn take_policy(Written { raw, closed, valid }: Written, place: Place, input: &mut Input) {
+    let index = valid.then(|| {
+        input.cluster.policies.push(closed.clone());
         input.places.policies.push(place);
         input.cluster.policies.len() - 1
     });
-    input.policies.push(ReadPolicy { raw, index });
+    input.policies.push(ReadPolicy { raw, closed, index });
 }
 
 /// Takes an object into the cluster; workloads are for later.

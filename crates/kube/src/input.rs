@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portcullis_core::api;
-use portcullis_core::model::Cluster;
+use portcullis_core::model::{Cluster, Policy};
 
 use crate::diagnostic::{Diagnostic, Location, Severity};
 use crate::object::{Place, reread};
@@ -34,6 +34,9 @@ pub struct ReadPolicy {
     /// As written. What could not be decoded is absent from it, so it means nothing if there is
     /// no index.
     pub raw: api::NetworkPolicy,
+    /// What it means. Where something is wrong this is the closed reading: it isolates at least
+    /// what its author can have meant, and what cannot be read allows nothing (SEMANTICS 22).
+    pub closed: Policy,
     /// Its index in the policies of the cluster; `None` if anything is wrong with it, which an
     /// error says.
     pub index: Option<usize>,

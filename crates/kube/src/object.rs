@@ -36,14 +36,24 @@ pub(crate) struct Found {
 
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// A NetworkPolicy, and what it means if nothing is wrong with it.
-    Policy(Box<(NetworkPolicy, Option<Policy>)>),
+    /// A NetworkPolicy, whatever is wrong with it.
+    Policy(Box<Written>),
     /// Any other object that is read, whatever is wrong with it.
     Object(Box<Object>),
     /// Another kind.
     PassedOver(String),
     /// No object, as the problems say.
     Nothing,
+}
+
+/// A NetworkPolicy as it was written.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) raw: NetworkPolicy,
+    /// What it means; closed where it cannot be read.
+    pub(crate) closed: Policy,
+    /// Whether nothing is wrong with it.
+    pub(crate) valid: bool,
 }
 
 /// What messages call an object.
@@ -218,9 +228,10 @@ impl Reader<'_, '_> {
                 (Body::Nothing, describe(root))
             }
             Some(Class::Read(Kind::NetworkPolicy)) => {
-                let (raw, policy) = policy(root, self.namespace, &mut problems);
+                let policy = policy(root, self.namespace, &mut problems);
+                let Written { raw, .. } = &policy;
                 let label = label(Kind::NetworkPolicy, &raw.namespace, &raw.name);
-                (Body::Policy(Box::new((raw, policy))), Some(label))
+                (Body::Policy(Box::new(policy)), Some(label))
             }
             Some(Class::Read(kind)) => {
                 let cursor = Cursor::root(root);
@@ -235,12 +246,12 @@ impl Reader<'_, '_> {
     }
 }
 
-/// Decodes and validates. The policy is `None` if anything is wrong, also what `out` has already.
-fn policy(root: &Node<'_>, namespace: &str, out: &mut Problems) -> (NetworkPolicy, Option<Policy>) {
+/// Decodes and validates. It is not valid if anything is wrong, also what `out` has already.
+fn policy(root: &Node<'_>, namespace: &str, out: &mut Problems) -> Written {
     let raw = crate::policy::decode(&Cursor::root(root), namespace, out);
     let errors = out.0.iter().filter(|p| p.severity == Severity::Error);
     let decoding: Vec<String> = errors.map(|p| p.path.clone()).collect();
-    let reading = validate::read(&raw);
+    let reading = validate::read_decoded(&raw, &decoding);
     // Where a field could not be decoded, whatever its absence would break is no news.
     let follows = |path: &str| decoding.iter().any(|d| is_within(d, path) || is_within(path, d));
     let rejected = !reading.errors.is_empty();
@@ -254,7 +265,7 @@ fn policy(root: &Node<'_>, namespace: &str, out: &mut Problems) -> (NetworkPolic
         out.warn(at, warning.path, Reason::Field(warning.reason), message);
     }
     let valid = !out.has_errors() && !rejected;
-    (raw, valid.then_some(reading.policy))
+    Written { raw, closed: reading.policy, valid }
 }
 
 /// Whether a path is another one or below it.

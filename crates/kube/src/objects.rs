@@ -133,7 +133,10 @@ fn node(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Problems) -> Objec
     }
     let addresses = root.node.get("status").and_then(|s| s.get("addresses"));
     let addresses = addresses.map(Node::items).unwrap_or_default();
-    node.addresses = each_once(addresses.iter().filter_map(|a| a.get("address")?.text()));
+    // What goes to an ExternalIP may leave the node and come back: it is an address like any other.
+    let internal =
+        addresses.iter().filter(|a| a.get("type").and_then(Node::text) == Some("InternalIP"));
+    node.addresses = each_once(internal.filter_map(|a| a.get("address")?.text()));
     Object::Node(node)
 }
 
@@ -150,6 +153,7 @@ fn service(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Problems) -> Ob
     service.selector = selector.filter(|_| !external);
     let mut ips = spec.get("clusterIPs").map(|c| c.strings(out)).unwrap_or_default();
     ips.extend(spec.get("clusterIP").map(|c| c.string(out)));
+    service.headless = ips.iter().any(|ip| ip == "None");
     service.cluster_ips = each_once(ips.iter().map(String::as_str));
     let ports = spec.get("ports").map(|c| c.list(out, service_port)).unwrap_or_default();
     service.ports = ports.into_iter().flatten().collect();

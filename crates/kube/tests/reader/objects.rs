@@ -169,6 +169,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
                     10.96.0.1,
                     fd00:2::1,
                 ],
+                headless: false,
                 ports: [
                     ServicePort {
                         name: Some(
@@ -195,6 +196,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
                 name: "headless",
                 selector: None,
                 cluster_ips: [],
+                headless: true,
                 ports: [],
             },
             Service {
@@ -202,6 +204,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
                 name: "outside",
                 selector: None,
                 cluster_ips: [],
+                headless: false,
                 ports: [],
             },
         ],

@@ -405,3 +405,25 @@ spec: {podSelector: {matchLabels: {on: a, 010: b, 'no': c}}}
     let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(labels.join(","), "8=b,no=c,true=a");
 }
+
+#[test]
+fn semantics_22_a_rule_that_cannot_be_decoded_allows_nothing() {
+    for rule in [
+        "ingress: [{form: [{podSelector: {}}]}]",
+        "ingress: [{from: 7}]",
+        "ingress: [{ports: [{prot: 80}]}]",
+        "ingress: [{ports: [80]}]",
+        "ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: 10.0.0.0/8}}]}]",
+        "ingress: [{}]\n  podSelector: {matchLabel: {app: web}}",
+        "ingress: [{}]\n  policyTypes: [Ingres]",
+    ] {
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: web}}\n\
+             spec:\n  {rule}\n"
+        );
+        let input = read(&text);
+        assert!(input.has_errors(), "{rule}");
+        let closed = &input.policies[0].closed;
+        assert_eq!(closed.ingress, Some(vec![portcullis_core::model::Rule::nothing()]), "{rule}");
+    }
+}
