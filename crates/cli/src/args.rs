@@ -21,7 +21,7 @@ struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Is it valid? Every error that the API server would report, with its place in the file
+    /// Is it valid, as the API server would say, and is it what was meant?
     Check(check::Check),
     /// Is a connection allowed or refused, and by which policy, rule, peer and port?
     Why(why::Why),

@@ -1,29 +1,65 @@
-//! `portcullis check`: what the API server would say, with the place in the file.
+//! `portcullis check`: what the API server would say, and what was probably not meant.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use portcullis_kube::{Diagnostic, Input, Reason, Severity};
+use clap::ValueEnum;
+use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity};
+use portcullis_lint::{Finding, render};
 use serde::Serialize;
 
-use crate::input::{InputArgs, line};
-use crate::output::{Output, json, plural, print};
+use crate::input::InputArgs;
+use crate::output::{json, plural, print};
 use crate::style::{ALLOWED, ERROR};
 use crate::trouble::Trouble;
 
-/// Is it valid? Exits 1 if anything is an error.
+/// Is it valid, and is it what was meant? Exits 1 if anything is an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
     #[command(flatten)]
     input: InputArgs,
     /// Output format
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Show what is only worth knowing, too
+    #[arg(long)]
+    notes: bool,
+    /// Exit 1 at findings of this weight, too
+    #[arg(long, value_enum, default_value_t = Weight::Error, value_name = "SEVERITY")]
+    fail_on: Weight,
+    /// The same as --fail-on warning
+    #[arg(long, conflicts_with = "fail_on")]
+    strict: bool,
+    /// Print what a rule is about, why, and what to write instead; nothing is checked
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["filename", "output"])]
+    explain: Option<String>,
+}
+
+/// The format of findings.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs; the shape is stable
+    Json,
+    /// GitHub Actions: annotations of the lines in a pull request
+    Github,
+}
+
+/// A severity, on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Weight {
+    /// What the API server would reject
+    Error,
+    /// What is probably not what was meant
+    Warning,
+    /// What is worth knowing
+    Note,
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
-    diagnostics: Vec<Finding<'a>>,
+    diagnostics: Vec<Entry<'a>>,
     /// How many objects of each kind were read.
     objects: &'a BTreeMap<&'static str, usize>,
     /// How many objects of each other kind were passed over.
@@ -31,16 +67,27 @@ struct Report<'a> {
     passed_over: &'a BTreeMap<String, usize>,
     errors: usize,
     warnings: usize,
+    notes: usize,
 }
 
 #[derive(Serialize)]
-struct Finding<'a> {
+struct Entry<'a> {
     severity: String,
     reason: &'static str,
     object: Option<&'a str>,
     path: &'a str,
     message: &'a str,
     location: Option<Place<'a>>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    help: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    related: Vec<Related<'a>>,
+}
+
+#[derive(Serialize)]
+struct Related<'a> {
+    message: &'a str,
+    location: Place<'a>,
 }
 
 #[derive(Serialize)]
@@ -52,18 +99,43 @@ struct Place<'a> {
 
 impl Check {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        if let Some(id) = &self.explain {
+            let rules = portcullis_lint::rules();
+            let rule = rules.iter().find(|rule| rule.id == id);
+            let unknown = || Trouble::UnknownRule {
+                id: id.clone(),
+                known: rules.iter().map(|rule| rule.id).collect::<Vec<_>>().join(", "),
+            };
+            print(&rule.ok_or_else(unknown)?.explanation())?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let input = self.input.read()?;
-        let count = |severity| input.diagnostics.iter().filter(|d| d.severity == severity).count();
-        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+        let lint = portcullis_lint::lint(&input);
+        let reader: Vec<Finding> = input.diagnostics.iter().map(Finding::from).collect();
+        let count = |severity| {
+            reader.iter().chain(&lint).filter(|finding| finding.severity == severity).count()
+        };
+        let counts = [Severity::Error, Severity::Warning, Severity::Note].map(count);
         match self.output {
-            Output::Table => print(&table(&input, errors, warnings))?,
-            Output::Json => {
+            Format::Table => {
+                let shown = |f: &&Finding| self.notes || f.severity != Severity::Note;
+                let of_lint = lint.iter().filter(shown);
+                let hidden = lint.len() - of_lint.clone().count();
+                print(&table(&input, reader.iter().chain(of_lint), counts, hidden))?;
+            }
+            Format::Github => {
+                let all = reader.iter().chain(&lint);
+                print(&all.map(render::github).collect::<String>())?;
+            }
+            Format::Json => {
+                let [errors, warnings, notes] = counts;
                 let report = Report {
-                    diagnostics: input.diagnostics.iter().map(finding).collect(),
+                    diagnostics: reader.iter().chain(&lint).map(entry).collect(),
                     objects: &input.read,
                     passed_over: &input.passed_over,
                     errors,
                     warnings,
+                    notes,
                 };
                 json(&report)?;
             }
@@ -79,35 +151,59 @@ impl Check {
             ];
             d.severity == Severity::Error && reasons.contains(&d.reason)
         };
-        Ok(match errors {
-            0 => ExitCode::SUCCESS,
-            _ if input.diagnostics.iter().any(unread) => ExitCode::from(2),
-            _ => ExitCode::FAILURE,
-        })
+        if input.diagnostics.iter().any(unread) {
+            return Ok(ExitCode::from(2));
+        }
+        let weighty = match self.fail_on {
+            _ if self.strict => 2,
+            Weight::Error => 1,
+            Weight::Warning => 2,
+            Weight::Note => 3,
+        };
+        let failed = counts.iter().take(weighty).any(|n| *n > 0);
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
-fn finding(diagnostic: &Diagnostic) -> Finding<'_> {
-    Finding {
-        severity: diagnostic.severity.to_string(),
-        reason: diagnostic.reason.id(),
-        object: diagnostic.object.as_deref(),
-        path: &diagnostic.path,
-        message: &diagnostic.message,
-        location: diagnostic.location.as_ref().map(|l| Place {
-            file: &l.file,
-            line: l.line,
-            column: l.column,
-        }),
+fn entry(finding: &Finding) -> Entry<'_> {
+    let related = finding.related.iter();
+    Entry {
+        severity: finding.severity.to_string(),
+        reason: finding.rule,
+        object: finding.object.as_deref(),
+        path: &finding.path,
+        message: &finding.message,
+        location: finding.location.as_ref().map(place),
+        help: &finding.help,
+        related: related
+            .map(|r| Related { message: &r.message, location: place(&r.location) })
+            .collect(),
     }
 }
 
-fn table(input: &Input, errors: usize, warnings: usize) -> String {
-    let mut text: String = input.diagnostics.iter().map(|d| line(d) + "\n").collect();
+fn place(location: &Location) -> Place<'_> {
+    Place { file: &location.file, line: location.line, column: location.column }
+}
+
+fn table<'a>(
+    input: &Input,
+    findings: impl Iterator<Item = &'a Finding>,
+    [errors, warnings, _]: [usize; 3],
+    hidden: usize,
+) -> String {
+    let mut text: String = findings.map(|finding| render::text(input, finding)).collect();
     let read = if input.read.is_empty() { "nothing".to_owned() } else { counted(&input.read) };
     let passed_over = match input.passed_over.is_empty() {
         true => String::new(),
         false => format!("; passed over {}", counted(&input.passed_over)),
+    };
+    let hidden = match hidden {
+        0 => String::new(),
+        n => format!(
+            "; {} (--notes shows {})",
+            plural(n, "note"),
+            if n == 1 { "it" } else { "them" }
+        ),
     };
     let verdict = match (errors, warnings) {
         (0, 0) => format!("{ALLOWED}valid{ALLOWED:#}"),
@@ -115,7 +211,7 @@ fn table(input: &Input, errors: usize, warnings: usize) -> String {
         (e, 0) => format!("{ERROR}{}{ERROR:#}", plural(e, "error")),
         (e, n) => format!("{ERROR}{}{ERROR:#}, {}", plural(e, "error"), plural(n, "warning")),
     };
-    text.push_str(&format!("{verdict}: read {read}{passed_over}\n"));
+    text.push_str(&format!("{verdict}: read {read}{passed_over}{hidden}\n"));
     text
 }
 

@@ -21,6 +21,9 @@ pub(crate) enum Trouble {
     /// More than one thing is to be read from it.
     #[error("standard input (-) can be read once: give a file for the other")]
     StdinTwice,
+    /// `--explain` of what is no rule.
+    #[error("no rule {id:?}; the rules are {known}")]
+    UnknownRule { id: String, known: String },
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),

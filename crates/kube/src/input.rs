@@ -102,6 +102,22 @@ impl Input {
         Some(self.location_at(place, at?))
     }
 
+    /// The text of a scalar field of a policy, by its path; `None` where it is absent or no string.
+    ///
+    /// This parses the document again, so it is for messages and not for loops.
+    pub fn policy_text(&self, policy: usize, path: &[&str]) -> Option<String> {
+        let place = self.places.policies.get(policy)?;
+        let tree = reread(&self.files.get(place.file)?.text, place)?;
+        path.iter().try_fold(&tree, |node, key| node.get(key))?.text().map(str::to_owned)
+    }
+
+    /// The document that a policy is in, comments included, and the number of its first line.
+    pub fn policy_document(&self, policy: usize) -> Option<(u32, &str)> {
+        let place = self.places.policies.get(policy)?;
+        let text = self.files.get(place.file)?.text.get(place.document.range.clone())?;
+        Some((place.document.origin.line, text))
+    }
+
     /// The line that a location is on, without its line break.
     pub fn line(&self, location: &Location) -> Option<&str> {
         let file = self.files.iter().find(|f| f.name == location.file)?;

@@ -1,0 +1,51 @@
+//! One finding, whoever made it: the reader or a rule.
+
+use portcullis_kube::{Diagnostic, Location, Severity};
+
+/// Something to be said about the input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The id of the rule, or the reason of the reader.
+    pub rule: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Which object it is about: `networkpolicy shop/web`.
+    pub object: Option<String>,
+    /// The field, as the API server writes paths; empty where it is about a whole object.
+    pub path: String,
+    /// Where that is.
+    pub location: Option<Location>,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// What to write instead; empty where the message says all.
+    pub help: String,
+    /// Other places that have to do with it.
+    pub related: Vec<Related>,
+    /// The index of the policy it is about, by which it can be ignored.
+    pub(crate) policy: Option<usize>,
+}
+
+/// A place that has to do with a finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Related {
+    /// What is there.
+    pub message: String,
+    /// Where it is.
+    pub location: Location,
+}
+
+impl From<&Diagnostic> for Finding {
+    fn from(diagnostic: &Diagnostic) -> Finding {
+        Finding {
+            rule: diagnostic.reason.id(),
+            severity: diagnostic.severity,
+            object: diagnostic.object.clone(),
+            path: diagnostic.path.clone(),
+            location: diagnostic.location.clone(),
+            message: diagnostic.message.clone(),
+            help: String::new(),
+            related: Vec::new(),
+            policy: None,
+        }
+    }
+}
