@@ -65,7 +65,7 @@ pub(crate) fn run() -> Outcome {
 
     // This process has one thread so far.
     portcullis_lab::enter()?;
-    let options = Options { nodes: 1, families: Families::V4 };
+    let options = Options { families: Families::V4, ..Options::default() };
     let plan = portcullis_lab::plan(&pair(), &options)?;
     let lab = Lab::up(&plan, |_, _| {})?;
     let listener = lab.in_endpoint(1, || TcpListener::bind((SERVER, PORT)))??;
