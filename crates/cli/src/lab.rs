@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::ends::{Names, NotAnEnd, PortName};
 use crate::input::InputArgs;
 use crate::matrix;
 use crate::output::{Output, json, plural, print};
-use crate::style::{ALLOWED, BOLD, DIM, ERROR, REFUSED};
+use crate::style::{ALLOWED, BOLD, DIM, ERROR, REFUSED, WARNING};
 use crate::trouble::Trouble;
 
 /// Real packets without a cluster
@@ -58,6 +59,10 @@ struct LabArgs {
     /// Address families of the lab
     #[arg(long, value_enum, default_value_t = FamiliesName::Dual)]
     ip_families: FamiliesName,
+    /// Have a host outside the cluster at this address, besides those that ipBlocks ask for; may be
+    /// repeated
+    #[arg(long = "host", value_name = "IP")]
+    hosts: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -81,6 +86,7 @@ impl LabArgs {
                 FamiliesName::Ipv4 => Families::V4,
                 FamiliesName::Ipv6 => Families::V6,
             },
+            hosts: self.hosts.clone(),
         };
         let plan = portcullis_lab::plan(&input.cluster, &options)?;
         Ok((input, plan))
@@ -221,7 +227,11 @@ impl Up {
         network.listen(&ports)?;
         let page = Page { input: &input, plan: &plan, program: &enforcement.program };
         match self.output {
-            Output::Json => json(&page.endpoints())?,
+            Output::Json => {
+                // A list of endpoints has no place for it.
+                anstream::eprint!("{}", page.left_out());
+                json(&page.endpoints())?;
+            }
             Output::Table => print(&page.welcome(&self.name.lab_name))?,
         }
         loop {
@@ -364,6 +374,8 @@ impl Progress {
     }
 }
 
+/// Most addresses without a host that are told one by one.
+const MOST_LEFT_OUT: usize = 3;
 /// Most differences that are told one by one.
 const MOST_DIFFERENCES: usize = 20;
 
@@ -383,6 +395,7 @@ impl Page<'_> {
             let (node, addresses) = (e.node.unwrap_or("-"), e.addresses.join(", "));
             text.push_str(&format!("{:<name$}  {:<8}  {node:<8}  {addresses}\n", e.name, e.kind));
         }
+        text.push_str(&self.left_out());
         let option = if lab == "default" { String::new() } else { format!(" --name {lab}") };
         text + &format!(
             "\nThe lab is up, its policies are in force. In another terminal:\n  \
@@ -419,6 +432,9 @@ impl Page<'_> {
             None => matrix::text(self.plan, &observations, asked.verbose, asked.width),
             Some(_) => observations.iter().map(|o| self.line(o)).collect(),
         };
+        if asked.ends.is_none() {
+            text.push_str(&self.left_out());
+        }
         for difference in differences.iter().take(MOST_DIFFERENCES) {
             text.push_str(&self.difference(difference));
         }
@@ -448,9 +464,10 @@ impl Page<'_> {
                 let (Some(from), Some(to)) = (path.source.address, path.destination.address) else {
                     continue;
                 };
-                let at = |address: std::net::IpAddr| {
+                let at = |address: IpAddr| {
                     self.plan.endpoint_at(address).ok_or_else(|| {
-                        let why = "the lab has nobody at this address; `lab up` lists who is there";
+                        let why = "the lab has nobody at this address; `lab up` lists who is there, \
+                                   and its --host adds somebody";
                         NotAnEnd::new(format!("{address}: {why}"))
                     })
                 };
@@ -483,7 +500,7 @@ impl Page<'_> {
     }
 
     fn summary(&self, trial: &Trial, differences: &[&Observation], elapsed: Duration) -> String {
-        let mut text = String::new();
+        let mut text = self.left_out();
         for difference in differences.iter().take(MOST_DIFFERENCES) {
             text.push_str(&self.difference(difference));
         }
@@ -499,6 +516,24 @@ impl Page<'_> {
             n => format!("{ERROR}{}{ERROR:#}", plural(n, "difference")),
         };
         text + &format!("{BOLD}{verdict}{BOLD:#} ({tried})\n")
+    }
+
+    /// What should have been tried, and is not.
+    fn left_out(&self) -> String {
+        let addresses = &self.plan.left_out;
+        if addresses.is_empty() {
+            return String::new();
+        }
+        let some: Vec<_> = addresses.iter().take(MOST_LEFT_OUT).map(IpAddr::to_string).collect();
+        let (count, some) = (addresses.len(), some.join(", "));
+        let more = match count.saturating_sub(MOST_LEFT_OUT) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let what = if count == 1 { "address of ipBlocks is" } else { "addresses of ipBlocks are" };
+        format!(
+            "{WARNING}note{WARNING:#}: {count} {what} left out: {some}{more}; --host tries one\n"
+        )
     }
 
     /// A connection that came out other than predicted, with the rules that it hangs on.
@@ -623,6 +658,7 @@ impl Page<'_> {
         Report {
             endpoints: self.endpoints(),
             connections: trial.observations.iter().map(|o| self.connection(o)).collect(),
+            left_out: self.plan.left_out.iter().map(IpAddr::to_string).collect(),
             allowed_by: rules.collect(),
             differences,
             packets: trial.packets,
@@ -636,6 +672,8 @@ impl Page<'_> {
 struct Report<'a> {
     endpoints: Vec<EndpointReport<'a>>,
     connections: Vec<ConnectionReport<'a>>,
+    /// Addresses of ipBlocks that should have been tried, and are too many.
+    left_out: Vec<String>,
     allowed_by: Vec<RuleReport>,
     differences: usize,
     packets: u64,

@@ -77,3 +77,45 @@ fn a_lab_that_is_killed_leaves_its_name_free() {
     assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
     assert!(again.wait().unwrap().success());
 }
+
+#[test]
+fn addresses_that_are_left_out_are_told_and_can_be_asked_for() {
+    let file = std::env::temp_dir().join(format!("portcullis-lab-{}.yaml", std::process::id()));
+    let mut manifest = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop}
+spec: {containers: [{name: db, image: db}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {}
+  ingress:
+  - from:
+"
+    .to_owned();
+    for n in 0..150 {
+        manifest += &format!("    - ipBlock: {{cidr: 10.{n}.0.0/16, except: [10.{n}.9.0/24]}}\n");
+    }
+    std::fs::write(&file, manifest).unwrap();
+    let lab = ["lab", "run", "-f", file.to_str().unwrap(), "--ip-families", "ipv4", "-p", "80"];
+    let (code, text) = run(&lab);
+    assert_eq!(code, 0, "{text}");
+    let note = "note: 323 addresses of ipBlocks are left out: 10.127.0.1, 10.128.0.1, 10.129.0.1 \
+                and 320 more; --host tries one\n";
+    assert!(text.contains(note), "{text}");
+    let (code, text) = run(&[&lab[..], &["--host", "10.7.9.9", "-o", "json"]].concat());
+    assert_eq!(code, 0, "{text}");
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["leftOut"].as_array().unwrap().len(), 323);
+    let connections = report["connections"].as_array().unwrap();
+    let asked: Vec<_> = connections.iter().filter(|c| c["from"] == "10.7.9.9").collect();
+    assert_eq!(asked.len(), 1, "{text}");
+    assert_eq!((&asked[0]["observed"], &asked[0]["outcome"]), (&"deny".into(), &"silent".into()));
+    let (code, text) = run(&[&lab[..], &["--host", "127.0.0.1"]].concat());
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("a host outside cannot have the address 127.0.0.1"), "{text}");
+    std::fs::remove_file(&file).unwrap();
+}

@@ -51,6 +51,22 @@ pub enum Error {
         /// Who has it in the input.
         owner: String,
     },
+    /// A host outside was asked for at an address that the input gives to somebody.
+    #[error("there can be no host outside at {address}: the address belongs to {owner}")]
+    HostTaken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it in the input.
+        owner: String,
+    },
+    /// A host outside was asked for in a family that the lab does not have.
+    #[error("there can be no host outside at {address}: the lab has no {family}")]
+    HostOfOtherFamily {
+        /// The address.
+        address: IpAddr,
+        /// Its family.
+        family: Family,
+    },
     /// More pods or nodes than the lab has addresses to give.
     #[error("no {family} address is left for {owner}")]
     NoAddressLeft {

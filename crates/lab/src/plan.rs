@@ -12,18 +12,20 @@ use crate::external::{self, is_usable, v4, v6};
 use crate::families::Families;
 
 /// What the user may choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// How many nodes there are at least. Nodes that the input speaks of are always there.
     pub nodes: u32,
     /// The address families in use. Addresses of the input in another family are left out.
     pub families: Families,
+    /// Hosts outside the cluster that there are in any case.
+    pub hosts: Vec<IpAddr>,
 }
 
 impl Default for Options {
-    /// One node, both families.
+    /// One node, both families, the hosts outside that the policies ask for.
     fn default() -> Options {
-        Options { nodes: 1, families: Families::Both }
+        Options { nodes: 1, families: Families::Both, hosts: Vec::new() }
     }
 }
 
@@ -37,6 +39,9 @@ pub struct Plan {
     pub families: Families,
     /// Everything that can send and answer: pods, then nodes, then external hosts.
     pub endpoints: Vec<Endpoint>,
+    /// Addresses of `ipBlock`s that should have a host, so that all that policies say can be tried,
+    /// and have none because there are too many. [`Options::hosts`] can name them.
+    pub left_out: Vec<IpAddr>,
     by_address: BTreeMap<IpAddr, usize>,
 }
 
@@ -82,9 +87,10 @@ const MOST_NODES: u32 = 1000;
 /// pods without one get one per family from 10.244.N.0/24 and fd00:10:244:N::/64 for the Nth node (or the
 /// node's `podCIDRs`), nodes from 172.18.0.0/16 and fd00:172:18::/64. For every `ipBlock` there are
 /// external hosts at its first and last address and in each of its exceptions, and one per family
-/// outside of all blocks.
+/// outside of all blocks; where that is too much, [`Plan::left_out`] says what is missing.
 ///
-/// Fails where the input gives an address to two owners, or one that no host can have.
+/// Fails where the input gives an address to two owners, or one that no host can have, and where a
+/// host of [`Options::hosts`] cannot be.
 pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
     if options.nodes > MOST_NODES {
         return Err(Error::TooManyNodes { nodes: options.nodes, most: MOST_NODES });
@@ -94,6 +100,7 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
     let node_of_pod = place_pods(&mut cluster);
     let mut addresses = Addresses::default();
     addresses.keep_given(&mut cluster, &node_of_pod, options.families)?;
+    addresses.keep_for_hosts(options)?;
     addresses.give_missing(&mut cluster, &node_of_pod, options.families)?;
 
     let mut endpoints = Vec::new();
@@ -116,7 +123,11 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
         });
     }
     let taken = addresses.owners.keys().chain(&addresses.services).copied().collect();
-    for address in external::hosts(&blocks(&cluster), &taken, options.families) {
+    let mut wanted = external::hosts(&blocks(&cluster), &taken, options.families);
+    wanted.retain(|address| !options.hosts.contains(address));
+    let left_out = wanted.split_off(wanted.len().min(external::MOST));
+    let asked: BTreeSet<IpAddr> = options.hosts.iter().copied().collect();
+    for address in wanted.into_iter().chain(asked) {
         endpoints.push(Endpoint {
             name: address.to_string(),
             kind: Kind::External,
@@ -129,7 +140,7 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
         .enumerate()
         .flat_map(|(index, endpoint)| endpoint.addresses.iter().map(move |a| (*a, index)))
         .collect();
-    Ok(Plan { cluster, families: options.families, endpoints, by_address })
+    Ok(Plan { cluster, families: options.families, endpoints, left_out, by_address })
 }
 
 fn pod_name(pod: &Pod) -> String {
@@ -231,6 +242,26 @@ impl Addresses {
         for block in blocks(cluster) {
             let nets = std::iter::once(block.cidr).chain(block.except);
             self.named.extend(nets.filter(single).map(|net| net.addr()));
+        }
+        Ok(())
+    }
+
+    /// Keeps the addresses of the hosts that were asked for from everybody else.
+    fn keep_for_hosts(&mut self, options: &Options) -> Result<(), Error> {
+        for &address in &options.hosts {
+            let family = Family::of(address);
+            let service = || self.services.contains(&address).then(|| "a Service".to_owned());
+            if !options.families.contains(family) {
+                return Err(Error::HostOfOtherFamily { address, family });
+            }
+            if !is_usable(address) {
+                let owner = "a host outside".to_owned();
+                return Err(Error::UnusableAddress { address, owner });
+            }
+            if let Some(owner) = self.owners.get(&address).cloned().or_else(service) {
+                return Err(Error::HostTaken { address, owner });
+            }
+            self.named.insert(address);
         }
         Ok(())
     }
@@ -432,7 +463,7 @@ mod tests {
     }
 
     fn options(nodes: u32, families: Families) -> Options {
-        Options { nodes, families }
+        Options { nodes, families, ..Options::default() }
     }
 
     /// Compares the endpoints, without "the rest of the world".
@@ -588,6 +619,63 @@ mod tests {
         assert_eq!(
             error("node n 10.0.0.1\npod b/y 10.0.0.1"),
             "10.0.0.1 belongs to node n and to pod b/y: an address can have one owner"
+        );
+    }
+
+    #[test]
+    fn what_is_too_much_for_a_lab_is_left_out_and_told() {
+        let many: String =
+            (0..150).map(|n| format!("block 10.{n}.0.0/16 10.{n}.9.0/24\n")).collect();
+        let options = Options { hosts: vec!["10.149.9.1".parse().unwrap()], ..Options::default() };
+        let plan = plan(&cluster(&many), &options).unwrap();
+        // Two outside of all blocks; each block has one inside, one in its exception, one at its end.
+        assert_eq!(plan.left_out.len(), 2 + 150 * 3 - external::MOST - options.hosts.len());
+        for n in 0..150 {
+            for host in ["0.1", "9.1", "255.254"] {
+                let address: IpAddr = format!("10.{n}.{host}").parse().unwrap();
+                let there = plan.endpoint_at(address).is_some();
+                assert_ne!(there, plan.left_out.contains(&address), "{address}");
+            }
+        }
+        assert!(plan.endpoint_at(options.hosts[0]).is_some());
+    }
+
+    #[test]
+    fn a_host_that_is_asked_for_is_there_once_and_nobody_else_gets_its_address() {
+        let hosts = ["10.244.1.1", "10.7.0.1", "10.7.0.1"].map(|a| a.parse().unwrap()).to_vec();
+        check(
+            "pod a/x
+             block 10.7.0.0/24",
+            Options { hosts, ..options(1, Families::V4) },
+            "Pod a/x on node-1: 10.244.1.2
+             Node node-1 on node-1: 172.18.0.2
+             External 10.7.0.254 on outside: 10.7.0.254
+             External 10.7.0.1 on outside: 10.7.0.1
+             External 10.244.1.1 on outside: 10.244.1.1",
+        );
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_is_an_error_that_says_why() {
+        let text = "node n 172.18.0.9\npod a/x 10.0.0.1\nservice 10.96.0.1";
+        let refused = |address: &str| {
+            let hosts = vec![address.parse().unwrap()];
+            let options = Options { hosts, ..options(1, Families::V4) };
+            plan(&cluster(text), &options).unwrap_err().to_string()
+        };
+        let taken = |address, owner| {
+            format!("there can be no host outside at {address}: the address belongs to {owner}")
+        };
+        assert_eq!(refused("10.0.0.1"), taken("10.0.0.1", "pod a/x"));
+        assert_eq!(refused("172.18.0.9"), taken("172.18.0.9", "node n"));
+        assert_eq!(refused("10.96.0.1"), taken("10.96.0.1", "a Service"));
+        assert_eq!(
+            refused("127.0.0.1"),
+            "a host outside cannot have the address 127.0.0.1: it is not a unicast address of a host"
+        );
+        assert_eq!(
+            refused("2001:db8::9"),
+            "there can be no host outside at 2001:db8::9: the lab has no IPv6"
         );
     }
 

@@ -386,7 +386,7 @@ fn small(families: Families) -> Result<Plan> {
         }],
         ..Cluster::default()
     };
-    Ok(plan(&cluster, &Options { nodes: 2, families })?)
+    Ok(plan(&cluster, &Options { nodes: 2, families, ..Options::default() })?)
 }
 
 fn ports() -> BTreeSet<(Protocol, u16)> {
