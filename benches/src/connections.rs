@@ -50,7 +50,7 @@ struct Way {
 impl Way {
     /// `None` is no rules at all.
     fn new(rules: String, state: Option<&NodeState>) -> Outcome<Way> {
-        let options = Options { nodes: 1, families: Families::V4 };
+        let options = Options { families: Families::V4, ..Options::default() };
         let lab = Lab::up(&portcullis_lab::plan(&pair(), &options)?, |_, _| {})?;
         let listener = lab.in_endpoint(1, || TcpListener::bind((SERVER, PORT)))??;
         if let Some(state) = state {

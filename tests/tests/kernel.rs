@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 /// A scenario in the lab: everything as the engine predicts, and what the file expects as it
 /// expects it.
 fn scenario_holds(scenario: &Scenario) -> Result<(), Failed> {
-    let options = Options { nodes: 2, families: Families::Both };
+    let options = Options { nodes: 2, ..Options::default() };
     let plan = plan(&engine::cluster(&scenario.world), &options)?;
     let mut traffics = portcullis_lab::traffics(&plan.cluster);
     let expected = scenario.expectations.iter().map(|e| e.flow.traffic);
@@ -159,7 +159,7 @@ impl Worlds {
     fn try_next(&mut self) -> Result<usize, Failed> {
         let size = if self.tried.is_multiple_of(3) { Size::SMALL } else { Size::MEDIUM };
         let world = generate::world(size).new_tree(&mut self.runner)?.current();
-        let options = Options { nodes: 1 + (self.tried % 3) as u32, families: Families::Both };
+        let options = Options { nodes: 1 + (self.tried % 3) as u32, ..Options::default() };
         self.tried += 1;
         world_is_as_predicted(&world, &options, MOST)
     }
