@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::trouble::Trouble;
-use crate::{check, eval, lab, why};
+use crate::{check, eval, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Why(why::Why),
     /// The verdicts of many connections: JSON lines in, JSON lines out
     Eval(eval::Eval),
+    /// Who can reach whom, on what?
+    Reach(reach::Reach),
     /// Real packets without a cluster: pods as network namespaces, no root needed
     Lab {
         #[command(subcommand)]
@@ -55,6 +57,7 @@ impl Command {
             Command::Check(check) => check.run(),
             Command::Why(why) => why.run(),
             Command::Eval(eval) => eval.run(),
+            Command::Reach(reach) => reach.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {
                 let mut command = Arguments::command();

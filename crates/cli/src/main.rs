@@ -5,11 +5,14 @@ mod args;
 mod check;
 mod ends;
 mod eval;
+mod groups;
 mod input;
 mod lab;
 mod matrix;
 mod output;
+mod reach;
 mod style;
+mod table;
 mod trouble;
 mod why;
 

@@ -146,14 +146,14 @@ impl<'a> Reach<'a> {
         let profile = endpoint.pod.and_then(|pod| self.program.profile(pod));
         let profile = profile.map(|p| self.program.profiles()[p]).unwrap_or_default();
         let (egress, ingress) = (profile.egress, profile.ingress);
-        self.number(Class { egress, ingress, identity: endpoint.identity })
+        self.number_class(Class { egress, ingress, identity: endpoint.identity })
     }
 
     /// The class of an address as if no pod had it.
     pub fn outside(&mut self, address: IpAddr) -> ClassId {
         let interval = self.program.space.interval(address);
         let identity = self.program.outside[Family::of(address) as usize][interval];
-        self.number(Class { egress: None, ingress: None, identity })
+        self.number_class(Class { egress: None, ingress: None, identity })
     }
 
     /// All addresses of a family, cut where an `ipBlock` begins or ends.
@@ -207,6 +207,11 @@ impl<'a> Reach<'a> {
         units.iter().map(allowed).collect()
     }
 
+    /// The number of a set.
+    pub fn number(&mut self, set: PortSet) -> SetId {
+        self.sets.number(set)
+    }
+
     /// The set of a number.
     pub fn set(&self, id: SetId) -> &PortSet {
         &self.sets.values[id.0 as usize]
@@ -231,7 +236,7 @@ impl<'a> Reach<'a> {
         all.flat_map(|peer| rules.of_peer(*peer)).copied().collect()
     }
 
-    fn number(&mut self, class: Class) -> ClassId {
+    fn number_class(&mut self, class: Class) -> ClassId {
         ClassId(self.classes.insert_full(class).0 as u32)
     }
 }
