@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::trouble::Trouble;
-use crate::{check, eval, lab, reach, why};
+use crate::{check, diff, eval, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Who can reach whom, on what?
     Reach(reach::Reach),
+    /// Which connections does a change open and close?
+    Diff(diff::Diff),
     /// Real packets without a cluster: pods as network namespaces, no root needed
     Lab {
         #[command(subcommand)]
@@ -58,6 +60,7 @@ impl Command {
             Command::Why(why) => why.run(),
             Command::Eval(eval) => eval.run(),
             Command::Reach(reach) => reach.run(),
+            Command::Diff(diff) => diff.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {
                 let mut command = Arguments::command();

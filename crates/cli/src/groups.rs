@@ -237,8 +237,9 @@ fn but(all: &str, mut items: Vec<String>) -> Vec<String> {
     items
 }
 
-/// CIDRs as text; a single address without its length.
+/// Ranges that are ascending as the fewest CIDRs; a single address without its length.
 pub(crate) fn cidrs(ranges: &[IpRange]) -> Vec<String> {
+    let ranges = Family::ALL.map(|family| merged(ranges, family)).concat();
     let show = |net: IpNet| match net.prefix_len() == net.max_prefix_len() {
         true => net.addr().to_string(),
         false => net.to_string(),

@@ -3,6 +3,7 @@
 
 mod args;
 mod check;
+mod diff;
 mod ends;
 mod eval;
 mod groups;

@@ -6,6 +6,7 @@
 
 pub mod api;
 mod compile;
+pub mod diff;
 pub mod explain;
 pub mod fold;
 mod index;
