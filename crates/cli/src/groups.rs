@@ -141,24 +141,33 @@ impl Groups {
 
     /// What a set is called, as the items of a list: the shortest of the ways to say it.
     pub(crate) fn describe(&self, set: &Members) -> Vec<String> {
-        let every: Vec<usize> = self.pods.keys().copied().collect();
+        let mut inside = set.pods.iter().peekable();
+        let not_inside = |pod: &usize| inside.next_if_eq(&pod).is_none();
         let rest = Members {
-            pods: every.into_iter().filter(|p| set.pods.binary_search(p).is_err()).collect(),
+            pods: self.pods.keys().copied().filter(not_inside).collect(),
             addresses: self.others(&set.addresses),
         };
-        let (pods, outside) = (self.pod_items(&set.pods), self.address_items(&set.addresses));
-        let (no_pods, not_outside) =
-            (self.pod_items(&rest.pods), self.address_items(&rest.addresses));
-        if no_pods.is_empty() && not_outside.is_empty() {
+        if rest == Members::default() {
             return vec!["everything".to_owned()];
         }
-        let direct = [outside.clone(), pods].concat();
-        let mut ways = vec![direct];
-        if !set.pods.is_empty() && !rest.pods.is_empty() {
-            ways.push([outside, but("every pod", no_pods.clone())].concat());
+        // What is sure to be the longest is not even written.
+        let far = |many: &Members, few: &Members| {
+            many.pods.len() > MANY && many.pods.len() > 4 * few.pods.len()
+        };
+        let outside = self.address_items(&set.addresses);
+        let mut ways = Vec::new();
+        if rest.pods.is_empty() || !far(set, &rest) {
+            ways.push([outside.clone(), self.pod_items(&set.pods)].concat());
         }
-        if !set.pods.is_empty() && !set.addresses.is_empty() {
-            ways.push(but("everything", [not_outside, no_pods].concat()));
+        if !set.pods.is_empty() && !far(&rest, set) {
+            let no_pods = self.pod_items(&rest.pods);
+            if !set.addresses.is_empty() {
+                let not_outside = self.address_items(&rest.addresses);
+                ways.push(but("everything", [not_outside, no_pods.clone()].concat()));
+            }
+            if !no_pods.is_empty() {
+                ways.push([outside, but("every pod", no_pods)].concat());
+            }
         }
         let length = |items: &Vec<String>| items.iter().map(|i| i.len() + 2).sum::<usize>();
         ways.into_iter().min_by_key(length).unwrap_or_default()
@@ -229,6 +238,8 @@ impl Groups {
 
 /// Most pods of a group that are listed by name before they are only counted.
 const FEW: usize = 2;
+/// More pods than anyone lists.
+const MANY: usize = 64;
 
 fn but(all: &str, mut items: Vec<String>) -> Vec<String> {
     if let Some(first) = items.first_mut() {
