@@ -83,7 +83,7 @@ pub(crate) fn once(folder: &Path) -> Outcome {
 }
 
 /// The most memory that this process had in use so far (proc_pid_status(5)).
-fn peak_kilobytes() -> Outcome<f64> {
+pub(crate) fn peak_kilobytes() -> Outcome<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     Ok(line.ok_or("no VmHWM in /proc/self/status")?.trim_end_matches("kB").trim().parse()?)

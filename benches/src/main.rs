@@ -8,6 +8,7 @@ mod figures;
 mod folder;
 mod lab;
 mod machine;
+mod reach;
 
 use std::env;
 use std::error::Error;
@@ -20,9 +21,10 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     ("compile", compile::run),
     ("eval", eval::run),
+    ("reach", reach::run),
     ("lab", lab::run),
     ("connections", connections::run),
 ];
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         [] => all(&BENCHES),
         [compile::ONCE, folder] => compile::once(folder.as_ref()),
+        [reach::ONCE, folder] => reach::once(folder.as_ref()),
         [name] => match BENCHES.iter().find(|(known, _)| known == name) {
             Some(bench) => all(&[*bench]),
             None => usage(),

@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::print;
 use crate::trouble::Trouble;
-use crate::{check, eval, lab, why};
+use crate::{check, diff, eval, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -27,6 +27,10 @@ pub(crate) enum Command {
     Why(why::Why),
     /// The verdicts of many connections: JSON lines in, JSON lines out
     Eval(eval::Eval),
+    /// Who can reach whom, on what?
+    Reach(reach::Reach),
+    /// Which connections does a change open and close?
+    Diff(diff::Diff),
     /// Real packets without a cluster: pods as network namespaces, no root needed
     Lab {
         #[command(subcommand)]
@@ -56,6 +60,8 @@ impl Command {
             Command::Check(check) => check.run(),
             Command::Why(why) => why.run(),
             Command::Eval(eval) => eval.run(),
+            Command::Reach(reach) => reach.run(),
+            Command::Diff(diff) => diff.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Arguments::command(), Vec::new());

@@ -230,11 +230,8 @@ impl<'a> Names<'a> {
             return Err(NotAnEnd(format!("Service {name} has no port {port}: it has {ports}")));
         };
         let mut endpoints = Vec::new();
-        for (i, pod) in self.cluster.pods.iter().enumerate() {
-            let selected = selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
-            if pod.namespace != service.namespace || pod.finished || !selected {
-                continue;
-            }
+        for i in self.pods_of(service) {
+            let pod = self.pod(i);
             let number = match &asked.target {
                 // Its name stands for the pods themselves: nothing rewrites the port.
                 _ if service.headless => Some(asked.port),
@@ -252,6 +249,16 @@ impl<'a> Names<'a> {
             )));
         }
         Ok(endpoints)
+    }
+
+    /// The pods that a Service selects; none where it has no selector.
+    pub(crate) fn pods_of(&self, service: &Service) -> Vec<usize> {
+        let Some(selector) = &service.selector else { return Vec::new() };
+        let selected = |pod: &Pod| {
+            let labels = selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
+            pod.namespace == service.namespace && !pod.finished && labels
+        };
+        (0..self.cluster.pods.len()).filter(|i| selected(self.pod(*i))).collect()
     }
 
     /// How an end is called in answers.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::ends::{Names, NotAnEnd, PortName};
 use crate::input::InputArgs;
 use crate::matrix;
-use crate::output::{Output, json, plural, print};
+use crate::output::{Output, json, plural, print, terminal_width};
 use crate::style::{ALLOWED, BOLD, DIM, ERROR, REFUSED, WARNING};
 use crate::trouble::Trouble;
 
@@ -330,12 +330,6 @@ fn traffics(plan: &Plan, asked: &[PortName]) -> Result<BTreeSet<Traffic>, Troubl
         return Ok(portcullis_lab::traffics(&plan.cluster));
     }
     Ok(asked.iter().map(|port| port.traffic()).collect::<Result<_, _>>()?)
-}
-
-fn terminal_width() -> usize {
-    let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
-    let terminal = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
-    columns.or_else(terminal).unwrap_or(100)
 }
 
 /// One line on a terminal that says how far the lab is.

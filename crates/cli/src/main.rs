@@ -3,13 +3,17 @@
 
 mod args;
 mod check;
+mod diff;
 mod ends;
 mod eval;
+mod groups;
 mod input;
 mod lab;
 mod matrix;
 mod output;
+mod reach;
 mod style;
+mod table;
 mod trouble;
 mod why;
 

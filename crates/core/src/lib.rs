@@ -6,12 +6,16 @@
 
 pub mod api;
 mod compile;
+pub mod diff;
 pub mod explain;
+pub mod fold;
 mod index;
 pub mod labels;
 pub mod model;
 pub mod net;
+pub mod portset;
 pub mod program;
+pub mod reach;
 mod space;
 pub mod validate;
 

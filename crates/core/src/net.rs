@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use ipnet::IpNet;
+use ipnet::{Ipv4Subnets, Ipv6Subnets};
 
 /// Values by address. Not with the quick hasher of the other maps: neighbouring IPv6 addresses
 /// differ in their last bytes only, and it would give them all one place.
@@ -122,6 +123,19 @@ impl IpRange {
         Family::of(address) == Family::of(self.first)
             && self.first <= address
             && address <= self.last
+    }
+
+    /// The fewest CIDRs that have exactly these addresses, ascending.
+    pub fn cidrs(&self) -> Vec<IpNet> {
+        match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect()
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -193,7 +193,7 @@ pub struct RuleSet {
 }
 
 impl RuleSet {
-    fn of_peer(&self, peer: PeerId) -> &[Entry] {
+    pub(crate) fn of_peer(&self, peer: PeerId) -> &[Entry] {
         let first = self.entries.partition_point(|e| e.peer < peer);
         let rest = &self.entries[first..];
         &rest[..rest.partition_point(|e| e.peer == peer)]

@@ -1,0 +1,352 @@
+//! `portcullis diff`: which connections a change opens, closes, widens and narrows.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use portcullis_core::Program;
+use portcullis_core::diff::{self, Cause, Kind, Sets, Side};
+use portcullis_core::fold::fold;
+use portcullis_core::model::Cluster;
+use portcullis_core::net::Family;
+use portcullis_core::portset::PortSet;
+use serde::Serialize;
+
+use crate::groups::{By, Groups, Members, cidrs};
+use crate::input::InputArgs;
+use crate::output::{json, plural, print, terminal_width};
+use crate::reach::{PortReport, port_report, rule};
+use crate::table::Table;
+use crate::trouble::Trouble;
+
+/// Which connections does a change open and close?
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 no difference, 1 differences (or those of --fail-on), \
+                        2 the command could not do its work.\n\n\
+                        Example:\n  \
+                        portcullis diff old/ new/ -o md --fail-on widened")]
+pub(crate) struct Diff {
+    /// Manifests before: a file or a directory
+    old: PathBuf,
+    /// Manifests after
+    new: PathBuf,
+    /// Read directories with everything below them
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// Namespace of objects that give none
+    #[arg(short, long, default_value = "default", value_name = "NAME")]
+    namespace: String,
+    /// Most pods that one workload is expanded to
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    replicas: u32,
+    /// Which differences make the exit code 1
+    #[arg(long, value_enum, default_value_t = FailOn::Any)]
+    fail_on: FailOn,
+    /// Which pods go by one name
+    #[arg(long, value_enum, default_value_t = By::Workload)]
+    by: By,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FailOn {
+    /// Something is allowed that was not
+    Widened,
+    /// Something is refused that was allowed
+    Narrowed,
+    /// Either
+    Any,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs; the shape is stable
+    Json,
+    /// A table for a pull request
+    Md,
+}
+
+/// What becomes of a pair, and why.
+type Change = (Sets, Sets, Vec<Cause>);
+
+impl Diff {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        let read = |path: &PathBuf| {
+            let args = InputArgs {
+                filename: vec![path.clone()],
+                recursive: self.recursive,
+                namespace: self.namespace.clone(),
+                replicas: self.replicas,
+            };
+            args.read_sound()
+        };
+        let inputs = [read(&self.old)?, read(&self.new)?];
+        let clusters = inputs.each_ref().map(|input| &input.cluster);
+        let programs = clusters.map(Program::compile);
+        let mut diff = diff::Diff::of(clusters, programs.each_ref());
+        let groups = groups(clusters, &diff, self.by);
+        let changes = changes(&mut diff);
+        let page = Page { clusters, groups };
+        match self.output {
+            Format::Json => {
+                json(&changes.iter().map(|change| page.report(change)).collect::<Vec<_>>())?;
+            }
+            Format::Md | Format::Table if changes.is_empty() => print("no difference\n")?,
+            Format::Md => print(&page.table(&changes).markdown())?,
+            Format::Table => {
+                let text = page.table(&changes).text(terminal_width());
+                print(&format!("{text}{}\n", plural(changes.len(), "difference")))?;
+            }
+        }
+        let counts = |row: &Row| match self.fail_on {
+            FailOn::Any => true,
+            FailOn::Widened => row.kind().gains(),
+            FailOn::Narrowed => row.kind().loses(),
+        };
+        Ok(if changes.iter().any(counts) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+fn groups(clusters: [&Cluster; 2], diff: &diff::Diff<'_>, by: By) -> Groups {
+    let mut classes = vec![0; diff.pods.len()];
+    for (class, joint) in diff.joints.iter().enumerate() {
+        joint.pods.iter().for_each(|pod| classes[*pod] = class);
+    }
+    let pods = diff.pods.iter().enumerate().filter_map(|(number, [old, new])| {
+        let old = old.map(|i| &clusters[0].pods[i]);
+        let pod = new.map(|i| &clusters[1].pods[i]).or(old)?;
+        Some((number, pod, classes[number]))
+    });
+    let outside = |family: &Family| {
+        let mut ranges = diff.joints.iter().flat_map(|joint| &joint.addresses);
+        ranges.any(|range| Family::of(range.first) == *family)
+    };
+    Groups::of(pods, Family::ALL.into_iter().filter(outside).collect(), by)
+}
+
+/// Pairs that share a change.
+struct Row {
+    from: Members,
+    to: Members,
+    change: Change,
+}
+
+impl Row {
+    fn kind(&self) -> Kind {
+        Kind::between(&self.change.0, &self.change.1)
+    }
+}
+
+fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
+    // Changes by number; 0 is none.
+    let mut numbers: BTreeMap<Change, u32> = BTreeMap::new();
+    let mut table = Vec::with_capacity(diff.joints.len());
+    for source in 0..diff.joints.len() {
+        let row = diff.row(source).into_iter().enumerate().map(|(destination, values)| {
+            let [old, new] = [0, 1].map(|side| diff.sets(Side::ALL[side], values[side]));
+            if old == new {
+                return 0;
+            }
+            let causes = diff.causes(source, destination, values);
+            let next = numbers.len() as u32 + 1;
+            *numbers.entry((old, new, causes)).or_insert(next)
+        });
+        table.push(row.collect());
+    }
+    let by_number: BTreeMap<u32, Change> = numbers.into_iter().map(|(c, n)| (n, c)).collect();
+    let members = |joints: &[usize]| {
+        let part = |joint: &usize| {
+            let diff::Joint { pods, addresses, .. } = &diff.joints[*joint];
+            Members { pods: pods.clone(), addresses: addresses.clone() }
+        };
+        let parts: Vec<Members> = joints.iter().map(part).collect();
+        let mut all = Members::of(parts.iter());
+        all.pods.dedup();
+        all
+    };
+    let mut rows = Vec::new();
+    for product in fold(table) {
+        let (from, to) = (members(&product.sources), members(&product.destinations));
+        // A pod's traffic to itself passes always.
+        if from.is_one_pod() && from == to {
+            continue;
+        }
+        rows.push(Row { from, to, change: by_number[&product.value].clone() });
+    }
+    rows
+}
+
+struct Page<'a> {
+    clusters: [&'a Cluster; 2],
+    groups: Groups,
+}
+
+impl Page<'_> {
+    fn table(&self, rows: &[Row]) -> Table {
+        let mut cells: Vec<Vec<Vec<String>>> = rows
+            .iter()
+            .map(|row| {
+                let (old, new, causes) = &row.change;
+                let kind = row.kind();
+                let ports = match kind {
+                    Kind::Opened => shown(new),
+                    Kind::Closed => shown(old),
+                    _ => format!("{} -> {}", shown(old), shown(new)),
+                };
+                let causes = causes.iter().map(|cause| self.cause(cause)).collect();
+                let (from, to) = (self.groups.describe(&row.from), self.groups.describe(&row.to));
+                vec![vec![word(kind).to_owned()], from, to, vec![ports], causes]
+            })
+            .collect();
+        cells.sort();
+        Table { headers: &["CHANGE", "FROM", "TO", "PORTS", "CAUSE"], rows: cells }
+    }
+
+    fn cause(&self, cause: &Cause) -> String {
+        let policy = |side: Side, index: u32| self.policy(side, index);
+        match cause {
+            Cause::Rule(side, origin) => {
+                let rule = rule(self.clusters[*side as usize], origin);
+                match side {
+                    Side::New => format!("allowed by {rule}"),
+                    Side::Old => format!("was allowed by {rule}"),
+                }
+            }
+            Cause::Isolates(Side::New, index, direction) => {
+                format!("{direction} isolated by {}", policy(Side::New, *index))
+            }
+            Cause::Isolates(Side::Old, index, direction) => {
+                format!("{direction} no longer isolated by {}", policy(Side::Old, *index))
+            }
+            Cause::Exists(Side::New) => "an end is new".to_owned(),
+            Cause::Exists(Side::Old) => "an end is gone".to_owned(),
+        }
+    }
+
+    fn policy(&self, side: Side, index: u32) -> String {
+        let policy = &self.clusters[side as usize].policies[index as usize];
+        format!("{}/{}", policy.namespace, policy.name)
+    }
+
+    fn report(&self, row: &Row) -> Report {
+        let (old, new, causes) = &row.change;
+        Report {
+            change: word(row.kind()),
+            from: self.ends(&row.from),
+            to: self.ends(&row.to),
+            old: Ports::of(old),
+            new: Ports::of(new),
+            causes: causes.iter().map(|cause| self.cause_report(cause)).collect(),
+        }
+    }
+
+    fn ends(&self, members: &Members) -> Vec<EndReport> {
+        let names = self.groups.split(&members.pods).into_iter().map(|(name, pods)| EndReport {
+            name: name.to_owned(),
+            pods: pods.iter().map(|pod| self.groups.pod(*pod).to_owned()).collect(),
+            addresses: Vec::new(),
+        });
+        let outside = (!members.addresses.is_empty()).then(|| EndReport {
+            name: "outside".to_owned(),
+            pods: Vec::new(),
+            addresses: cidrs(&members.addresses),
+        });
+        names.chain(outside).collect()
+    }
+
+    fn cause_report(&self, cause: &Cause) -> CauseReport {
+        let state = |side: &Side| match side {
+            Side::Old => "old",
+            Side::New => "new",
+        };
+        let (kind, side, policy, place) = match cause {
+            Cause::Rule(side, origin) => {
+                ("allows", side, Some(origin.policy), Some(origin.rule_path()))
+            }
+            Cause::Isolates(side, policy, direction) => {
+                ("isolates", side, Some(*policy), Some(direction.to_string()))
+            }
+            Cause::Exists(side) => ("exists", side, None, None),
+        };
+        let policy = policy.map(|index| self.policy(*side, index));
+        CauseReport { kind, state: state(side), policy, place }
+    }
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Opened => "opens",
+        Kind::Closed => "closes",
+        Kind::Widened => "widens",
+        Kind::Narrowed => "narrows",
+        Kind::Shifted => "shifts",
+    }
+}
+
+fn shown([v4, v6]: &Sets) -> String {
+    if v4 == v6 { v4.to_string() } else { format!("{v4} on IPv4, {v6} on IPv6") }
+}
+
+#[derive(Serialize)]
+struct Report {
+    change: &'static str,
+    from: Vec<EndReport>,
+    to: Vec<EndReport>,
+    old: Ports,
+    new: Ports,
+    causes: Vec<CauseReport>,
+}
+
+#[derive(Serialize)]
+struct EndReport {
+    name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pods: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
+}
+
+/// What a state allows, by family.
+#[derive(Serialize)]
+struct Ports {
+    #[serde(rename = "IPv4")]
+    v4: FamilyReport,
+    #[serde(rename = "IPv6")]
+    v6: FamilyReport,
+}
+
+#[derive(Serialize)]
+struct FamilyReport {
+    /// Every port and protocol, ICMP included.
+    everything: bool,
+    ports: Vec<PortReport>,
+}
+
+impl Ports {
+    fn of(sets: &Sets) -> Ports {
+        let [v4, v6] = sets.each_ref().map(|set| match set {
+            PortSet::Everything => FamilyReport { everything: true, ports: Vec::new() },
+            PortSet::Ports(ports) => {
+                let ports = ports.iter().map(port_report).collect();
+                FamilyReport { everything: false, ports }
+            }
+        });
+        Ports { v4, v6 }
+    }
+}
+
+#[derive(Serialize)]
+struct CauseReport {
+    kind: &'static str,
+    /// The state that the policy is of.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    /// The rule that allows, or the direction that is isolated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
+}

@@ -1,0 +1,594 @@
+//! `portcullis reach`: who can reach whom, on what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+
+use portcullis_core::Program;
+use portcullis_core::fold::{Product, fold};
+use portcullis_core::model::{Cluster, Direction};
+use portcullis_core::net::{Family, IpRange, Traffic};
+use portcullis_core::portset::PortSet;
+use portcullis_core::program::{Origin, Ports};
+use portcullis_core::reach::{self, Allowed, SetId, Unit};
+use serde::Serialize;
+
+use crate::ends::{Names, PortName, Target};
+use crate::groups::{By, Groups, Members, cidrs};
+use crate::input::InputArgs;
+use crate::output::{json, print, terminal_width};
+use crate::table::Table;
+use crate::trouble::Trouble;
+
+/// Who can reach whom, on what?
+#[derive(Debug, clap::Args)]
+#[command(after_help = "X is namespace/pod, namespace/kind/name of a workload, a Service, an IP \
+                        address, or namespace/* for all of a namespace.\n\n\
+                        Examples:\n  \
+                        portcullis reach -f examples/three-tier\n  \
+                        portcullis reach -f examples/three-tier --to shop/db -o wide\n  \
+                        portcullis reach -f examples/three-tier --from 192.168.5.10 --port 80")]
+pub(crate) struct Reach {
+    #[command(flatten)]
+    input: InputArgs,
+    /// Only connections that X opens; may be repeated
+    #[arg(long, value_name = "X")]
+    from: Vec<String>,
+    /// Only connections to X; may be repeated
+    #[arg(long, value_name = "X")]
+    to: Vec<String>,
+    /// Only what this port may be reached on: 80, 53/udp, or icmp
+    #[arg(long, value_name = "PORT")]
+    port: Option<PortName>,
+    /// Only connections from or to pods of this namespace; may be repeated
+    #[arg(long, value_name = "NAMESPACE")]
+    within: Vec<String>,
+    /// Which pods go by one name
+    #[arg(long, value_enum, default_value_t = By::Workload)]
+    by: By,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people: those that fare alike in one row
+    Table,
+    /// The same with the rules that allow, and nothing shortened
+    Wide,
+    /// For programs: every pair; the shape is stable
+    Json,
+    /// Every pair, for spreadsheets
+    Csv,
+    /// The table as Markdown
+    Md,
+    /// The table as a graph for Graphviz
+    Dot,
+    /// The table as a graph for Mermaid
+    Mermaid,
+}
+
+/// What a pair may do, by family; both the same unless the families differ.
+type Cell = (SetId, SetId);
+
+impl Reach {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        let input = self.input.read_sound()?;
+        let program = Program::compile(&input.cluster);
+        let names = Names::of(&input.cluster);
+        let from = self.selected(&self.from, &input.cluster, &program, &names)?;
+        let to = self.selected(&self.to, &input.cluster, &program, &names)?;
+        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
+
+        let mut reach = reach::Reach::of(&program);
+        let units = reach.units(&input.cluster);
+        let groups = groups(&input.cluster, &units, self.by);
+        let units = self.apart(units, &input.cluster);
+        let sources = restricted(&units, from.as_ref());
+        let destinations = restricted(&units, to.as_ref());
+        let mut page = Page {
+            cluster: &input.cluster,
+            groups: &groups,
+            sources: &sources,
+            destinations: &destinations,
+            reach,
+            traffic,
+            within: &self.within,
+        };
+        match self.output {
+            Format::Json => json(&page.pairs())?,
+            Format::Csv => print(&page.csv())?,
+            Format::Table | Format::Wide | Format::Md => {
+                let mut table = page.table(self.output == Format::Wide);
+                let text = match self.output {
+                    _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
+                    Format::Md => table.markdown(),
+                    Format::Wide => table.text(usize::MAX),
+                    _ => {
+                        table.shorten(MOST_ITEMS);
+                        table.text(terminal_width())
+                    }
+                };
+                print(&text)?;
+            }
+            Format::Dot => print(&dot(&page.rows()))?,
+            Format::Mermaid => print(&mermaid(&page.rows()))?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// What names stand for; `None` where there are none, and so no limit.
+    fn selected(
+        &self,
+        texts: &[String],
+        cluster: &Cluster,
+        program: &Program,
+        names: &Names<'_>,
+    ) -> Result<Option<Members>, Trouble> {
+        let mut parts = Vec::new();
+        for text in texts {
+            let mut part = Members::default();
+            if let Some(namespace) = text.strip_suffix("/*") {
+                let pods = cluster.pods.iter().enumerate();
+                part.pods =
+                    pods.filter(|(_, p)| p.namespace == namespace).map(|(i, _)| i).collect();
+                parts.push(part);
+                continue;
+            }
+            match names.find(text, &self.input.namespace)? {
+                Target::Pod(pod) => part.pods.push(pod),
+                Target::Workload(pods) => part.pods.extend(pods),
+                Target::Service(service) => {
+                    part.pods.extend(names.pods_of(&cluster.services[service]));
+                }
+                Target::Address(address) => match program.endpoint(address).pod {
+                    Some(pod) => part.pods.push(pod),
+                    None => part.addresses.push(IpRange { first: address, last: address }),
+                },
+            }
+            parts.push(part);
+        }
+        let mut all = Members::of(parts.iter());
+        all.pods.dedup();
+        all.addresses.dedup();
+        Ok((!texts.is_empty()).then_some(all))
+    }
+
+    /// With the pods of the namespaces asked for in units of their own.
+    fn apart(&self, units: Vec<Unit>, cluster: &Cluster) -> Vec<Unit> {
+        if self.within.is_empty() {
+            return units;
+        }
+        let mut apart = Vec::new();
+        for unit in units {
+            let (inside, others): (Vec<usize>, Vec<usize>) =
+                unit.pods.iter().partition(|p| self.within.contains(&cluster.pods[**p].namespace));
+            let parts = [inside, others].into_iter().filter(|pods| !pods.is_empty());
+            apart.extend(parts.map(|pods| Unit { pods, ..unit.clone() }));
+            apart.extend((!unit.addresses.is_empty()).then_some(unit));
+        }
+        apart
+    }
+}
+
+/// Most items of a list in the table.
+const MOST_ITEMS: usize = 12;
+
+fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
+    let mut pods = BTreeMap::new();
+    for (class, unit) in units.iter().enumerate() {
+        pods.extend(unit.pods.iter().map(|p| (*p, class)));
+    }
+    let pods = pods.into_iter().map(|(p, class)| (p, &cluster.pods[p], class));
+    let outside = |family: &Family| {
+        units.iter().any(|u| u.addresses.iter().any(|r| Family::of(r.first) == *family))
+    };
+    Groups::of(pods, Family::ALL.into_iter().filter(outside).collect(), by)
+}
+
+fn restricted(units: &[Unit], to: Option<&Members>) -> Vec<Unit> {
+    let Some(to) = to else { return units.to_vec() };
+    let mut left = Vec::new();
+    for unit in units {
+        let pods = unit.pods.iter().copied().filter(|p| to.pods.binary_search(p).is_ok());
+        let inside = |range: &&IpRange| unit.addresses.iter().any(|r| r.contains(range.first));
+        let addresses = to.addresses.iter().filter(inside).copied().collect();
+        let unit = Unit { pods: pods.collect(), addresses, classes: unit.classes };
+        if !unit.pods.is_empty() || !unit.addresses.is_empty() {
+            left.push(unit);
+        }
+    }
+    left
+}
+
+/// A row of the table: those may open this to these.
+pub(crate) struct Row {
+    pub(crate) from: Vec<String>,
+    pub(crate) to: Vec<String>,
+    pub(crate) ports: Vec<String>,
+    rules: Vec<String>,
+}
+
+struct Page<'a> {
+    cluster: &'a Cluster,
+    groups: &'a Groups,
+    sources: &'a [Unit],
+    destinations: &'a [Unit],
+    reach: reach::Reach<'a>,
+    traffic: Option<Traffic>,
+    within: &'a [String],
+}
+
+impl Page<'_> {
+    fn is_within(&self, unit: &Unit) -> bool {
+        let first = unit.pods.first();
+        first.is_some_and(|p| self.within.contains(&self.cluster.pods[*p].namespace))
+    }
+
+    /// What a source may open to each destination: exactly, and only what was asked for.
+    fn allowed(&mut self, source: &Unit) -> Vec<Allowed> {
+        let mut row = self.reach.unit_row(self.destinations, source);
+        if !self.within.is_empty() && !self.is_within(source) {
+            for (cell, to) in row.iter_mut().zip(self.destinations) {
+                if !self.is_within(to) {
+                    *cell = Allowed::Alike(SetId::NOTHING);
+                }
+            }
+        }
+        if let Some(traffic) = self.traffic {
+            let asked = match traffic {
+                Traffic::Other => SetId::EVERYTHING,
+                Traffic::Port(protocol, port) => {
+                    let ports = Ports { protocol, first: port, last: port };
+                    self.reach.number(PortSet::of([Some(ports)]))
+                }
+            };
+            let only = |set: SetId| match self.reach.set(set).contains(traffic) {
+                true => asked,
+                false => SetId::NOTHING,
+            };
+            for cell in &mut row {
+                *cell = match *cell {
+                    Allowed::Alike(set) => Allowed::Alike(only(set)),
+                    Allowed::NoFamily(set) => Allowed::NoFamily(only(set)),
+                    Allowed::ByFamily(sets) => match sets.map(only) {
+                        [a, b] if a == b => Allowed::Alike(a),
+                        sets => Allowed::ByFamily(sets),
+                    },
+                };
+            }
+        }
+        row
+    }
+
+    fn products(&mut self) -> Vec<Product<Cell>> {
+        let cell = |allowed: Allowed| match allowed {
+            Allowed::Alike(set) | Allowed::NoFamily(set) => (set, set),
+            Allowed::ByFamily([v4, v6]) => (v4, v6),
+        };
+        let sources = self.sources;
+        fold(sources.iter().map(|s| self.allowed(s).into_iter().map(cell).collect()))
+    }
+
+    fn rows(&mut self) -> Vec<Row> {
+        self.rows_with(false)
+    }
+
+    fn rows_with(&mut self, rules: bool) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for product in self.products() {
+            let (sources, destinations) = (self.sources, self.destinations);
+            let members = |units: &[Unit], of: &[usize]| {
+                let parts: Vec<Members> = of.iter().map(|i| members(&units[*i])).collect();
+                Members::of(parts.iter())
+            };
+            let mut from = members(sources, &product.sources);
+            let mut to = members(destinations, &product.destinations);
+            // Between addresses outside nothing is asked.
+            if from.pods.is_empty() {
+                to.addresses.clear();
+            }
+            if to.pods.is_empty() {
+                from.addresses.clear();
+            }
+            let to_itself = from.is_one_pod() && from == to;
+            if to_itself || from == Members::default() || to == Members::default() {
+                continue;
+            }
+            let ports = ports(&self.reach, product.value);
+            let rules = if rules { self.rules(&product) } else { Vec::new() };
+            let (from, to) = (self.describe(&from, &to), self.describe(&to, &from));
+            rows.push(Row { from, to, ports, rules });
+        }
+        rows.sort_by(|a, b| (&a.to, &a.from, &a.ports).cmp(&(&b.to, &b.from, &b.ports)));
+        rows
+    }
+
+    /// What one side of a row is called. A pod that is all of the other side may be left out here,
+    /// because its traffic to itself is not told.
+    fn describe(&self, side: &Members, other: &Members) -> Vec<String> {
+        let name = self.groups.describe(side);
+        if !other.is_one_pod() || side == other || !side.pods.contains(&other.pods[0]) {
+            return name;
+        }
+        let mut without = side.clone();
+        without.pods.retain(|pod| *pod != other.pods[0]);
+        let shorter = self.groups.describe(&without);
+        if shorter.concat().len() < name.concat().len() { shorter } else { name }
+    }
+
+    fn table(&mut self, wide: bool) -> Table {
+        let rows = self.rows_with(wide);
+        let cells = |row: Row| {
+            let mut cells = vec![row.from, row.to, row.ports];
+            cells.extend(wide.then_some(row.rules));
+            cells
+        };
+        let headers: &[&str] = match wide {
+            true => &["FROM", "TO", "PORTS", "RULES"],
+            false => &["FROM", "TO", "PORTS"],
+        };
+        Table { headers, rows: rows.into_iter().map(cells).collect() }
+    }
+
+    /// The rules that allow what a product has, at both ends.
+    fn rules(&self, product: &Product<Cell>) -> Vec<String> {
+        let mut origins = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        for source in &product.sources {
+            for destination in &product.destinations {
+                let (source, destination) =
+                    (&self.sources[*source], &self.destinations[*destination]);
+                let sets = [product.value.0, product.value.1];
+                if seen.insert((source.classes, destination.classes)) {
+                    origins.extend(origins_of(&self.reach, source, destination, sets));
+                }
+            }
+        }
+        let mut rules: Vec<String> =
+            origins.iter().map(|o: &Origin| rule(self.cluster, o)).collect();
+        rules.dedup();
+        if rules.is_empty() { vec!["-".to_owned()] } else { rules }
+    }
+
+    /// Every pair of names, apart where the pods of a name do not fare alike.
+    fn pairs(&mut self) -> Vec<Pair> {
+        let (sources, destinations) = (self.sources, self.destinations);
+        let mut pairs = Vec::new();
+        for source in sources {
+            let row = self.allowed(source);
+            for (destination, allowed) in destinations.iter().zip(row) {
+                let (sets, families) = match allowed {
+                    Allowed::Alike(set) => ([set, set], vec![None]),
+                    Allowed::ByFamily(sets) => (sets, Family::ALL.map(Some).to_vec()),
+                    Allowed::NoFamily(_) => continue,
+                };
+                for family in families {
+                    let set = sets[family.map_or(0, |f| f as usize)];
+                    if set != SetId::NOTHING {
+                        let mut only = [SetId::NOTHING; 2];
+                        match family {
+                            Some(family) => only[family as usize] = set,
+                            None => only = sets,
+                        }
+                        self.pair(source, destination, only, family, &mut pairs);
+                    }
+                }
+            }
+        }
+        let key = |pair: &Pair| (pair.from.clone(), pair.to.clone(), pair.family.clone());
+        pairs.sort_by_cached_key(key);
+        pairs
+    }
+
+    fn pair(
+        &self,
+        source: &Unit,
+        destination: &Unit,
+        sets: [SetId; 2],
+        family: Option<Family>,
+        pairs: &mut Vec<Pair>,
+    ) {
+        if source.pods.is_empty() && destination.pods.is_empty() {
+            return;
+        }
+        let origins = origins_of(&self.reach, source, destination, sets);
+        let rules: Vec<RuleReport> = origins
+            .iter()
+            .map(|origin| RuleReport {
+                policy: policy(self.cluster, origin.policy),
+                rule: origin.rule_path(),
+            })
+            .collect();
+        let set = self.reach.set(sets[0].max(sets[1]));
+        for from in self.ends(source) {
+            for to in self.ends(destination) {
+                if from.pods.len() == 1 && from == to {
+                    continue;
+                }
+                let (everything, ports) = match set {
+                    PortSet::Everything => (true, Vec::new()),
+                    PortSet::Ports(ports) => (false, ports.iter().map(port_report).collect()),
+                };
+                pairs.push(Pair {
+                    from: from.clone(),
+                    to,
+                    family: family.map(|f| f.to_string()),
+                    everything,
+                    ports,
+                    rules: rules.clone(),
+                    text: set.to_string(),
+                });
+            }
+        }
+    }
+
+    fn ends(&self, unit: &Unit) -> Vec<EndReport> {
+        let names = self.groups.split(&unit.pods).into_iter().map(|(name, pods)| EndReport {
+            name: name.to_owned(),
+            pods: pods.iter().map(|p| self.groups.pod(*p).to_owned()).collect(),
+            addresses: Vec::new(),
+        });
+        let outside = (!unit.addresses.is_empty()).then(|| EndReport {
+            name: "outside".to_owned(),
+            pods: Vec::new(),
+            addresses: cidrs(&unit.addresses),
+        });
+        names.chain(outside).collect()
+    }
+
+    fn csv(&mut self) -> String {
+        let field = |text: &str| match text.contains([',', '"', '\n']) {
+            true => format!("\"{}\"", text.replace('"', "\"\"")),
+            false => text.to_owned(),
+        };
+        let mut text =
+            "from,from_pods_or_addresses,to,to_pods_or_addresses,ports,family\n".to_owned();
+        for pair in self.pairs() {
+            let list = |end: &EndReport| [end.pods.as_slice(), &end.addresses].concat().join(" ");
+            let family = pair.family.as_deref().unwrap_or("");
+            let (from, to) = (&pair.from, &pair.to);
+            let fields = [&from.name, &list(from), &to.name, &list(to), &pair.text, family];
+            let fields: Vec<String> = fields.into_iter().map(|f: &str| field(f)).collect();
+            text.push_str(&format!("{}\n", fields.join(",")));
+        }
+        text
+    }
+}
+
+fn members(unit: &Unit) -> Members {
+    Members { pods: unit.pods.clone(), addresses: unit.addresses.clone() }
+}
+
+/// What a cell says.
+pub(crate) fn ports(reach: &reach::Reach<'_>, (v4, v6): (SetId, SetId)) -> Vec<String> {
+    let show = |set| reach.set(set).to_string();
+    if v4 == v6 {
+        return vec![show(v4)];
+    }
+    let families = Family::ALL.into_iter().zip([v4, v6]);
+    let some = families.filter(|(_, set)| *set != SetId::NOTHING);
+    some.map(|(family, set)| format!("{} on {family}", show(set))).collect()
+}
+
+/// The rules that allow some of what may be opened (by family) from one unit to another.
+fn origins_of(
+    reach: &reach::Reach<'_>,
+    source: &Unit,
+    destination: &Unit,
+    sets: [SetId; 2],
+) -> BTreeSet<Origin> {
+    let mut origins = BTreeSet::new();
+    for (family, set) in Family::ALL.into_iter().zip(sets) {
+        let at = family as usize;
+        let (Some(from), Some(to)) = (source.classes[at], destination.classes[at]) else {
+            continue;
+        };
+        let egress = reach.entries(from, Direction::Egress, to);
+        let ingress = reach.entries(to, Direction::Ingress, from);
+        for entry in egress.into_iter().chain(ingress) {
+            let allowed = PortSet::of([entry.ports]).intersection(reach.set(set));
+            if !allowed.is_nothing() {
+                origins.insert(Origin { peer: None, port: None, ..entry.origin });
+            }
+        }
+    }
+    origins
+}
+
+fn policy(cluster: &Cluster, index: u32) -> String {
+    let policy = &cluster.policies[index as usize];
+    format!("{}/{}", policy.namespace, policy.name)
+}
+
+/// `shop/db ingress[0]`.
+pub(crate) fn rule(cluster: &Cluster, origin: &Origin) -> String {
+    let Origin { direction, rule, .. } = origin;
+    format!("{} {direction}[{rule}]", policy(cluster, origin.policy))
+}
+
+/// The nodes of a picture, each name once, and the edges between their numbers.
+fn graph(rows: &[Row]) -> (Vec<String>, Vec<(usize, usize, String)>) {
+    let mut names = Vec::new();
+    let mut number = |items: &[String]| {
+        let name = items.join(", ");
+        names.iter().position(|known| *known == name).unwrap_or_else(|| {
+            names.push(name);
+            names.len() - 1
+        })
+    };
+    let edges = rows.iter().map(|row| (number(&row.from), number(&row.to), row.ports.join(", ")));
+    let edges = edges.collect();
+    (names, edges)
+}
+
+fn dot(rows: &[Row]) -> String {
+    let (names, edges) = graph(rows);
+    let mut text = "digraph reach {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
+    for (i, name) in names.iter().enumerate() {
+        text.push_str(&format!("  n{i} [label=\"{}\"];\n", name.replace('"', "\\\"")));
+    }
+    for (from, to, ports) in edges {
+        text.push_str(&format!("  n{from} -> n{to} [label=\"{ports}\"];\n"));
+    }
+    text + "}\n"
+}
+
+fn mermaid(rows: &[Row]) -> String {
+    let (names, edges) = graph(rows);
+    let mut text = "flowchart LR\n".to_owned();
+    for (i, name) in names.iter().enumerate() {
+        text.push_str(&format!("  n{i}[\"{}\"]\n", name.replace('"', "#quot;")));
+    }
+    for (from, to, ports) in edges {
+        text.push_str(&format!("  n{from} -->|\"{ports}\"| n{to}\n"));
+    }
+    text
+}
+
+#[derive(Serialize)]
+struct Pair {
+    from: EndReport,
+    to: EndReport,
+    /// The one family on which this may be opened; absent where it is every family they share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    family: Option<String>,
+    /// Every port and protocol, ICMP included.
+    everything: bool,
+    ports: Vec<PortReport>,
+    /// The rules that allow it; empty where no policy isolates either end.
+    rules: Vec<RuleReport>,
+    #[serde(skip)]
+    text: String,
+}
+
+#[derive(Serialize, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct EndReport {
+    name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pods: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct PortReport {
+    protocol: &'static str,
+    port: u16,
+    #[serde(rename = "endPort", skip_serializing_if = "Option::is_none")]
+    end_port: Option<u16>,
+}
+
+pub(crate) fn port_report(ports: &Ports) -> PortReport {
+    PortReport {
+        protocol: ports.protocol.as_str(),
+        port: ports.first,
+        end_port: (ports.last != ports.first).then_some(ports.last),
+    }
+}
+
+#[derive(Serialize, Clone)]
+struct RuleReport {
+    policy: String,
+    rule: String,
+}

@@ -1,0 +1,328 @@
+//! Who can reach whom on what: worked out between classes of addresses, never between pods.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use indexmap::IndexSet;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use crate::model::{Cluster, Direction};
+use crate::net::{Family, IpRange, previous_address};
+use crate::portset::PortSet;
+use crate::program::{End, Endpoint, Entry, IdentityId, PeerId, Program, RuleSet};
+
+/// A class of addresses that fare alike as sources and as destinations, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassId(u32);
+
+/// A [`PortSet`], by number: equal sets have equal numbers in one [`Reach`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetId(u32);
+
+impl SetId {
+    /// Nothing.
+    pub const NOTHING: SetId = SetId(0);
+    /// Everything, ICMP included.
+    pub const EVERYTHING: SetId = SetId(1);
+}
+
+/// What policies know of an address: what isolates it, and which peers it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Class {
+    egress: Option<u32>,
+    ingress: Option<u32>,
+    identity: IdentityId,
+}
+
+/// Pods that fare alike in every respect, or addresses outside that do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// The pods, by index in the cluster, ascending.
+    pub pods: Vec<usize>,
+    /// The addresses, if these are not pods: of one family, disjoint and ascending.
+    pub addresses: Vec<IpRange>,
+    /// The class it is in each family (IPv4, IPv6); `None` where it has no address. What has no
+    /// address yet goes with any family.
+    pub classes: [Option<ClassId>; 2],
+}
+
+/// What one unit may open to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Allowed {
+    /// The same on every family that both have.
+    Alike(SetId),
+    /// Differently on IPv4 and on IPv6.
+    ByFamily([SetId; 2]),
+    /// They have no family in common, so nothing can be opened. The set is what policies would
+    /// allow if they had.
+    NoFamily(SetId),
+}
+
+/// The connectivity of a compiled cluster. A pod's traffic to itself and to the node it runs on is
+/// not in it: that passes always (SEMANTICS 6, 7).
+#[derive(Debug)]
+pub struct Reach<'a> {
+    program: &'a Program,
+    classes: IndexSet<Class, FxBuildHasher>,
+    sets: Sets,
+    /// By rule set.
+    effects: Vec<Effect>,
+    /// By identity: the rule sets that allow it more than they allow everybody.
+    callers: Vec<Vec<(u32, SetId)>>,
+}
+
+/// What a rule set allows: everybody, and some identities more.
+#[derive(Debug)]
+struct Effect {
+    everybody: SetId,
+    more: Vec<(IdentityId, SetId)>,
+}
+
+impl<'a> Reach<'a> {
+    /// Prepares to answer for a program.
+    pub fn of(program: &'a Program) -> Self {
+        let mut sets = Sets::new();
+        let mut members: Vec<Vec<IdentityId>> = vec![Vec::new(); program.peer_count()];
+        for (id, peers) in (0..).map(IdentityId).zip(&program.identities) {
+            peers.iter().for_each(|peer| members[peer.index()].push(id));
+        }
+        let mut scratch = vec![SetId::NOTHING; program.identity_count()];
+        let rule_sets = program.rule_sets().iter();
+        let effects: Vec<Effect> =
+            rule_sets.map(|rules| Effect::of(rules, &members, &mut sets, &mut scratch)).collect();
+        let mut callers = vec![Vec::new(); program.identity_count()];
+        for (rules, effect) in (0..).zip(&effects) {
+            for (id, set) in &effect.more {
+                callers[id.0 as usize].push((rules, *set));
+            }
+        }
+        Reach { program, classes: IndexSet::default(), sets, effects, callers }
+    }
+
+    /// The pods of the cluster that the program was compiled from, and all addresses of the
+    /// families that they have, as few units as can be. Finished pods are left out; a
+    /// `hostNetwork` pod fares as its node's address.
+    pub fn units(&mut self, cluster: &Cluster) -> Vec<Unit> {
+        let mut by_classes: FxHashMap<[Option<ClassId>; 2], usize> = FxHashMap::default();
+        let mut units: Vec<Unit> = Vec::new();
+        for (i, _) in cluster.pods.iter().enumerate().filter(|(_, pod)| !pod.finished) {
+            let classes = self.pod(i);
+            let unit = *by_classes.entry(classes).or_insert(units.len());
+            match units.get_mut(unit) {
+                Some(unit) => unit.pods.push(i),
+                None => units.push(Unit { pods: vec![i], addresses: Vec::new(), classes }),
+            }
+        }
+        for family in Family::ALL {
+            let here = |unit: &Unit| unit.classes[family as usize].is_some();
+            if !units.is_empty() && !units.iter().any(here) {
+                continue;
+            }
+            let mut by_class: FxHashMap<ClassId, usize> = FxHashMap::default();
+            for range in self.intervals(family) {
+                let class = self.outside(range.first);
+                let unit = *by_class.entry(class).or_insert(units.len());
+                if unit == units.len() {
+                    let mut classes = [None; 2];
+                    classes[family as usize] = Some(class);
+                    units.push(Unit { pods: Vec::new(), addresses: Vec::new(), classes });
+                }
+                units[unit].addresses.push(range);
+            }
+        }
+        units
+    }
+
+    /// The classes of a pod, by family; both the same while it has no address.
+    pub fn pod(&mut self, pod: usize) -> [Option<ClassId>; 2] {
+        let endpoints = self.program.endpoints(End::Pod(pod));
+        match endpoints {
+            [Some(only), None] if only.address.is_none() => [Some(self.class(&only)); 2],
+            _ => endpoints.map(|endpoint| endpoint.map(|e| self.class(&e))),
+        }
+    }
+
+    /// The class of an endpoint.
+    pub fn class(&mut self, endpoint: &Endpoint) -> ClassId {
+        let profile = endpoint.pod.and_then(|pod| self.program.profile(pod));
+        let profile = profile.map(|p| self.program.profiles()[p]).unwrap_or_default();
+        let (egress, ingress) = (profile.egress, profile.ingress);
+        self.number_class(Class { egress, ingress, identity: endpoint.identity })
+    }
+
+    /// The class of an address as if no pod had it.
+    pub fn outside(&mut self, address: IpAddr) -> ClassId {
+        let interval = self.program.space.interval(address);
+        let identity = self.program.outside[Family::of(address) as usize][interval];
+        self.number_class(Class { egress: None, ingress: None, identity })
+    }
+
+    /// All addresses of a family, cut where an `ipBlock` begins or ends.
+    pub fn intervals(&self, family: Family) -> Vec<IpRange> {
+        let last = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::BROADCAST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from(u128::MAX)),
+        };
+        let firsts = self.program.space.intervals(family).iter().map(|(first, _)| *first);
+        let ends = firsts.clone().skip(1).filter_map(previous_address).chain([last]);
+        firsts.zip(ends).map(|(first, last)| IpRange { first, last }).collect()
+    }
+
+    /// What a class may open to each of the classes that were asked for so far, by their number.
+    pub fn row(&mut self, source: ClassId) -> Vec<SetId> {
+        let class = self.classes[source.0 as usize];
+        let mut ingress: Vec<SetId> = self.effects.iter().map(|e| e.everybody).collect();
+        for (rules, set) in &self.callers[class.identity.0 as usize] {
+            ingress[*rules as usize] = *set;
+        }
+        let mut egress = vec![SetId::EVERYTHING; self.callers.len()];
+        if let Some(rules) = class.egress {
+            let effect = &self.effects[rules as usize];
+            egress.fill(effect.everybody);
+            effect.more.iter().for_each(|(id, set)| egress[id.0 as usize] = *set);
+        }
+        let sets = &mut self.sets;
+        let classes = self.classes.iter().map(|to| {
+            let taken = to.ingress.map_or(SetId::EVERYTHING, |rules| ingress[rules as usize]);
+            sets.intersection(egress[to.identity.0 as usize], taken)
+        });
+        classes.collect()
+    }
+
+    /// What a unit may open to each unit, in their order.
+    pub fn unit_row(&mut self, units: &[Unit], source: &Unit) -> Vec<Allowed> {
+        let [v4, v6] = source.classes.map(|class| class.map(|c| self.row(c)));
+        let get = |row: &Option<Vec<SetId>>, class: Option<ClassId>| {
+            Some(row.as_ref()?[class?.0 as usize])
+        };
+        let any = v4.as_ref().or(v6.as_ref());
+        let allowed = |to: &Unit| match (get(&v4, to.classes[0]), get(&v6, to.classes[1])) {
+            (Some(a), Some(b)) if a != b => Allowed::ByFamily([a, b]),
+            (Some(set), _) | (None, Some(set)) => Allowed::Alike(set),
+            (None, None) => {
+                let class = to.classes[0].or(to.classes[1]);
+                let set = any.zip(class).map(|(row, class)| row[class.0 as usize]);
+                Allowed::NoFamily(set.unwrap_or(SetId::NOTHING))
+            }
+        };
+        units.iter().map(allowed).collect()
+    }
+
+    /// The number of a set.
+    pub fn number(&mut self, set: PortSet) -> SetId {
+        self.sets.number(set)
+    }
+
+    /// The set of a number.
+    pub fn set(&self, id: SetId) -> &PortSet {
+        &self.sets.values[id.0 as usize]
+    }
+
+    /// What isolates a class in a direction; `None` where nothing does.
+    pub fn isolation(&self, subject: ClassId, direction: Direction) -> Option<&'a RuleSet> {
+        let class = &self.classes[subject.0 as usize];
+        let rules = match direction {
+            Direction::Ingress => class.ingress,
+            Direction::Egress => class.egress,
+        };
+        rules.map(|i| &self.program.rule_sets()[i as usize])
+    }
+
+    /// Everything that an isolated class is allowed with another class, on any traffic.
+    pub fn entries(&self, subject: ClassId, direction: Direction, remote: ClassId) -> Vec<Entry> {
+        let Some(rules) = self.isolation(subject, direction) else { return Vec::new() };
+        let identity = self.classes[remote.0 as usize].identity;
+        let peers = &self.program.identities[identity.0 as usize];
+        let all = std::iter::once(&PeerId::ANY).chain(peers);
+        all.flat_map(|peer| rules.of_peer(*peer)).copied().collect()
+    }
+
+    fn number_class(&mut self, class: Class) -> ClassId {
+        ClassId(self.classes.insert_full(class).0 as u32)
+    }
+}
+
+impl Effect {
+    /// `scratch` is nothing for each identity, and is left so.
+    fn of(
+        rules: &RuleSet,
+        members: &[Vec<IdentityId>],
+        sets: &mut Sets,
+        scratch: &mut [SetId],
+    ) -> Effect {
+        let of_peer = |entries: &[Entry]| PortSet::of(entries.iter().map(|e| e.ports));
+        let everybody = sets.number(of_peer(rules.of_peer(PeerId::ANY)));
+        let mut touched = Vec::new();
+        for entries in rules.entries.chunk_by(|a, b| a.peer == b.peer) {
+            if entries[0].peer == PeerId::ANY || everybody == SetId::EVERYTHING {
+                continue;
+            }
+            let alone = sets.number(of_peer(entries));
+            let set = sets.union(alone, everybody);
+            if set == everybody {
+                continue;
+            }
+            for id in &members[entries[0].peer.index()] {
+                let so_far = &mut scratch[id.0 as usize];
+                if *so_far == SetId::NOTHING {
+                    touched.push(*id);
+                }
+                *so_far = sets.union(*so_far, set);
+            }
+        }
+        let mut take = |id: IdentityId| (id, std::mem::take(&mut scratch[id.0 as usize]));
+        Effect { everybody, more: touched.into_iter().map(&mut take).collect() }
+    }
+}
+
+/// All the sets there are, and how they combine.
+#[derive(Debug)]
+struct Sets {
+    values: IndexSet<PortSet, FxBuildHasher>,
+    unions: FxHashMap<(SetId, SetId), SetId>,
+    intersections: FxHashMap<(SetId, SetId), SetId>,
+}
+
+impl Sets {
+    fn new() -> Sets {
+        let values = IndexSet::from_iter([PortSet::NOTHING, PortSet::Everything]);
+        Sets { values, unions: FxHashMap::default(), intersections: FxHashMap::default() }
+    }
+
+    fn number(&mut self, set: PortSet) -> SetId {
+        SetId(self.values.insert_full(set).0 as u32)
+    }
+
+    fn union(&mut self, a: SetId, b: SetId) -> SetId {
+        if a == b || b == SetId::NOTHING {
+            return a;
+        } else if a == SetId::NOTHING {
+            return b;
+        }
+        let key = (a.min(b), a.max(b));
+        if let Some(known) = self.unions.get(&key) {
+            return *known;
+        }
+        let set = self.values[a.0 as usize].union(&self.values[b.0 as usize]);
+        let id = self.number(set);
+        self.unions.insert(key, id);
+        id
+    }
+
+    fn intersection(&mut self, a: SetId, b: SetId) -> SetId {
+        if a == b || b == SetId::EVERYTHING {
+            return a;
+        } else if a == SetId::EVERYTHING {
+            return b;
+        } else if a == SetId::NOTHING || b == SetId::NOTHING {
+            return SetId::NOTHING;
+        }
+        let key = (a.min(b), a.max(b));
+        if let Some(known) = self.intersections.get(&key) {
+            return *known;
+        }
+        let set = self.values[a.0 as usize].intersection(&self.values[b.0 as usize]);
+        let id = self.number(set);
+        self.intersections.insert(key, id);
+        id
+    }
+}

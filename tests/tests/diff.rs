@@ -1,0 +1,136 @@
+//! Differences between states: held against the oracle, and turned round.
+
+use std::collections::BTreeMap;
+
+use portcullis_core::Program;
+use portcullis_core::diff::{Diff, Joint, Kind, Side};
+use portcullis_core::net::Family;
+use portcullis_tests::generate::{self, Flow, Size};
+use portcullis_tests::oracle::{self, End, World};
+use portcullis_tests::{engine, property};
+use proptest::prelude::Strategy;
+use proptest::{prop_assert, prop_assert_eq};
+
+/// One cluster with the policies of two worlds.
+fn two_states() -> impl Strategy<Value = (World, World)> {
+    (generate::world(Size::SMALL), generate::world(Size::SMALL)).prop_map(|(old, other)| {
+        let new = World { cluster: old.cluster.clone(), policies: other.policies };
+        (old, new)
+    })
+}
+
+#[test]
+fn a_state_does_not_differ_from_itself() {
+    property::holds(generate::world(Size::MEDIUM), |world| {
+        let cluster = engine::cluster(&world);
+        let program = Program::compile(&cluster);
+        let mut diff = Diff::of([&cluster; 2], [&program; 2]);
+        for source in 0..diff.joints.len() {
+            for [old, new] in diff.row(source) {
+                prop_assert_eq!(diff.sets(Side::Old, old), diff.sets(Side::New, new));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn every_difference_is_one_for_the_oracle_and_has_a_cause() {
+    property::holds(two_states(), |(old, new)| {
+        let clusters = [engine::cluster(&old), engine::cluster(&new)];
+        let programs = clusters.each_ref().map(Program::compile);
+        let mut diff = Diff::of(clusters.each_ref(), programs.each_ref());
+        let rows: Vec<_> = (0..diff.joints.len()).map(|source| diff.row(source)).collect();
+        for flow in generate::flows(&old, 4_000).into_iter().chain(generate::flows(&new, 4_000)) {
+            let ends = [flow.source, flow.destination].map(|end| joint(&old, &diff, end));
+            let [Some(source), Some(destination)] = ends else { continue };
+            let (from, to) = (engine::end(flow.source), engine::end(flow.destination));
+            let mut paths = programs[0].paths(from, to);
+            if paths.any(|path| programs[0].exempt(&path).is_some()) {
+                continue;
+            }
+            let values = rows[source][destination];
+            for (side, world) in [(Side::Old, &old), (Side::New, &new)] {
+                let Flow { traffic, .. } = flow;
+                let expected = oracle::allowed(world, flow.source, flow.destination, traffic);
+                let sets = diff.sets(side, values[side as usize]);
+                let found: BTreeMap<Family, bool> =
+                    expected.keys().map(|f| (*f, sets[*f as usize].contains(traffic))).collect();
+                prop_assert_eq!(&found, &expected, "{:?} of {:?} in {:?}", flow, world, side);
+            }
+            let [before, after] = Side::ALL.map(|side| diff.sets(side, values[side as usize]));
+            let causes = diff.causes(source, destination, values);
+            prop_assert_eq!(before == after, causes.is_empty(), "{:?} {:?}", values, causes);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn turned_round_what_opened_closes_and_what_widened_narrows() {
+    property::holds(two_states(), |(old, new)| {
+        let clusters = [engine::cluster(&old), engine::cluster(&new)];
+        let programs = clusters.each_ref().map(Program::compile);
+        let forth = kinds(Diff::of(clusters.each_ref(), programs.each_ref()));
+        let back = kinds(Diff::of([&clusters[1], &clusters[0]], [&programs[1], &programs[0]]));
+        let turned = |kind: &Kind| match kind {
+            Kind::Opened => Kind::Closed,
+            Kind::Closed => Kind::Opened,
+            Kind::Widened => Kind::Narrowed,
+            Kind::Narrowed => Kind::Widened,
+            Kind::Shifted => Kind::Shifted,
+        };
+        let forth: BTreeMap<_, Kind> =
+            forth.into_iter().map(|(pair, kind)| (pair, turned(&kind))).collect();
+        prop_assert_eq!(forth, back);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_only_the_new_state_has_opens() {
+    property::holds(generate::world(Size::SMALL), |world| {
+        let clusters = [engine::cluster(&World::default()), engine::cluster(&world)];
+        let programs = clusters.each_ref().map(Program::compile);
+        let found = kinds(Diff::of(clusters.each_ref(), programs.each_ref()));
+        prop_assert!(found.values().all(|kind| *kind == Kind::Opened));
+        Ok(())
+    });
+}
+
+/// What becomes of each pair of pods, by name of either end; only what changes.
+fn kinds(mut diff: Diff<'_>) -> BTreeMap<(usize, usize), Kind> {
+    let mut kinds = BTreeMap::new();
+    for source in 0..diff.joints.len() {
+        for (destination, [old, new]) in diff.row(source).into_iter().enumerate() {
+            let (old, new) = (diff.sets(Side::Old, old), diff.sets(Side::New, new));
+            if old == new {
+                continue;
+            }
+            for from in &diff.joints[source].pods {
+                for to in &diff.joints[destination].pods {
+                    kinds.insert((*from, *to), Kind::between(&old, &new));
+                }
+            }
+        }
+    }
+    kinds
+}
+
+/// The joint of an end; none for a finished pod, and for an address that is somebody's.
+fn joint(world: &World, diff: &Diff<'_>, end: End) -> Option<usize> {
+    match end {
+        End::Pod(pod) => {
+            let number = diff.pods.iter().position(|[old, _]| *old == Some(pod))?;
+            diff.joints.iter().position(|joint| joint.pods.contains(&number))
+        }
+        End::Address(address) => {
+            let mut pods = world.cluster.pods.iter().filter(|pod| !pod.finished);
+            if pods.any(|pod| pod.addresses.contains(&address)) {
+                return None;
+            }
+            let has = |joint: &Joint| joint.addresses.iter().any(|r| r.contains(address));
+            diff.joints.iter().position(has)
+        }
+    }
+}
