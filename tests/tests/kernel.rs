@@ -11,7 +11,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use portcullis_core::Program;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Traffic};
-use portcullis_lab::{Error, Families, Lab, Observation, Options, Plan, Probe, connections, plan};
+use portcullis_lab::{Error, Lab, Observation, Options, Plan, Probe, connections, plan};
 use portcullis_tests::generate::{self, Counts, Flow, Size};
 use portcullis_tests::oracle::{End, World};
 use portcullis_tests::scenario::Scenario;
