@@ -116,10 +116,13 @@ impl Run {
         let started = Instant::now();
         let (input, plan) = self.lab.plan()?;
         let traffics = traffics(&plan, &self.ports)?;
+        let connections = portcullis_lab::connections(&plan, &traffics);
+        if connections.is_empty() {
+            return Err(Trouble::NothingToTry);
+        }
         portcullis_lab::enter()?;
         let mut progress = Progress::new();
         let mut network = Network::up(&plan, |done, all| progress.show(Step::Up, done, all))?;
-        let connections = portcullis_lab::connections(&plan, &traffics);
         let trial =
             network.trial(connections, &mut |step, done, all| progress.show(step, done, all));
         progress.clear();

@@ -24,6 +24,9 @@ pub(crate) enum Trouble {
     /// `--explain` of what is no rule.
     #[error("no rule {id:?}; the rules are {known}")]
     UnknownRule { id: String, known: String },
+    /// A lab without a pod would agree with anything.
+    #[error("the input has no pod that a connection could be tried with: nothing was proven")]
+    NothingToTry,
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),
