@@ -76,7 +76,7 @@ impl<'a> Names<'a> {
     pub(crate) fn find(&self, text: &str, namespace: &str) -> Result<Target, NotAnEnd> {
         // Nearly every name of many is of this kind.
         if let Some(pod) = text.split_once('/').and_then(|name| self.pods.get(&name)) {
-            return Ok(Target::Pod(*pod));
+            return self.unfinished(Target::Pod(*pod));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
             // An IPv4 address in IPv6 clothes is what packets have: IPv4.
@@ -95,12 +95,16 @@ impl<'a> Names<'a> {
             _ => None,
         };
         let found = found.ok_or_else(|| NotAnEnd(self.unknown(text, namespace, &parts)))?;
-        match found {
+        self.unfinished(found)
+    }
+
+    fn unfinished(&self, target: Target) -> Result<Target, NotAnEnd> {
+        match target {
             Target::Pod(pod) if self.pod(pod).finished => Err(NotAnEnd(format!(
                 "{} has finished: it has given its address back, and is no end of a connection",
                 shown_pod(self.pod(pod))
             ))),
-            found => Ok(found),
+            target => Ok(target),
         }
     }
 
