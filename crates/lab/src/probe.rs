@@ -296,8 +296,9 @@ fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
         let (bytes, sender) = match receive(&flight.socket, &mut buffer) {
             Ok((length, sender)) => (&buffer[..length], sender.unwrap_or(probe.to)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-            // No raw socket of the destination had room: the packet arrived.
-            Err(e) if is_sctp && unheard(&e) => return Some(Outcome::Answered(name(probe.to))),
+            // No raw socket of the destination had room for some packet. Raw sockets get such an
+            // error whatever its ports, so it may be about another probe, and says nothing here.
+            Err(e) if is_sctp && unheard(&e) => continue,
             Err(e) => return Some(outcome_of(&e)),
         };
         match probe.traffic {
