@@ -171,7 +171,8 @@ impl Lab {
     }
 }
 
-fn file_limit() -> usize {
+/// How many files this process may have open.
+pub(crate) fn file_limit() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft as usize)
 }
 

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::SockaddrStorage;
 use portcullis_core::net::{Family, Protocol, Traffic};
 use rustc_hash::FxHashMap;
 use socket2::{Socket, Type};
 
+use crate::lab::file_limit;
 use crate::namespace::Namespace;
 use crate::respond::{Names, domain, without_ip_header};
 use crate::{Error, sctp};
@@ -125,7 +125,7 @@ pub(crate) fn run(
 /// How many probes may be in flight: an answered one has two sockets, one at each end.
 fn room_for_probes() -> usize {
     let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft as usize);
+    let limit = file_limit();
     (limit.saturating_sub(open + SPARE_FILES) / 2).min(IN_FLIGHT)
 }
 
