@@ -173,7 +173,10 @@ fn random_worlds(seed: u64) -> Result<(), Failed> {
 fn soak() -> Result<(), Failed> {
     let minutes = std::env::var("PORTCULLIS_SOAK_MINUTES").ok();
     let minutes: u64 = minutes.as_deref().unwrap_or("60").parse()?;
-    let seed = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+    let seed = match std::env::var("PORTCULLIS_SOAK_SEED") {
+        Ok(seed) => seed.parse()?,
+        Err(_) => std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs(),
+    };
     eprintln!("seed {seed}, {minutes} minutes");
     let (started, mut tried, mut worlds) = (Instant::now(), 0, Worlds::new(seed));
     while started.elapsed() < Duration::from_secs(minutes * 60) {

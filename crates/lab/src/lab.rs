@@ -18,7 +18,7 @@ use crate::Error;
 use crate::families::Families;
 use crate::namespace::{Namespace, on_own_thread};
 use crate::plan::Plan;
-use crate::probe::{self, NextPorts, Outcome, Probe};
+use crate::probe::{self, Fresh, Outcome, Probe};
 use crate::respond::{Names, Responders, sockets_for};
 use crate::wiring::{self, Setting, Space, node_space};
 
@@ -33,7 +33,7 @@ pub struct Lab {
     /// For each endpoint the index of its namespace.
     space_of: Vec<usize>,
     names: Arc<Names>,
-    next_ports: NextPorts,
+    fresh: Fresh,
 }
 
 /// How long links may take to come up.
@@ -79,7 +79,7 @@ impl Lab {
             namespaces,
             space_of,
             names,
-            next_ports: NextPorts::new(),
+            fresh: Fresh::default(),
         };
         // SCTP and ICMP have their answers also where no port is open.
         lab.listen(&BTreeSet::new())?;
@@ -166,8 +166,8 @@ impl Lab {
         probes: &[Probe],
         settled: impl FnMut(usize) + Send,
     ) -> Result<Vec<Outcome>, Error> {
-        let Lab { names, next_ports, namespaces, space_of, .. } = self;
-        on_own_thread(|| probe::run(probes, names, next_ports, namespaces, space_of, settled))
+        let Lab { names, fresh, namespaces, space_of, .. } = self;
+        on_own_thread(|| probe::run(probes, names, fresh, namespaces, space_of, settled))
     }
 }
 

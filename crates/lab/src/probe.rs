@@ -68,9 +68,16 @@ const SPARE_FILES: usize = 128;
 /// Source ports in use.
 const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 16384..=65535;
 
-/// For each address the source port that it uses next. Every probe has a fresh one: connection
-/// tracking in the nodes must take none for the continuation of an earlier one.
-pub(crate) type NextPorts = BTreeMap<IpAddr, u16>;
+/// What tells a probe from every other one of its lab.
+#[derive(Debug, Default)]
+pub(crate) struct Fresh {
+    /// For each address the source port that it uses next. Every probe has a fresh one: connection
+    /// tracking in the nodes must take none for the continuation of an earlier one.
+    ports: BTreeMap<IpAddr, u16>,
+    /// The last SCTP verification tag. A port is not enough there: until it is bound, a raw socket
+    /// gets what comes to any address of its host, each of which uses the same ports.
+    tag: u32,
+}
 
 /// Sends all probes and collects what comes of them. The calling thread is moved from one of the
 /// namespaces to another; `space_of` says which is whose. `settled` is told how many more probes
@@ -78,7 +85,7 @@ pub(crate) type NextPorts = BTreeMap<IpAddr, u16>;
 pub(crate) fn run(
     probes: &[Probe],
     names: &Names,
-    next_ports: &mut NextPorts,
+    fresh: &mut Fresh,
     spaces: &[Namespace],
     space_of: &[usize],
     mut settled: impl FnMut(usize),
@@ -88,7 +95,7 @@ pub(crate) fn run(
     let mut prober = Prober {
         probes,
         names,
-        next_ports,
+        fresh,
         epoll,
         flights: FxHashMap::default(),
         outcomes: vec![None; probes.len()],
@@ -132,7 +139,7 @@ fn room_for_probes() -> usize {
 struct Prober<'a> {
     probes: &'a [Probe],
     names: &'a Names,
-    next_ports: &'a mut NextPorts,
+    fresh: &'a mut Fresh,
     epoll: Epoll,
     /// The probes that are under way, by their index.
     flights: FxHashMap<usize, Flight>,
@@ -146,6 +153,8 @@ struct Prober<'a> {
 struct Flight {
     socket: Socket,
     port: u16,
+    /// The verification tag of an answer over SCTP.
+    tag: u32,
     sent: Instant,
 }
 
@@ -169,13 +178,16 @@ impl Prober<'_> {
                 space.enter()?;
                 here = Some(probe.source);
             }
-            let next_port = self.next_ports.entry(probe.from).or_insert(*SOURCE_PORTS.start());
+            let next_port = self.fresh.ports.entry(probe.from).or_insert(*SOURCE_PORTS.start());
+            // In an INIT only 0 is not allowed.
+            self.fresh.tag = self.fresh.tag.wrapping_add(1).max(1);
+            let tag = self.fresh.tag;
             let sent = Instant::now();
-            match send(probe, next_port) {
+            match send(probe, next_port, tag) {
                 Ok((socket, port)) => {
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
                     self.epoll.add(&socket, event).map_err(|e| Error::socket("poll", e))?;
-                    self.flights.insert(index, Flight { socket, port, sent });
+                    self.flights.insert(index, Flight { socket, port, tag, sent });
                 }
                 Err(e) => self.outcomes[index] = Some(outcome_of(&e)),
             }
@@ -227,7 +239,7 @@ impl Prober<'_> {
 
 /// Makes the socket of a probe in the namespace of the calling thread, and sends its first packet.
 /// Returns the source port, which for ICMP is the identifier.
-fn send(probe: &Probe, next_port: &mut u16) -> io::Result<(Socket, u16)> {
+fn send(probe: &Probe, next_port: &mut u16, tag: u32) -> io::Result<(Socket, u16)> {
     let family = Family::of(probe.to);
     let (kind, protocol, destination_port) = match probe.traffic {
         Traffic::Port(Protocol::Tcp, port) => (Type::STREAM, 0, port),
@@ -263,21 +275,18 @@ fn send(probe: &Probe, next_port: &mut u16) -> io::Result<(Socket, u16)> {
     match probe.traffic {
         Traffic::Port(Protocol::Tcp, _) => {}
         Traffic::Port(Protocol::Udp, _) => drop(socket.send(b"who is there?\n")?),
-        Traffic::Port(Protocol::Sctp, _) => drop(socket.send(&sctp_init(port, destination_port))?),
+        Traffic::Port(Protocol::Sctp, _) => {
+            drop(socket.send(&sctp_init(port, destination_port, tag))?)
+        }
         // The kernel fills in the identifier and the checksum.
         Traffic::Other => drop(socket.send(&[echo_request(family), 0, 0, 0, 0, 0, 0, 1])?),
     }
     Ok((socket, port))
 }
 
-fn sctp_init(source_port: u16, destination_port: u16) -> Vec<u8> {
-    let chunk = sctp::Chunk::Init { tag: sctp_tag(source_port) };
+fn sctp_init(source_port: u16, destination_port: u16, tag: u32) -> Vec<u8> {
+    let chunk = sctp::Chunk::Init { tag };
     sctp::Packet { source_port, destination_port, tag: 0, chunk }.to_bytes()
-}
-
-/// By which the answer is known to be to this probe. Anything but 0 will do.
-fn sctp_tag(source_port: u16) -> u32 {
-    0x5043_0000 | u32::from(source_port)
 }
 
 fn echo_request(family: Family) -> u8 {
@@ -312,7 +321,7 @@ fn hear(probe: &Probe, flight: &Flight, names: &Names) -> Option<Outcome> {
                 let ours = packet.filter(|p| {
                     p.source_port == port
                         && p.destination_port == flight.port
-                        && p.tag == sctp_tag(flight.port)
+                        && p.tag == flight.tag
                 });
                 match ours.map(|p| p.chunk) {
                     Some(sctp::Chunk::Abort { by_responder: true }) => {
