@@ -274,12 +274,12 @@ fn send(probe: &Probe, next_port: &mut u16, tag: u32) -> io::Result<(Socket, u16
     }
     match probe.traffic {
         Traffic::Port(Protocol::Tcp, _) => {}
-        Traffic::Port(Protocol::Udp, _) => drop(socket.send(b"who is there?\n")?),
+        Traffic::Port(Protocol::Udp, _) => _ = socket.send(b"who is there?\n")?,
         Traffic::Port(Protocol::Sctp, _) => {
-            drop(socket.send(&sctp_init(port, destination_port, tag))?)
+            socket.send(&sctp_init(port, destination_port, tag))?;
         }
         // The kernel fills in the identifier and the checksum.
-        Traffic::Other => drop(socket.send(&[echo_request(family), 0, 0, 0, 0, 0, 0, 1])?),
+        Traffic::Other => _ = socket.send(&[echo_request(family), 0, 0, 0, 0, 0, 0, 1])?,
     }
     Ok((socket, port))
 }
