@@ -84,7 +84,7 @@ impl Eval {
             cluster: &input.cluster,
             program: &program,
             names: Names::of(&input.cluster),
-            namespace: &self.input.namespace,
+            namespace: &input.namespace,
         };
         judge.all(&name, reader, self.output, &mut io::stdout().lock())?;
         Ok(ExitCode::SUCCESS)
