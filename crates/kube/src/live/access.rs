@@ -9,7 +9,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::task::JoinSet;
 
-use super::error::Error;
+use super::error::{Asked, Error};
 use super::list::{Failure, RESOURCES, Resource};
 use super::{LiveObject, Snapshot};
 use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
@@ -57,9 +57,13 @@ impl Access {
     async fn snapshot(&self, progress: &mut impl FnMut(usize)) -> Result<Snapshot, Error> {
         let (cluster, mut config) = self.config().await?;
         config.connect_timeout = Some(CONNECT.min(self.timeout));
-        let server = server(&config);
+        let asked = Asked {
+            server: server(&config),
+            login: config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone()),
+            timeout: self.timeout,
+        };
         let namespace = config.default_namespace.clone();
-        let client = Client::try_from(config).map_err(|e| Error::of(&server, e, self.timeout))?;
+        let client = Client::try_from(config).map_err(|e| asked.error(e))?;
 
         let count = Arc::new(AtomicUsize::new(0));
         let mut running = JoinSet::new();
@@ -88,7 +92,7 @@ impl Access {
                     refused.push(i);
                 }
                 Some((i, Err(failure))) => {
-                    return Err(Error::listing(&server, &RESOURCES[i], failure, self.timeout));
+                    return Err(asked.listing(&RESOURCES[i], failure));
                 }
             }
         }

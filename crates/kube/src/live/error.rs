@@ -126,12 +126,22 @@ pub enum Error {
     Runtime(io::Error),
 }
 
-impl Error {
-    /// A client that cannot be set up.
-    pub(crate) fn of(server: &str, error: kube::Error, timeout: Duration) -> Error {
-        let server = server.to_owned();
+/// Who is asked, for messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// The address of the API server.
+    pub(crate) server: String,
+    /// The program of the kubeconfig that logs in.
+    pub(crate) login: Option<String>,
+    pub(crate) timeout: Duration,
+}
+
+impl Asked {
+    /// No answer.
+    pub(crate) fn error(&self, error: kube::Error) -> Error {
+        let server = self.server.clone();
         if let Some(auth) = find::<AuthError>(&error) {
-            return Error::Credentials { server, why: login(auth) };
+            return Error::Credentials { server, why: self.login(auth) };
         }
         let why = innermost(&error);
         let tls = |text: &str| text.contains("certificate") || text.contains("InvalidContentType");
@@ -141,29 +151,25 @@ impl Error {
                 Some(io::ErrorKind::TimedOut) if !why.contains("deadline") => {
                     Error::Unreachable { server, why }
                 }
-                _ => Error::TimedOut { server, after: timeout },
+                _ => Error::TimedOut { server, after: self.timeout },
             };
         }
         if tls(&why) { Error::Tls { server, why } } else { Error::Unreachable { server, why } }
     }
 
     /// A list that did not come.
-    pub(crate) fn listing(
-        server: &str,
-        resource: &Resource,
-        failure: Failure,
-        timeout: Duration,
-    ) -> Error {
+    pub(crate) fn listing(&self, resource: &Resource, failure: Failure) -> Error {
+        let server = self.server.clone();
         let answer = |why: String| Error::Answer {
-            server: server.to_owned(),
+            server: server.clone(),
             resource: resource.qualified(),
             why,
         };
         match failure {
-            Failure::TimedOut => Error::TimedOut { server: server.to_owned(), after: timeout },
+            Failure::TimedOut => Error::TimedOut { server, after: self.timeout },
             Failure::NoList(found) => answer(format!("sent no list: {found}")),
             Failure::Client(kube::Error::Api(status)) => match status.code {
-                401 => Error::Unauthorized { server: server.to_owned() },
+                401 => Error::Unauthorized { server },
                 404 => answer("has no such thing (404): is it a Kubernetes API server?".to_owned()),
                 code => {
                     let first = status.message.lines().next().unwrap_or_default();
@@ -174,7 +180,20 @@ impl Error {
             Failure::Client(kube::Error::FromUtf8(error)) => {
                 answer(format!("sent no text: {error}"))
             }
-            Failure::Client(error) => Error::of(server, error, timeout),
+            Failure::Client(error) => self.error(error),
+        }
+    }
+
+    /// What went wrong at a login, with the words of the program that was to do it.
+    fn login(&self, error: &AuthError) -> String {
+        let program = self.login.as_deref().unwrap_or("the program of the kubeconfig");
+        match error {
+            AuthError::AuthExecStart(source) => format!("{program} cannot be started: {source}"),
+            AuthError::AuthExecRun { out, .. } => {
+                let said = String::from_utf8_lossy(&out.stderr);
+                format!("{program} ended with {}: {}", out.status, said.trim())
+            }
+            other => innermost(other),
         }
     }
 }
@@ -202,20 +221,6 @@ fn forbidden(cluster: &str, resources: &[String], says: &str) -> String {
          \n    kubectl create clusterrolebinding portcullis-read --clusterrole=portcullis-read --user=NAME"
     );
     text
-}
-
-/// What went wrong at a login, with the words of the program that was to do it.
-fn login(error: &AuthError) -> String {
-    match error {
-        AuthError::AuthExecStart(source) => {
-            format!("the program that the kubeconfig names cannot be started: {source}")
-        }
-        AuthError::AuthExecRun { cmd, out } => {
-            let said = String::from_utf8_lossy(&out.stderr);
-            format!("{cmd} ended with {}: {}", out.status, said.trim())
-        }
-        other => innermost(other),
-    }
 }
 
 type Cause<'e> = &'e (dyn StdError + 'static);
