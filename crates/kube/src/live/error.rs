@@ -90,10 +90,7 @@ pub enum Error {
         why: String,
     },
     /// No agreement on who the server is.
-    #[error(
-        "no secure connection to {server}: {why}; its certificate must be signed by the \
-         certificate-authority of the kubeconfig and name this address (or tls-server-name)"
-    )]
+    #[error("no secure connection to {server}: {why}; {}", secure(why))]
     Tls {
         /// The address of the API server.
         server: String,
@@ -144,7 +141,11 @@ impl Asked {
             return Error::Credentials { server, why: self.login(auth) };
         }
         let why = innermost(&error);
-        let tls = |text: &str| text.contains("certificate") || text.contains("InvalidContentType");
+        if why.contains("CertificateRequired") {
+            let why = "it wants a client certificate, and the kubeconfig gives none".to_owned();
+            return Error::Credentials { server, why };
+        }
+        let tls = ["peer certificate", "fatal alert", "handshake", "InvalidContentType"];
         if why.contains("timed out") || why.contains("deadline has elapsed") {
             return match find::<io::Error>(&error).map(io::Error::kind) {
                 // The kernel gave up before us.
@@ -154,7 +155,11 @@ impl Asked {
                 _ => Error::TimedOut { server, after: self.timeout },
             };
         }
-        if tls(&why) { Error::Tls { server, why } } else { Error::Unreachable { server, why } }
+        if tls.iter().any(|part| why.contains(part)) {
+            Error::Tls { server, why }
+        } else {
+            Error::Unreachable { server, why }
+        }
     }
 
     /// A list that did not come.
@@ -195,6 +200,16 @@ impl Asked {
             }
             other => innermost(other),
         }
+    }
+}
+
+/// What makes a connection a secure one.
+fn secure(why: &str) -> &'static str {
+    if why.contains("peer certificate") {
+        "its certificate must be signed by the certificate-authority of the kubeconfig, be valid \
+         today, and name this address (or tls-server-name)"
+    } else {
+        "does something else answer at this address?"
     }
 }
 

@@ -108,7 +108,8 @@ fn a_client_certificate_logs_in() {
     access(&kubeconfig(&server.url, &authority.field(), &user)).read(|_| ()).unwrap();
     let config = kubeconfig(&server.url, &authority.field(), "token: secret");
     let error = access(&config).read(|_| ()).unwrap_err();
-    assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+    assert!(matches!(error, Error::Credentials { .. }), "{error:?}");
+    assert!(error.to_string().contains("it wants a client certificate"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The same cluster served and written to a file is the same cluster.
 
 use portcullis_core::Program;
-use portcullis_kube::{Options, Source, load};
+use portcullis_core::net::{Protocol, Traffic};
+use portcullis_core::program::End;
+use portcullis_kube::{Diagnostic, Input, Options, Source, load};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -203,17 +205,24 @@ proptest! {
         prop_assert_eq!(&served.cluster, &written.cluster, "{}", text);
         prop_assert_eq!(&served.policies, &written.policies);
         prop_assert_eq!(&served.read, &written.read);
-        let answers = |input: &portcullis_kube::Input| {
-            format!("{:?}", Program::compile(&input.cluster))
+        let answers = |input: &Input| -> Vec<_> {
+            let program = Program::compile(&input.cluster);
+            let pods = (0..input.cluster.pods.len()).map(End::Pod);
+            let ends: Vec<_> = pods.chain([End::Address([192, 168, 0, 1].into())]).collect();
+            let pairs = ends.iter().flat_map(|a| ends.iter().map(move |b| (*a, *b)));
+            let traffic = [Traffic::Port(Protocol::Tcp, 8001), Traffic::Other];
+            let asked = pairs.flat_map(|(a, b)| traffic.map(|traffic| (a, b, traffic)));
+            asked.map(|(a, b, traffic)| program.verdict(a, b, traffic)).collect()
         };
         prop_assert_eq!(answers(&served), answers(&written));
         // What is said is the same but for where, and for workloads, which are only asked for
         // their owners.
-        let said = |input: &portcullis_kube::Input| -> Vec<_> {
-            let of_pods = |d: &&portcullis_kube::Diagnostic| {
-                !d.object.as_ref().is_some_and(|o| o.starts_with("replicaset") || o.starts_with("job"))
+        let said = |input: &Input| -> Vec<_> {
+            let of_workload = |d: &Diagnostic| {
+                let kinds = ["replicaset ", "job "];
+                d.object.as_ref().is_some_and(|o| kinds.iter().any(|kind| o.starts_with(kind)))
             };
-            let each = input.diagnostics.iter().filter(of_pods);
+            let each = input.diagnostics.iter().filter(|d| !of_workload(d));
             each.map(|d| (d.severity, d.object.clone(), d.path.clone(), d.reason)).collect()
         };
         prop_assert_eq!(said(&served), said(&written));
