@@ -41,17 +41,20 @@ pub(crate) struct InputArgs {
     pub(crate) live: LiveArgs,
 }
 
+/// What stands above the options of a live cluster in help.
+const HEADING: &str = "Live cluster";
+
 /// Which cluster is read, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LiveArgs {
     /// Kubeconfig file [default: $KUBECONFIG, else ~/.kube/config]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = HEADING, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig [default: the current one]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME")]
     pub(crate) context: Option<String>,
     /// How long the API server may take for one answer, such as 5s or 2m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, help_heading = HEADING, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub(crate) request_timeout: Duration,
 }
 
