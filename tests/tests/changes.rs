@@ -55,8 +55,7 @@ fn a_suggested_change_allows_the_connection_and_nothing_between_others() {
                 let unknown = [&path.egress, &path.ingress]
                     .into_iter()
                     .any(|end| matches!(end, EndExplanation::Undetermined { .. }));
-                let wanted =
-                    if unknown { Judgement::Undetermined } else { Judgement::Allowed };
+                let wanted = if unknown { Judgement::Undetermined } else { Judgement::Allowed };
                 if again != Some(wanted) {
                     return fails(&world, flow, &format!("it is {again:?} after the change"));
                 }
