@@ -1,10 +1,6 @@
 //! What a policy means: every scenario file, on every back end. Those whose names begin with a number
 //! are about that line of the semantics; the others are stories, and say which lines they touch.
-#![allow(
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "the checks that tests share fail by panicking, too"
-)]
+#![allow(clippy::panic, reason = "the checks that tests share fail by panicking, too")]
 
 use std::collections::BTreeMap;
 use std::fs;
