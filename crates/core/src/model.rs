@@ -25,6 +25,9 @@ pub struct Cluster {
     pub services: Vec<Service>,
     /// The policies, in input order. Order never matters (SEMANTICS 3).
     pub policies: Vec<Policy>,
+    /// Where pods without an address will get theirs from; empty if nobody has said. It only makes
+    /// fewer answers undetermined.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 impl Cluster {
