@@ -10,6 +10,7 @@ mod groups;
 mod input;
 mod kustomize;
 mod lab;
+mod manifest;
 mod matrix;
 mod output;
 mod reach;
