@@ -7,6 +7,7 @@
 pub mod api;
 mod compile;
 pub mod diff;
+pub mod equivalent;
 pub mod explain;
 pub mod fold;
 mod index;
@@ -14,6 +15,7 @@ pub mod labels;
 pub mod model;
 pub mod net;
 pub mod portset;
+mod possible;
 pub mod program;
 pub mod reach;
 mod space;
