@@ -141,13 +141,20 @@ const STEPS: u64 = 200_000;
 
 /// A world as it is, and as somebody rewrote it without changing its meaning, or with a slip.
 fn rewritten() -> impl Strategy<Value = (World, World)> {
-    let slips = proptest::collection::vec((0..6u8, proptest::prelude::any::<usize>()), 0..4);
+    let slips = proptest::collection::vec((0..7u8, proptest::prelude::any::<usize>()), 0..4);
     (generate::world(Size::SMALL), slips).prop_map(|(old, slips)| {
         let mut new = old.clone();
         for (how, at) in slips {
             let count = new.policies.len();
             if count == 0 {
                 break;
+            }
+            if how == 6 {
+                // A namespace that is labelled otherwise.
+                if let Some(labels) = new.cluster.namespaces.values_mut().next() {
+                    labels.insert("team".to_owned(), "a".to_owned());
+                }
+                continue;
             }
             let policy = &mut new.policies[at % count];
             let rules = match at % 2 {

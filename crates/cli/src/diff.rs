@@ -10,10 +10,13 @@ use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::Family;
 use portcullis_core::portset::PortSet;
+use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
-use crate::groups::{By, Groups, Members, cidrs};
-use crate::input::InputArgs;
+use crate::equivalence;
+use crate::git::{self, Range};
+use crate::groups::{By, EndReport, Groups, Members};
+use crate::input::{is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
 use crate::reach::{PortReport, port_report, rule};
 use crate::table::Table;
@@ -23,13 +26,24 @@ use crate::trouble::Trouble;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 no difference, 1 differences (or those of --fail-on), \
                         2 the command could not do its work.\n\n\
-                        Example:\n  \
-                        portcullis diff old/ new/ -o md --fail-on widened")]
+                        Examples:\n  \
+                        portcullis diff old/ new/ -o md --fail-on widened\n  \
+                        portcullis diff --git main...HEAD -R -f deploy/\n  \
+                        portcullis diff old/ new/ --equivalent")]
 pub(crate) struct Diff {
     /// Manifests before: a file or a directory
-    old: PathBuf,
+    #[arg(required_unless_present = "git")]
+    old: Option<PathBuf>,
     /// Manifests after
-    new: PathBuf,
+    #[arg(required_unless_present = "git")]
+    new: Option<PathBuf>,
+    /// Two git revisions: A..B, A...B (B and where it left A), or A (and the files as they are)
+    #[arg(long, value_name = "A..B", conflicts_with_all = ["old", "new"])]
+    git: Option<Range>,
+    /// What to read of each revision: a file or a directory; may be repeated
+    #[arg(short = 'f', long, value_name = "PATH", default_value = ".",
+        conflicts_with_all = ["old", "new"])]
+    filename: Vec<PathBuf>,
     /// Read directories with everything below them
     #[arg(short = 'R', long)]
     recursive: bool,
@@ -42,6 +56,9 @@ pub(crate) struct Diff {
     /// Which differences make the exit code 1
     #[arg(long, value_enum, default_value_t = FailOn::Any)]
     fail_on: FailOn,
+    /// Only whether anything differs: for these pods, and for any pods that could exist
+    #[arg(long)]
+    equivalent: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -61,7 +78,7 @@ enum FailOn {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people
     Table,
     /// For programs; the shape is stable
@@ -75,21 +92,25 @@ type Change = (Sets, Sets, Vec<Cause>);
 
 impl Diff {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
-        let read = |path: &PathBuf| {
-            let args = InputArgs {
-                filename: vec![path.clone()],
-                recursive: self.recursive,
-                namespace: self.namespace.clone(),
-                replicas: self.replicas,
-            };
-            args.read_sound()
+        let options = Options {
+            namespace: self.namespace.clone(),
+            recursive: self.recursive,
+            replicas: self.replicas,
+            ..Options::default()
         };
-        let inputs = [read(&self.old)?, read(&self.new)?];
+        let [old, new] = self.states()?;
+        let inputs = [
+            sound(portcullis_kube::load(&old, &options))?,
+            sound(portcullis_kube::load(&new, &options))?,
+        ];
         let clusters = inputs.each_ref().map(|input| &input.cluster);
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
         let changes = changes(&mut diff);
+        if self.equivalent {
+            return equivalence::answer(clusters, &changes, self.output);
+        }
         let page = Page { clusters, groups };
         match self.output {
             Format::Json => {
@@ -108,6 +129,24 @@ impl Diff {
             FailOn::Narrowed => row.kind().loses(),
         };
         Ok(if changes.iter().any(counts) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// Where the two states come from.
+    fn states(&self) -> Result<[Vec<Source>; 2], Trouble> {
+        let Some(range) = &self.git else {
+            let paths = [&self.old, &self.new].map(|path| path.iter().cloned());
+            if paths.clone().iter_mut().flatten().filter(|path| is_stdin(path)).count() > 1 {
+                return Err(Trouble::StdinTwice);
+            }
+            return Ok(paths.map(|path| path.map(source).collect()));
+        };
+        let (old, new) = range.revisions()?;
+        let read = |revision: &str| git::sources(revision, &self.filename, self.recursive);
+        let new = match new {
+            Some(revision) => read(&revision)?,
+            None => self.filename.iter().cloned().map(source).collect(),
+        };
+        Ok([read(&old)?, new])
     }
 }
 
@@ -129,7 +168,7 @@ fn groups(clusters: [&Cluster; 2], diff: &diff::Diff<'_>, by: By) -> Groups {
 }
 
 /// Pairs that share a change.
-struct Row {
+pub(crate) struct Row {
     from: Members,
     to: Members,
     change: Change,
@@ -236,26 +275,12 @@ impl Page<'_> {
         let (old, new, causes) = &row.change;
         Report {
             change: word(row.kind()),
-            from: self.ends(&row.from),
-            to: self.ends(&row.to),
+            from: self.groups.ends(&row.from),
+            to: self.groups.ends(&row.to),
             old: Ports::of(old),
             new: Ports::of(new),
             causes: causes.iter().map(|cause| self.cause_report(cause)).collect(),
         }
-    }
-
-    fn ends(&self, members: &Members) -> Vec<EndReport> {
-        let names = self.groups.split(&members.pods).into_iter().map(|(name, pods)| EndReport {
-            name: name.to_owned(),
-            pods: pods.iter().map(|pod| self.groups.pod(*pod).to_owned()).collect(),
-            addresses: Vec::new(),
-        });
-        let outside = (!members.addresses.is_empty()).then(|| EndReport {
-            name: "outside".to_owned(),
-            pods: Vec::new(),
-            addresses: cidrs(&members.addresses),
-        });
-        names.chain(outside).collect()
     }
 
     fn cause_report(&self, cause: &Cause) -> CauseReport {
@@ -299,15 +324,6 @@ struct Report {
     old: Ports,
     new: Ports,
     causes: Vec<CauseReport>,
-}
-
-#[derive(Serialize)]
-struct EndReport {
-    name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pods: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    addresses: Vec<String>,
 }
 
 /// What a state allows, by family.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use portcullis_core::model::Pod;
 use portcullis_core::net::{Family, IpNet, IpRange, next_address, previous_address};
+use serde::Serialize;
 
 use crate::ends::shown_pod;
 
@@ -45,6 +46,16 @@ impl Members {
     pub(crate) fn is_one_pod(&self) -> bool {
         self.pods.len() == 1 && self.addresses.is_empty()
     }
+}
+
+/// Pods of one name, or addresses, as programs read them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct EndReport {
+    pub(crate) name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pods: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// Pods by the names that they share.
@@ -125,7 +136,7 @@ impl Groups {
     }
 
     /// The pods of a set, those of one group together.
-    pub(crate) fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
+    fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
         let mut by_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for pod in pods {
             by_group.entry(self.pods[pod].1).or_default().push(*pod);
@@ -134,8 +145,23 @@ impl Groups {
         named.collect()
     }
 
+    /// What is in a set, by name.
+    pub(crate) fn ends(&self, set: &Members) -> Vec<EndReport> {
+        let names = self.split(&set.pods).into_iter().map(|(name, pods)| EndReport {
+            name: name.to_owned(),
+            pods: pods.iter().map(|pod| self.pod(*pod).to_owned()).collect(),
+            addresses: Vec::new(),
+        });
+        let outside = (!set.addresses.is_empty()).then(|| EndReport {
+            name: "outside".to_owned(),
+            pods: Vec::new(),
+            addresses: cidrs(&set.addresses),
+        });
+        names.chain(outside).collect()
+    }
+
     /// `namespace/name` of a pod.
-    pub(crate) fn pod(&self, pod: usize) -> &str {
+    fn pod(&self, pod: usize) -> &str {
         &self.pods[&pod].0
     }
 
@@ -249,7 +275,7 @@ fn but(all: &str, mut items: Vec<String>) -> Vec<String> {
 }
 
 /// Ranges that are ascending as the fewest CIDRs; a single address without its length.
-pub(crate) fn cidrs(ranges: &[IpRange]) -> Vec<String> {
+fn cidrs(ranges: &[IpRange]) -> Vec<String> {
     let ranges = Family::ALL.map(|family| merged(ranges, family)).concat();
     let show = |net: IpNet| match net.prefix_len() == net.max_prefix_len() {
         true => net.addr().to_string(),

@@ -33,10 +33,7 @@ impl InputArgs {
         if self.filename.iter().filter(|path| is_stdin(path)).count() > 1 {
             return Err(Trouble::StdinTwice);
         }
-        let source = |path: &PathBuf| {
-            if is_stdin(path) { Source::Stdin } else { Source::Path(path.clone()) }
-        };
-        let sources: Vec<Source> = self.filename.iter().map(source).collect();
+        let sources: Vec<Source> = self.filename.iter().cloned().map(source).collect();
         let options = Options {
             namespace: self.namespace.clone(),
             recursive: self.recursive,
@@ -51,23 +48,31 @@ impl InputArgs {
         self.filename.iter().any(|path| is_stdin(path))
     }
 
-    /// Reads everything, and goes on only if there are no errors: an answer that leaves out a
-    /// policy is worse than none. Errors, warnings, and notes of facts that are missing go to
-    /// stderr.
+    /// Reads everything, and goes on only if there are no errors.
     pub(crate) fn read_sound(&self) -> Result<Input, Trouble> {
-        let input = self.read()?;
-        let count = |severity| input.diagnostics.iter().filter(|d| d.severity == severity).count();
-        let tells =
-            |d: &&Diagnostic| d.severity != Severity::Note || d.reason == Reason::UnknownNamespace;
-        for diagnostic in input.diagnostics.iter().filter(tells) {
-            anstream::eprintln!("{}", line(diagnostic));
-        }
-        match count(Severity::Error) {
-            0 => Ok(input),
-            1 => Err(Trouble::Input("an error".to_owned())),
-            n => Err(Trouble::Input(format!("{n} errors"))),
-        }
+        sound(self.read()?)
     }
+}
+
+/// Goes on only if there are no errors: an answer that leaves out a policy is worse than none.
+/// Errors, warnings, and notes of facts that are missing go to stderr.
+pub(crate) fn sound(input: Input) -> Result<Input, Trouble> {
+    let count = |severity| input.diagnostics.iter().filter(|d| d.severity == severity).count();
+    let tells =
+        |d: &&Diagnostic| d.severity != Severity::Note || d.reason == Reason::UnknownNamespace;
+    for diagnostic in input.diagnostics.iter().filter(tells) {
+        anstream::eprintln!("{}", line(diagnostic));
+    }
+    match count(Severity::Error) {
+        0 => Ok(input),
+        1 => Err(Trouble::Input("an error".to_owned())),
+        n => Err(Trouble::Input(format!("{n} errors"))),
+    }
+}
+
+/// What a path of the command line stands for.
+pub(crate) fn source(path: PathBuf) -> Source {
+    if is_stdin(&path) { Source::Stdin } else { Source::Path(path) }
 }
 
 /// Whether a path stands for standard input.

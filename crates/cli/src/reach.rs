@@ -13,9 +13,9 @@ use portcullis_core::reach::{self, Allowed, SetId, Unit};
 use serde::Serialize;
 
 use crate::ends::{Names, PortName, Target};
-use crate::groups::{By, Groups, Members, cidrs};
+use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
-use crate::output::{json, print, terminal_width};
+use crate::output::{json, print, terminal_width, yaml};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
@@ -58,6 +58,8 @@ enum Format {
     Wide,
     /// For programs: every pair; the shape is stable
     Json,
+    /// The same as YAML
+    Yaml,
     /// Every pair, for spreadsheets
     Csv,
     /// The table as Markdown
@@ -97,6 +99,7 @@ impl Reach {
         };
         match self.output {
             Format::Json => json(&page.pairs())?,
+            Format::Yaml => yaml(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
             Format::Table | Format::Wide | Format::Md => {
                 let mut table = page.table(self.output == Format::Wide);
@@ -401,8 +404,8 @@ impl Page<'_> {
             })
             .collect();
         let set = self.reach.set(sets[0].max(sets[1]));
-        for from in self.ends(source) {
-            for to in self.ends(destination) {
+        for from in self.groups.ends(&members(source)) {
+            for to in self.groups.ends(&members(destination)) {
                 if from.pods.len() == 1 && from == to {
                     continue;
                 }
@@ -421,20 +424,6 @@ impl Page<'_> {
                 });
             }
         }
-    }
-
-    fn ends(&self, unit: &Unit) -> Vec<EndReport> {
-        let names = self.groups.split(&unit.pods).into_iter().map(|(name, pods)| EndReport {
-            name: name.to_owned(),
-            pods: pods.iter().map(|p| self.groups.pod(*p).to_owned()).collect(),
-            addresses: Vec::new(),
-        });
-        let outside = (!unit.addresses.is_empty()).then(|| EndReport {
-            name: "outside".to_owned(),
-            pods: Vec::new(),
-            addresses: cidrs(&unit.addresses),
-        });
-        names.chain(outside).collect()
     }
 
     fn csv(&mut self) -> String {
@@ -560,15 +549,6 @@ struct Pair {
     rules: Vec<RuleReport>,
     #[serde(skip)]
     text: String,
-}
-
-#[derive(Serialize, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct EndReport {
-    name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pods: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    addresses: Vec<String>,
 }
 
 #[derive(Serialize)]

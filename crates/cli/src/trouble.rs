@@ -33,6 +33,9 @@ pub(crate) enum Trouble {
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A revision, or what is to be read of it.
+    #[error("{0}")]
+    Git(String),
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },

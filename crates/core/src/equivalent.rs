@@ -464,13 +464,9 @@ impl<'a> Search<'a> {
     /// namespace can have no name.
     fn witness(&self, question: Question, case: &Case<'a>) -> Option<Witness> {
         let [subject, remote] = &case.ends;
-        let pick = |party: &Party<'_>| party.addresses.iter().map(usual).collect::<Vec<_>>();
-        let (ours, theirs) = (pick(subject), pick(remote));
-        // Ranges have few addresses that are picked from, but two differ if any two do.
-        let more = |party: &Party<'_>| party.addresses.iter().map(|r| r.last).collect::<Vec<_>>();
-        let (all_ours, all_theirs) =
-            ([ours, more(subject)].concat(), [theirs, more(remote)].concat());
-        let mut pairs = all_ours.iter().flat_map(|a| all_theirs.iter().map(move |b| (*a, *b)));
+        let (ours, theirs) = (candidates(subject), candidates(remote));
+        let mut pairs = ours.iter().flat_map(|a| theirs.iter().map(move |b| (*a, *b)));
+        // What has the same address is the same.
         let (own, other) = pairs.find(|(a, b)| a != b)?;
         let (traffic, names) = case.traffic.example();
         let someone = |party: &Party<'_>, address: IpAddr, is_destination: bool| {
@@ -546,12 +542,23 @@ impl<'a> Allowance<'a> {
     }
 }
 
-/// An address of a range that is good to read: not the first of a block, where there is another.
-fn usual(range: &IpRange) -> IpAddr {
-    let preferred = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])];
-    let preferred = preferred.into_iter().find(|address| range.contains(*address));
-    let second = next_address(range.first).filter(|second| *second <= range.last);
-    preferred.or(second).unwrap_or(range.first)
+/// Addresses that an end may have, those that are good to read first. If two ends can have
+/// different addresses at all, some of these differ.
+fn candidates(party: &Party<'_>) -> Vec<IpAddr> {
+    let good = |n: u8| match party.pod {
+        Some(_) => [[10, 0, 0, n].into(), [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into()],
+        None => [[203, 0, 113, n].into(), [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)].into()],
+    };
+    let good = [good(1), good(2)].concat().into_iter();
+    let mut found: Vec<IpAddr> = good
+        .filter(|good: &IpAddr| party.addresses.iter().any(|range| range.contains(*good)))
+        .collect();
+    for range in &party.addresses {
+        let second = next_address(range.first).filter(|second| *second <= range.last);
+        found.extend(second);
+        found.extend([range.first, range.last]);
+    }
+    found
 }
 
 /// Whether a namespace can have this name (RFC 1123 label).
