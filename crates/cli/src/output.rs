@@ -23,7 +23,7 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Trouble> {
     print(&format!("{text}\n"))
 }
 
-/// Prints a value as YAML: the shape is that of JSON, keys are in order as kubectl has them.
+/// Prints a value as YAML: the shape is that of JSON.
 pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<(), Trouble> {
     let value = serde_json::to_value(value).map_err(|e| Trouble::output(e.into()))?;
     let mut text = String::new();
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn yaml_has_the_shape_of_json_and_quotes_what_could_be_something_else() {
         let value = serde_json::json!([
-            {"b": [{"x": 1, "y": []}, ["on", "10.0.0.0/8"]], "a": {"no": null, "k": {}}},
+            {"a": {"k": {}, "no": null}, "b": [{"x": 1, "z": []}, ["on", "10.0.0.0/8"]]},
             "shop/*", "shop/web", true, "a: b # c", ""
         ]);
         let mut text = String::new();
@@ -112,7 +112,7 @@ mod tests {
     \"no\": null
   b:
   - x: 1
-    y: []
+    z: []
   - - \"on\"
     - \"10.0.0.0/8\"
 - \"shop/*\"
