@@ -279,6 +279,7 @@ impl PodDraft {
             finished: self.finished,
             addresses,
             ports: self.ports,
+            ports_unknown: false,
         });
     }
 }

@@ -9,14 +9,14 @@ use portcullis_core::explain::{
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
 use portcullis_core::net::Traffic;
-use portcullis_core::program::{End, Endpoint, Exemption, Origin, Verdict};
+use portcullis_core::program::{End, Endpoint, Exemption, Judgement, Origin, Verdict};
 use portcullis_kube::{Input, ObjectRef};
 use serde::Serialize;
 
 use crate::ends::{Flow, Names, PortName, Target, shown_pod};
 use crate::input::InputArgs;
 use crate::output::{Output, json, plural, print};
-use crate::style::{ALLOWED, BOLD, DIM, REFUSED};
+use crate::style::{ALLOWED, BOLD, DIM, DOUBT, REFUSED};
 use crate::trouble::Trouble;
 
 /// Is a connection allowed or refused, and by which policy, rule, peer and port?
@@ -130,6 +130,7 @@ impl Page<'_> {
             Verdict::Mixed { allowed } => {
                 format!("{REFUSED}mixed{REFUSED:#}, only {allowed} is allowed")
             }
+            Verdict::Undetermined => format!("{DOUBT}undetermined{DOUBT:#}"),
         };
         text.push_str(&format!("{BOLD}{from} -> {to} on {traffic}{BOLD:#}: {verdict}\n"));
         match answer.why.paths.as_slice() {
@@ -140,7 +141,11 @@ impl Page<'_> {
             paths => {
                 for path in paths {
                     if let Some(family) = path.path.family() {
-                        let word = if path.allowed { "allowed" } else { "refused" };
+                        let word = match path.judgement {
+                            Judgement::Allowed => "allowed",
+                            Judgement::Refused => "refused",
+                            Judgement::Undetermined => "undetermined",
+                        };
                         text.push_str(&format!("  {BOLD}{family}{BOLD:#}: {word}\n"));
                     }
                     self.path(path, answer.flow, text);
@@ -160,6 +165,10 @@ impl Page<'_> {
                     self.end(path, flow, direction, text);
                 }
             }
+        }
+        for fact in &path.missing {
+            let fact = self.names.fact(&flow, *fact);
+            text.push_str(&format!("  {DOUBT}depends on{DOUBT:#} {fact}\n"));
         }
     }
 
@@ -191,6 +200,22 @@ impl Page<'_> {
                 if shown < by.len() {
                     let rest = plural(by.len() - shown, "more rule");
                     text.push_str(&format!("{more}{DIM}and by {rest}{DIM:#}\n"));
+                }
+            }
+            EndExplanation::Undetermined { isolated_by, perhaps } => {
+                let policies = self.policies(isolated_by);
+                text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
+                let shown = if self.verbose { perhaps.len() } else { 1.min(perhaps.len()) };
+                for origin in &perhaps[..shown] {
+                    let (rule, place) = self.rule(origin);
+                    let on = self.allows(origin);
+                    text.push_str(&format!(
+                        "{more}{DOUBT}perhaps allowed{DOUBT:#} by {rule}{place}\n{more}  {on}\n"
+                    ));
+                }
+                if shown < perhaps.len() {
+                    let rest = plural(perhaps.len() - shown, "more rule");
+                    text.push_str(&format!("{more}{DIM}or by {rest}{DIM:#}\n"));
                 }
             }
             EndExplanation::Refused { isolated_by, nearest } => {
@@ -302,17 +327,28 @@ impl Page<'_> {
                 Verdict::Allowed => "allow",
                 Verdict::Refused => "deny",
                 Verdict::Mixed { .. } => "mixed",
+                Verdict::Undetermined => "undetermined",
             },
-            paths: answer.why.paths.iter().map(|path| self.path_report(path)).collect(),
+            paths: answer
+                .why
+                .paths
+                .iter()
+                .map(|path| self.path_report(path, answer.flow))
+                .collect(),
         }
     }
 
-    fn path_report(&self, path: &PathExplanation) -> PathReport {
+    fn path_report(&self, path: &PathExplanation, flow: Flow) -> PathReport {
         PathReport {
             family: path.path.family().map(|family| family.to_string()),
             source: path.path.source.address.map(|a| a.to_string()),
             destination: path.path.destination.address.map(|a| a.to_string()),
-            verdict: if path.allowed { "allow" } else { "deny" },
+            verdict: match path.judgement {
+                Judgement::Allowed => "allow",
+                Judgement::Refused => "deny",
+                Judgement::Undetermined => "undetermined",
+            },
+            missing: path.missing.iter().map(|fact| self.names.fact(&flow, *fact)).collect(),
             exemption: path.exemption.map(|exemption| match exemption {
                 Exemption::Itself => "itself",
                 Exemption::OwnNode => "ownNode",
@@ -329,6 +365,7 @@ impl Page<'_> {
             state: "open",
             isolated_by: Vec::new(),
             allowed_by: Vec::new(),
+            perhaps_allowed_by: Vec::new(),
             nearest: None,
         };
         let policies = |indices: &[u32]| {
@@ -343,6 +380,12 @@ impl Page<'_> {
                 report.state = "allowed";
                 report.isolated_by = policies(isolated_by);
                 report.allowed_by = by.iter().map(|origin| self.origin_report(origin)).collect();
+            }
+            EndExplanation::Undetermined { isolated_by, perhaps } => {
+                report.state = "undetermined";
+                report.isolated_by = policies(isolated_by);
+                report.perhaps_allowed_by =
+                    perhaps.iter().map(|origin| self.origin_report(origin)).collect();
             }
             EndExplanation::Refused { isolated_by, nearest } => {
                 report.state = "refused";
@@ -418,7 +461,8 @@ fn show_port(port: &PortRule) -> String {
 
 /// Whether two paths differ in their addresses only.
 fn same(a: &PathExplanation, b: &PathExplanation) -> bool {
-    (a.exemption, &a.egress, &a.ingress) == (b.exemption, &b.egress, &b.ingress)
+    (a.exemption, &a.missing, &a.egress, &a.ingress)
+        == (b.exemption, &b.missing, &b.egress, &b.ingress)
 }
 
 #[derive(Serialize)]
@@ -437,6 +481,9 @@ struct PathReport {
     source: Option<String>,
     destination: Option<String>,
     verdict: &'static str,
+    /// What an undetermined verdict depends on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
     exemption: Option<&'static str>,
     egress: EndReport,
     ingress: EndReport,
@@ -449,6 +496,8 @@ struct EndReport {
     state: &'static str,
     isolated_by: Vec<PolicyReport>,
     allowed_by: Vec<OriginReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    perhaps_allowed_by: Vec<OriginReport>,
     nearest: Option<NearReport>,
 }
 

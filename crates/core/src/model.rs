@@ -59,6 +59,9 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// The ports of its containers and restartable init containers, in order.
     pub ports: Vec<ContainerPort>,
+    /// Whether nothing is said of its containers, and so of its ports. The API asks for at least
+    /// one container, so this is a pod that the input tells in part.
+    pub ports_unknown: bool,
 }
 
 /// The controller of a pod.

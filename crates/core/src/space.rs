@@ -25,13 +25,12 @@ impl Space {
                 }
             }
         }
-        let lowest = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         let mut space = Space::default();
         for family in Family::ALL {
             let edges = &mut edges[family as usize];
             edges.sort_unstable();
             let intervals = &mut space.intervals[family as usize];
-            intervals.push((lowest[family as usize], Vec::new()));
+            intervals.push((lowest(family), Vec::new()));
             let mut inside: Vec<u32> = Vec::new();
             for (address, enters, id) in edges.drain(..) {
                 match (inside.binary_search(&id), enters) {
@@ -59,6 +58,33 @@ impl Space {
     pub(crate) fn intervals(&self, family: Family) -> &[(IpAddr, Vec<u32>)] {
         &self.intervals[family as usize]
     }
+}
+
+fn lowest(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// Whether every address of a family is in one of these, or of both where none is given.
+pub(crate) fn cover_all(blocks: &[&[IpRange]], family: Option<Family>) -> bool {
+    let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
+    families.into_iter().all(|family| {
+        let mut ranges: Vec<&IpRange> =
+            blocks.iter().copied().flatten().filter(|r| Family::of(r.first) == family).collect();
+        ranges.sort_unstable();
+        let mut next = Some(lowest(family));
+        for range in ranges {
+            match next {
+                Some(first) if range.first <= first => {
+                    next = next_address(range.last).map(|after| after.max(first));
+                }
+                _ => break,
+            }
+        }
+        next.is_none()
+    })
 }
 
 /// The addresses of a block as disjoint ranges, ascending, no two of them adjacent.
