@@ -5,20 +5,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use portcullis_core::Program;
-use portcullis_core::diff::{self, Cause, Kind, Sets, Side};
+use portcullis_core::diff::{self, Cause, Kind, MayOpen, Sets, Side};
 use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::Family;
-use portcullis_core::portset::PortSet;
+use portcullis_core::program::End;
 use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
+use crate::doubts::{self, Doubts};
 use crate::equivalence;
 use crate::git::{self, Range};
 use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::{is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
-use crate::reach::{PortReport, port_report, rule};
+use crate::reach::{AllowedReport, rule};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
@@ -111,6 +112,7 @@ impl Diff {
         if self.equivalent {
             return equivalence::answer(clusters, &changes, self.output);
         }
+        let footnote = doubts(clusters, programs.each_ref(), &diff, &changes).footnote(&groups);
         let page = Page { clusters, groups };
         match self.output {
             Format::Json => {
@@ -120,7 +122,8 @@ impl Diff {
             Format::Md => print(&page.table(&changes).markdown())?,
             Format::Table => {
                 let text = page.table(&changes).text(terminal_width());
-                print(&format!("{text}{}\n", plural(changes.len(), "difference")))?;
+                let count = plural(changes.len(), "difference");
+                print(&format!("{text}{count}\n{footnote}"))?;
             }
         }
         let counts = |row: &Row| match self.fail_on {
@@ -219,6 +222,42 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
     rows
 }
 
+/// What keeps the doubtful parts of changes from being known, in either state.
+fn doubts(
+    clusters: [&Cluster; 2],
+    programs: [&Program; 2],
+    diff: &diff::Diff<'_>,
+    changes: &[Row],
+) -> Doubts {
+    let mut doubts = Doubts::default();
+    let mut numbers = [BTreeMap::new(), BTreeMap::new()];
+    for (number, pods) in diff.pods.iter().enumerate() {
+        for (numbers, pod) in numbers.iter_mut().zip(pods) {
+            numbers.extend(pod.map(|pod| (pod, number)));
+        }
+    }
+    for row in changes {
+        for (side, sets) in [&row.change.0, &row.change.1].into_iter().enumerate() {
+            let mut more = sets.iter().map(|open| open.perhaps.without(&open.surely));
+            let Some(more) = more.find(|more| !more.is_nothing()) else { continue };
+            let ends = |members: &Members| {
+                let pods = members.pods.iter().filter_map(|pod| diff.pods[*pod][side]);
+                let addresses = members.addresses.iter().map(|range| End::Address(range.first));
+                pods.map(End::Pod).chain(addresses).collect::<Vec<_>>()
+            };
+            let (from, to) = (ends(&row.from), ends(&row.to));
+            let first = |ends: &[End], not: &End| ends.iter().find(|end| *end != not).copied();
+            let each = from.iter().filter_map(|end| Some([*end, first(&to, end)?]));
+            let other = to.iter().filter_map(|end| Some([first(&from, end)?, *end]));
+            for ends in each.chain(other) {
+                let of = (clusters[side], programs[side]);
+                doubts.add(of, ends, &more, |pod| numbers[side][&pod]);
+            }
+        }
+    }
+    doubts
+}
+
 struct Page<'a> {
     clusters: [&'a Cluster; 2],
     groups: Groups,
@@ -237,7 +276,8 @@ impl Page<'_> {
                     _ => format!("{} -> {}", shown(old), shown(new)),
                 };
                 let causes = causes.iter().map(|cause| self.cause(cause)).collect();
-                let (from, to) = (self.groups.describe(&row.from), self.groups.describe(&row.to));
+                let from = self.groups.describe_beside(&row.from, &row.to);
+                let to = self.groups.describe_beside(&row.to, &row.from);
                 vec![vec![word(kind).to_owned()], from, to, vec![ports], causes]
             })
             .collect();
@@ -312,8 +352,14 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-fn shown([v4, v6]: &Sets) -> String {
-    if v4 == v6 { v4.to_string() } else { format!("{v4} on IPv4, {v6} on IPv6") }
+fn shown(sets: &Sets) -> String {
+    let [v4, v6] = sets.each_ref().map(|open| doubts::shown(&open.surely, &open.perhaps));
+    match sets {
+        [a, b] if a == b => v4,
+        [_, b] if *b == MayOpen::NOTHING => format!("{v4} on IPv4"),
+        [a, _] if *a == MayOpen::NOTHING => format!("{v6} on IPv6"),
+        _ => format!("{v4} on IPv4, {v6} on IPv6"),
+    }
 }
 
 #[derive(Serialize)]
@@ -337,19 +383,18 @@ struct Ports {
 
 #[derive(Serialize)]
 struct FamilyReport {
-    /// Every port and protocol, ICMP included.
-    everything: bool,
-    ports: Vec<PortReport>,
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// What is allowed besides if facts that are missing turn out so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perhaps: Option<AllowedReport>,
 }
 
 impl Ports {
     fn of(sets: &Sets) -> Ports {
-        let [v4, v6] = sets.each_ref().map(|set| match set {
-            PortSet::Everything => FamilyReport { everything: true, ports: Vec::new() },
-            PortSet::Ports(ports) => {
-                let ports = ports.iter().map(port_report).collect();
-                FamilyReport { everything: false, ports }
-            }
+        let [v4, v6] = sets.each_ref().map(|MayOpen { surely, perhaps }| FamilyReport {
+            allowed: AllowedReport::of(surely),
+            perhaps: (surely != perhaps).then(|| AllowedReport::of(&perhaps.without(surely))),
         });
         Ports { v4, v6 }
     }

@@ -199,6 +199,19 @@ impl Groups {
         ways.into_iter().min_by_key(length).unwrap_or_default()
     }
 
+    /// What one side of a pair is called. A pod that is all of the other side may be left out here,
+    /// because its traffic to itself is not told.
+    pub(crate) fn describe_beside(&self, side: &Members, other: &Members) -> Vec<String> {
+        let name = self.describe(side);
+        if !other.is_one_pod() || side == other || !side.pods.contains(&other.pods[0]) {
+            return name;
+        }
+        let mut without = side.clone();
+        without.pods.retain(|pod| *pod != other.pods[0]);
+        let shorter = self.describe(&without);
+        if shorter.concat().len() < name.concat().len() { shorter } else { name }
+    }
+
     fn pod_items(&self, pods: &[usize]) -> Vec<String> {
         if !pods.is_empty() && pods.len() == self.pods.len() {
             return vec!["every pod".to_owned()];

@@ -4,6 +4,7 @@
 mod args;
 mod check;
 mod diff;
+mod doubts;
 mod ends;
 mod equivalence;
 mod eval;
