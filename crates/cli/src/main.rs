@@ -14,6 +14,7 @@ mod input;
 mod lab;
 mod matrix;
 mod output;
+mod potential;
 mod reach;
 mod style;
 mod table;

@@ -17,7 +17,8 @@ use crate::ends::{Names, PortName, Target};
 use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
 use crate::output::{json, print, terminal_width, yaml};
-use crate::table::Table;
+use crate::potential::{self, Question};
+use crate::table::{Table, csv_field};
 use crate::trouble::Trouble;
 
 /// Who can reach whom, on what?
@@ -43,6 +44,9 @@ pub(crate) struct Reach {
     /// Only connections from or to pods of this namespace; may be repeated
     #[arg(long, value_name = "NAMESPACE")]
     within: Vec<String>,
+    /// Instead, what pods that do not exist yet may open, and what may be opened to them
+    #[arg(long)]
+    potential: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -52,7 +56,7 @@ pub(crate) struct Reach {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people: those that fare alike in one row
     Table,
     /// The same with the rules that allow, and nothing shortened
@@ -89,6 +93,26 @@ impl Reach {
         let units = self.apart(units, &input.cluster);
         let sources = restricted(&units, from.as_ref());
         let destinations = restricted(&units, to.as_ref());
+        if self.potential {
+            let sides = [
+                (Direction::Ingress, destinations, to.is_some() || from.is_none()),
+                (Direction::Egress, sources, from.is_some() || to.is_none()),
+            ];
+            let mut rows = Vec::new();
+            for (direction, units, _) in sides.into_iter().filter(|side| side.2) {
+                let namespace =
+                    |unit: &Unit| unit.pods.first().map(|pod| &input.cluster.pods[*pod].namespace);
+                let within = |unit: &&Unit| {
+                    self.within.is_empty()
+                        || namespace(unit).is_some_and(|n| self.within.contains(n))
+                };
+                let units: Vec<Unit> = units.iter().filter(within).cloned().collect();
+                let question =
+                    Question { cluster: &input.cluster, units: &units, direction, traffic };
+                rows.extend(potential::rows(&question, &mut reach, &groups));
+            }
+            return potential::page(&rows, self.output);
+        }
         let mut page = Page {
             cluster: &input.cluster,
             program: &program,
@@ -179,7 +203,7 @@ impl Reach {
 }
 
 /// Most items of a list in the table.
-const MOST_ITEMS: usize = 12;
+pub(crate) const MOST_ITEMS: usize = 12;
 
 fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
     let mut pods = BTreeMap::new();
@@ -213,7 +237,7 @@ pub(crate) struct Row {
     pub(crate) from: Vec<String>,
     pub(crate) to: Vec<String>,
     pub(crate) ports: Vec<String>,
-    rules: Vec<String>,
+    pub(crate) rules: Vec<String>,
 }
 
 struct Page<'a> {
@@ -473,10 +497,6 @@ impl Page<'_> {
     }
 
     fn csv(&mut self) -> String {
-        let field = |text: &str| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text.to_owned(),
-        };
         let mut text =
             "from,from_pods_or_addresses,to,to_pods_or_addresses,ports,family,perhaps\n".to_owned();
         for pair in self.pairs() {
@@ -486,14 +506,14 @@ impl Page<'_> {
             let [surely, perhaps] = &pair.text;
             let fields =
                 [&from.name, &list(from), &to.name, &list(to), surely, family, perhaps.as_str()];
-            let fields: Vec<String> = fields.into_iter().map(|f: &str| field(f)).collect();
+            let fields: Vec<String> = fields.into_iter().map(|f: &str| csv_field(f)).collect();
             text.push_str(&format!("{}\n", fields.join(",")));
         }
         text
     }
 }
 
-fn members(unit: &Unit) -> Members {
+pub(crate) fn members(unit: &Unit) -> Members {
     Members { pods: unit.pods.clone(), addresses: unit.addresses.clone() }
 }
 
@@ -559,7 +579,7 @@ fn graph(rows: &[Row]) -> (Vec<String>, Vec<(usize, usize, String)>) {
     (names, edges)
 }
 
-fn dot(rows: &[Row]) -> String {
+pub(crate) fn dot(rows: &[Row]) -> String {
     let (names, edges) = graph(rows);
     let mut text = "digraph reach {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
     for (i, name) in names.iter().enumerate() {
@@ -571,7 +591,7 @@ fn dot(rows: &[Row]) -> String {
     text + "}\n"
 }
 
-fn mermaid(rows: &[Row]) -> String {
+pub(crate) fn mermaid(rows: &[Row]) -> String {
     let (names, edges) = graph(rows);
     let mut text = "flowchart LR\n".to_owned();
     for (i, name) in names.iter().enumerate() {

@@ -16,6 +16,7 @@ pub mod model;
 pub mod net;
 pub mod portset;
 mod possible;
+pub mod potential;
 pub mod program;
 pub mod reach;
 mod space;

@@ -109,11 +109,8 @@ impl<'a> Reach<'a> {
         let missing = doubts.iter().any(|doubt| *doubt != Default::default())
             || program.rule_sets().iter().any(|rules| !rules.doubtful.is_empty());
         let perhaps = missing.then(|| View::of(program, true, &mut sets));
-        let anywhere = doubts.iter().any(|doubt| doubt.address);
-        let unaddressed = |rules: &RuleSet| match anywhere {
-            true => Family::ALL.map(|family| unaddressed(program, rules, family, &mut sets)),
-            false => Default::default(),
-        };
+        let unaddressed =
+            |rules: &RuleSet| Family::ALL.map(|f| unaddressed(program, rules, f, &mut sets));
         let unaddressed = program.rule_sets().iter().map(unaddressed).collect();
         Reach { program, classes: IndexSet::default(), sets, surely, perhaps, unaddressed }
     }
@@ -301,6 +298,23 @@ impl<'a> Reach<'a> {
             surely: self.sets.union(surely, more.surely),
             perhaps: self.sets.union(perhaps, more.perhaps),
         }
+    }
+
+    /// What an isolated class is allowed with whatever address of a family, because blocks have
+    /// all of them.
+    pub(crate) fn anywhere(
+        &self,
+        subject: ClassId,
+        direction: Direction,
+        family: Family,
+    ) -> &PortSet {
+        let class = &self.classes[subject.0 as usize];
+        let rules = match direction {
+            Direction::Ingress => class.ingress,
+            Direction::Egress => class.egress,
+        };
+        let opens = rules.map(|rules| self.unaddressed[rules as usize][family as usize]);
+        self.set(opens.unwrap_or_default().surely)
     }
 
     fn number_class(&mut self, class: Class) -> ClassId {
