@@ -16,6 +16,7 @@ mod matrix;
 mod output;
 mod potential;
 mod reach;
+mod routes;
 mod style;
 mod table;
 mod trouble;

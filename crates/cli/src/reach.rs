@@ -18,6 +18,7 @@ use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
 use crate::output::{json, print, terminal_width, yaml};
 use crate::potential::{self, Question};
+use crate::routes;
 use crate::table::{Table, csv_field};
 use crate::trouble::Trouble;
 
@@ -47,6 +48,9 @@ pub(crate) struct Reach {
     /// Instead, what pods that do not exist yet may open, and what may be opened to them
     #[arg(long)]
     potential: bool,
+    /// Instead, whether policies let Ingresses and routes of the Gateway API reach their pods
+    #[arg(long, conflicts_with_all = ["potential", "from", "port"])]
+    routes: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -113,6 +117,15 @@ impl Reach {
             }
             return potential::page(&rows, self.output);
         }
+        let only = |pod: usize| {
+            let namespace = &input.cluster.pods[pod].namespace;
+            let asked = to.as_ref().is_none_or(|to| to.pods.binary_search(&pod).is_ok());
+            asked && (self.within.is_empty() || self.within.contains(namespace))
+        };
+        let found = routes::found(&input.cluster, &program, &names, &groups, &only);
+        if self.routes {
+            return routes::page(&found, self.output);
+        }
         let mut page = Page {
             cluster: &input.cluster,
             program: &program,
@@ -141,6 +154,10 @@ impl Reach {
                 };
                 print(&text)?;
                 print(&footnote)?;
+                // Who asks for something else has no use for it.
+                if self.output != Format::Md && from.is_none() && traffic.is_none() {
+                    print(&routes::footnote(&found))?;
+                }
             }
             Format::Dot => print(&dot(&page.rows()))?,
             Format::Mermaid => print(&mermaid(&page.rows()))?,

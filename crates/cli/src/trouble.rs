@@ -33,6 +33,9 @@ pub(crate) enum Trouble {
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A picture of what is a list.
+    #[error("--routes has no picture: take -o table, wide, md, csv, json or yaml")]
+    NoPicture,
     /// A revision, or what is to be read of it.
     #[error("{0}")]
     Git(String),
