@@ -78,7 +78,7 @@ pub(crate) fn found(
                 backend: format!("Service {namespace}/{service}:{shown}"),
                 to: Vec::new(),
                 port: None,
-                from: groups.describe(&pods_of(&controllers)),
+                from: called(groups, &controllers),
                 verdict: Word::Nowhere,
                 detail: Vec::new(),
             };
@@ -105,7 +105,7 @@ pub(crate) fn found(
                 found.push(Found {
                     route: line.route.clone(),
                     backend: line.backend.clone(),
-                    to: groups.describe(&pods_of(&pods)),
+                    to: called(groups, &pods),
                     port: Some(traffic.to_string()),
                     from: line.from.clone(),
                     verdict,
@@ -117,11 +117,12 @@ pub(crate) fn found(
     found
 }
 
-fn pods_of(pods: &[usize]) -> Members {
+fn called(groups: &Groups, pods: &[usize]) -> Vec<String> {
     let mut pods = pods.to_vec();
     pods.sort_unstable();
     pods.dedup();
-    Members { pods, addresses: Vec::new() }
+    let ends = groups.ends(&Members { pods, addresses: Vec::new() });
+    ends.into_iter().map(|end| end.name).collect()
 }
 
 /// Prints all of it.
