@@ -80,7 +80,7 @@ fn path_fault(world: &World, flow: &Flow, path: &PathExplanation) -> Option<Stri
                 *isolated_by == isolating && *by == allowing && !allowing.is_empty()
             }
             EndExplanation::Undetermined { isolated_by, .. } => *isolated_by == isolating,
-            EndExplanation::Refused { isolated_by, nearest } => {
+            EndExplanation::Refused { isolated_by, nearest, .. } => {
                 let near = nearest.as_ref().is_none_or(|near| {
                     isolating.contains(&near.origin.policy) && !near.misses.is_empty()
                 });

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portcullis_core::Program;
 use portcullis_core::labels::Labels;
 use portcullis_core::model::{ContainerPort, Node};
-use portcullis_core::net::Protocol;
+use portcullis_core::net::{IpNet, Protocol};
 use portcullis_core::program::{Judgement, Verdict};
 use portcullis_tests::generate::{self, Size};
 use portcullis_tests::oracle::{self, World};
@@ -47,7 +47,7 @@ fn what_is_determined_is_so_however_the_missing_facts_turn_out() {
                     };
                     if wrong {
                         let title = format!("{judgement:?} before the facts were known.");
-                        let case = scenario::write(&title, completed, &[(flow, answers)]);
+                        let case = scenario::write(&title, &world, &[(flow, answers)]);
                         return Err(TestCaseError::fail(case));
                     }
                 }
@@ -66,6 +66,10 @@ fn what_is_determined_is_so_however_the_missing_facts_turn_out() {
 
 /// Takes facts out of a world.
 fn forget(mut world: World, random: &mut Random) -> World {
+    let ranges: [&[&str]; 4] =
+        [&[], &["10.0.0.0/16"], &["fd00::/64"], &["10.0.0.0/16", "fd00::/64"]];
+    let ranges = random.of(&ranges).iter().flat_map(|cidr| cidr.parse());
+    world.cluster.pod_cidrs = ranges.collect();
     world.cluster.namespaces.retain(|_, _| random.below(2) == 0);
     for pod in &mut world.cluster.pods {
         if random.below(3) == 0 {
@@ -105,13 +109,20 @@ fn complete(world: &World, random: &mut Random) -> World {
     if cluster.nodes.is_empty() {
         cluster.nodes.push(Node { name: "node-0".to_owned(), ..Node::default() });
     }
+    let addressed = cluster.nodes.iter().filter(|node| !node.addresses.is_empty());
+    let mut with_address: BTreeSet<String> = addressed.map(|node| node.name.clone()).collect();
+    let on_hosts = cluster.pods.iter().filter(|p| p.host_network && !p.addresses.is_empty());
+    with_address.extend(on_hosts.filter_map(|pod| pod.node.clone()));
     let nodes: Vec<String> = cluster.nodes.iter().map(|node| node.name.clone()).collect();
     let placed = cluster.pods.iter().filter_map(|pod| pod.node.clone());
     let nodes: Vec<String> = nodes.into_iter().chain(placed).collect();
     for (number, pod) in (0..).zip(&mut cluster.pods).filter(|(_, pod)| !pod.finished) {
-        pod.node.get_or_insert_with(|| random.of(&nodes).clone());
-        if pod.addresses.is_empty() {
-            pod.addresses = random.addresses(number);
+        let node = pod.node.get_or_insert_with(|| random.of(&nodes).clone());
+        // On the host network it has the address that its node is known to have.
+        let known = pod.host_network && with_address.contains(node);
+        if pod.addresses.is_empty() && !known {
+            let ranges: &[IpNet] = if pod.host_network { &[] } else { &cluster.pod_cidrs };
+            pod.addresses = random.addresses(number, ranges);
         }
         if std::mem::take(&mut pod.ports_unknown) {
             for name in ["http", "web", "dns"] {
@@ -143,12 +154,23 @@ impl Random {
         &values[self.below(values.len() as u64) as usize]
     }
 
-    /// Addresses that nobody has, in one family or in both, from all over the space.
-    fn addresses(&mut self, number: u8) -> Vec<IpAddr> {
-        let first = *self.of(&[0, 10, 100, 172, 192, 198, 255]);
-        let v4 = Ipv4Addr::new(first, *self.of(&[0, 51, 168, 255]), 77, number);
-        let first = *self.of(&[0, 0x2001, 0xfd00, 0xfd01, 0xffff]);
-        let v6 = Ipv6Addr::new(first, *self.of(&[0, 0xdb8]), 0, 0, 0, 0, 0x77, number.into());
+    /// Addresses that nobody has, in one family or in both, from all over the space or from these.
+    fn addresses(&mut self, number: u8, ranges: &[IpNet]) -> Vec<IpAddr> {
+        let (a, b): (&[u8], &[u8]) = match ranges.is_empty() {
+            true => (&[0, 10, 100, 172, 192, 198, 255], &[0, 51, 168, 255]),
+            false => (&[10], &[0]),
+        };
+        let v4 = Ipv4Addr::new(*self.of(a), *self.of(b), *self.of(&[77, 129, 250]), number);
+        let (a, b): (&[u16], &[u16]) = match ranges.is_empty() {
+            true => (&[0, 0x2001, 0xfd00, 0xfd01, 0xffff], &[0, 0xdb8]),
+            false => (&[0xfd00], &[0]),
+        };
+        let v6 = Ipv6Addr::new(*self.of(a), *self.of(b), 0, 0, 0, 0, 0x77, number.into());
+        let within = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+        let known: Vec<IpAddr> = [v4.into(), v6.into()].into_iter().filter(within).collect();
+        if let [only] = known.as_slice() {
+            return vec![*only];
+        }
         match self.below(3) {
             0 => vec![v4.into()],
             1 => vec![v6.into()],

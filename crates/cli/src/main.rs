@@ -12,6 +12,7 @@ mod git;
 mod groups;
 mod input;
 mod lab;
+mod manifest;
 mod matrix;
 mod output;
 mod potential;

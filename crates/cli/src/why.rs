@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use portcullis_core::Program;
+use portcullis_core::change::Change;
 use portcullis_core::explain::{
     EndExplanation, Explanation, Miss, NearMiss, PathExplanation, explain,
 };
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use crate::ends::{Flow, Names, PortName, Target, shown_pod};
 use crate::input::InputArgs;
+use crate::manifest;
 use crate::output::{Output, json, plural, print};
 use crate::style::{ALLOWED, BOLD, DIM, DOUBT, REFUSED};
 use crate::trouble::Trouble;
@@ -63,9 +65,19 @@ impl Why {
                 why: explain(&input.cluster, &program, flow.source, flow.destination, flow.traffic),
             })
             .collect();
-        let page = Page { input: &input, names: &names, verbose: self.verbose };
+        let mut page = Page { input: &input, names: &names, verbose: self.verbose, changes: true };
         match self.output {
-            Output::Table => print(&page.text(&answers, &to))?,
+            Output::Table => {
+                let mut text = page.text(&answers, &to);
+                if !self.verbose && text.lines().count() > LINES {
+                    page.changes = false;
+                    let short = page.text(&answers, &to);
+                    if short != text {
+                        text = format!("{short}{DIM}-v shows what would allow it{DIM:#}\n");
+                    }
+                }
+                print(&text)?;
+            }
             Output::Json => {
                 json(&answers.iter().map(|answer| page.report(answer)).collect::<Vec<_>>())?;
             }
@@ -83,8 +95,12 @@ struct Page<'a> {
     input: &'a Input,
     names: &'a Names<'a>,
     verbose: bool,
+    /// Whether to show what would allow what is refused.
+    changes: bool,
 }
 
+/// So many lines are read at a glance.
+const LINES: usize = 12;
 /// How many policies or rules are listed before the rest is only counted.
 const SHORT: usize = 2;
 
@@ -218,7 +234,7 @@ impl Page<'_> {
                     text.push_str(&format!("{more}{DIM}or by {rest}{DIM:#}\n"));
                 }
             }
-            EndExplanation::Refused { isolated_by, nearest } => {
+            EndExplanation::Refused { isolated_by, nearest, change } => {
                 let policies = self.policies(isolated_by);
                 text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
                 match nearest {
@@ -235,8 +251,55 @@ impl Page<'_> {
                         }
                     }
                 }
+                if let Some(change) = change.as_ref().filter(|_| self.changes) {
+                    text.push_str(&self.change(change, path, flow, &more));
+                }
             }
         }
+    }
+
+    /// What would have to be written to allow it.
+    fn change(&self, change: &Change, path: &PathExplanation, flow: Flow, more: &str) -> String {
+        let what = match change.policy {
+            Some(policy) => {
+                let section = change.direction.section();
+                format!("add to {section} of {}{}", self.policy(policy), self.place(policy, ""))
+            }
+            None => "apply".to_owned(),
+        };
+        let yaml = manifest::indented(&self.yaml(change, path, flow), &format!("{more}  "));
+        let all = match change.rule.ports.is_empty() {
+            true => ", which opens every port: no rule can allow ICMP alone",
+            false => "",
+        };
+        format!("{more}to allow it, {what}{all}:\n{yaml}")
+    }
+
+    fn yaml(&self, change: &Change, path: &PathExplanation, flow: Flow) -> String {
+        if change.policy.is_some() {
+            return manifest::rule(&change.rule, change.direction);
+        }
+        let name = |end: End| match end {
+            End::Pod(pod) => {
+                let pod = &self.input.cluster.pods[pod];
+                pod.workload.as_ref().map_or(&pod.name, |workload| &workload.name).clone()
+            }
+            End::Address(address) => address.to_string(),
+        };
+        let (_, remote) = path.path.subject_and_remote(change.direction);
+        let remote = remote.pod.map(End::Pod).or(remote.address.map(End::Address));
+        let wanted = match change.direction {
+            Direction::Egress => {
+                format!("{}-to-{}", name(flow.source), name(remote.unwrap_or(flow.destination)))
+            }
+            Direction::Ingress => {
+                format!("{}-from-{}", name(flow.destination), name(remote.unwrap_or(flow.source)))
+            }
+        };
+        let wanted = wanted.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let policies = &self.input.cluster.policies;
+        let name = manifest::free_name(policies, &change.namespace, wanted.trim_matches('-'));
+        manifest::policy(change, &name)
     }
 
     fn miss(&self, near: &NearMiss, miss: &Miss, more: &str) -> String {
@@ -353,12 +416,12 @@ impl Page<'_> {
                 Exemption::Itself => "itself",
                 Exemption::OwnNode => "ownNode",
             }),
-            egress: self.end_report(path, Direction::Egress),
-            ingress: self.end_report(path, Direction::Ingress),
+            egress: self.end_report(path, flow, Direction::Egress),
+            ingress: self.end_report(path, flow, Direction::Ingress),
         }
     }
 
-    fn end_report(&self, path: &PathExplanation, direction: Direction) -> EndReport {
+    fn end_report(&self, path: &PathExplanation, flow: Flow, direction: Direction) -> EndReport {
         let (subject, _) = path.path.subject_and_remote(direction);
         let mut report = EndReport {
             subject: self.endpoint(subject),
@@ -367,6 +430,7 @@ impl Page<'_> {
             allowed_by: Vec::new(),
             perhaps_allowed_by: Vec::new(),
             nearest: None,
+            change: None,
         };
         let policies = |indices: &[u32]| {
             let policy =
@@ -387,9 +451,14 @@ impl Page<'_> {
                 report.perhaps_allowed_by =
                     perhaps.iter().map(|origin| self.origin_report(origin)).collect();
             }
-            EndExplanation::Refused { isolated_by, nearest } => {
+            EndExplanation::Refused { isolated_by, nearest, change } => {
                 report.state = "refused";
                 report.isolated_by = policies(isolated_by);
+                report.change = change.as_ref().map(|change| ChangeReport {
+                    add_to: change.policy.map(|policy| self.policy(policy)),
+                    section: change.direction.section(),
+                    yaml: self.yaml(change, path, flow),
+                });
                 report.nearest = nearest.as_ref().map(|near| NearReport {
                     origin: self.origin_report(&near.origin),
                     misses: near
@@ -499,6 +568,17 @@ struct EndReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     perhaps_allowed_by: Vec<OriginReport>,
     nearest: Option<NearReport>,
+    /// The smallest change that would allow it.
+    change: Option<ChangeReport>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ChangeReport {
+    /// The policy that the rule is added to; without one the YAML is a policy of its own.
+    add_to: Option<String>,
+    section: &'static str,
+    yaml: String,
 }
 
 #[derive(Serialize)]

@@ -15,10 +15,10 @@ use crate::model::{
     Cluster, ContainerPort, Direction, IpBlock, NAMESPACE_NAME_LABEL, Peer, Pod, PortMatch,
     PortRule,
 };
-use crate::net::{ByAddress, Family, Protocol};
+use crate::net::{ByAddress, Family, IpRange, Protocol};
 use crate::program::{
     Doubt, Entry, IdentityId, Origin, Owner, PeerClass, PeerId, PodEntry, Ports, Profile, Program,
-    RuleSet,
+    RuleSet, Whereabouts,
 };
 use crate::space::{self, Space};
 
@@ -261,6 +261,15 @@ struct PodPart {
     named: Vec<Resolution>,
 }
 
+/// Where an address is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum At {
+    /// In an interval of the space.
+    Interval(Family, usize),
+    /// What has no address yet.
+    Unknown(Whereabouts),
+}
+
 /// What a class of pods comes to.
 #[derive(Clone, Copy)]
 struct PodClass {
@@ -278,8 +287,8 @@ struct Compiler<'a> {
     labels_of_namespaces: FxHashMap<&'a str, Vec<usize>>,
     parts: Numbered<PodPart>,
     identities: Numbered<(Vec<PeerId>, Doubt)>,
-    /// The identity of a part at an interval of the space (or at none: no address yet).
-    identity_of: FxHashMap<(u32, Option<(Family, usize)>), IdentityId>,
+    /// The identity of a part at a place.
+    identity_of: FxHashMap<(u32, At), IdentityId>,
     profiles: Numbered<Profile>,
     rule_sets: Vec<RuleSet>,
     rule_set_of: FxHashMap<(Direction, Vec<u32>, Vec<Resolution>), u32>,
@@ -291,7 +300,7 @@ impl<'a> Compiler<'a> {
         let nobody = number(&mut self.parts, PodPart::default());
         let outside = Family::ALL.map(|family| {
             let intervals = 0..self.space.intervals(family).len();
-            intervals.map(|i| self.identity_at(nobody, Some((family, i)))).collect()
+            intervals.map(|i| self.identity_at(nobody, At::Interval(family, i))).collect()
         });
 
         let nodes = Nodes::of(self.cluster);
@@ -320,7 +329,8 @@ impl<'a> Compiler<'a> {
                 pods.push(if pod.finished {
                     PodEntry { addresses, ..PodEntry::default() }
                 } else {
-                    let without_address = self.identity_at(nobody, None);
+                    let without_address =
+                        self.identity_at(nobody, At::Unknown(Whereabouts::Anywhere));
                     let unplaced = node.is_none() && addresses.is_empty();
                     PodEntry { addresses, without_address, node, unplaced, ..PodEntry::default() }
                 });
@@ -341,7 +351,7 @@ impl<'a> Compiler<'a> {
                 addresses.push((*address, identity));
                 owners.entry(*address).or_insert((Owner::Pod(i), identity));
             }
-            let without_address = self.identity_at(class.part, None);
+            let without_address = self.identity_at(class.part, At::Unknown(Whereabouts::Pods));
             pods.push(PodEntry {
                 profile: Some(class.profile),
                 addresses,
@@ -361,6 +371,7 @@ impl<'a> Compiler<'a> {
             peers: std::mem::take(&mut self.peers.classes),
             identities,
             doubts,
+            pod_ranges: self.cluster.pod_cidrs.iter().copied().map(IpRange::from).collect(),
             space: std::mem::take(&mut self.space),
             outside,
         }
@@ -503,29 +514,33 @@ impl<'a> Compiler<'a> {
 
     fn identity(&mut self, part: u32, address: IpAddr) -> IdentityId {
         let interval = self.space.interval(address);
-        self.identity_at(part, Some((Family::of(address), interval)))
+        self.identity_at(part, At::Interval(Family::of(address), interval))
     }
 
-    fn identity_at(&mut self, part: u32, at: Option<(Family, usize)>) -> IdentityId {
+    fn identity_at(&mut self, part: u32, at: At) -> IdentityId {
         if let Some(known) = self.identity_of.get(&(part, at)) {
             return *known;
         }
         let PodPart { peers, doubtful, named } = &self.parts[part as usize];
         let mut members = peers.clone();
-        let mut doubt = Doubt { peers: doubtful.clone(), address: false };
+        let mut doubt = Doubt { peers: doubtful.clone(), ..Doubt::default() };
         match at {
-            Some((family, interval)) => {
+            At::Interval(family, interval) => {
                 let (_, blocks) = &self.space.intervals(family)[interval];
                 members.extend(blocks.iter().map(|b| PeerId(*b)));
             }
             // What has no address yet may be in any block, which need not be listed.
-            None => doubt.address = !self.peers.blocks.is_empty(),
+            At::Unknown(whereabouts) if !self.peers.blocks.is_empty() => {
+                doubt.address = whereabouts;
+            }
+            At::Unknown(_) => {}
         }
         for resolution in named {
             let those = |base: &PeerId| self.peers.named.get(&(*base, *resolution)).copied();
             let more: Vec<_> = members.iter().chain([&PeerId::ANY]).filter_map(those).collect();
             members.extend(more);
-            let blocks: &[_] = if doubt.address { &self.peers.blocks } else { &[] };
+            let known = doubt.address == Whereabouts::Known;
+            let blocks: &[_] = if known { &[] } else { &self.peers.blocks };
             let bases = doubt.peers.iter().chain(blocks.iter().map(|(_, id)| id));
             let more: Vec<_> = bases.filter_map(those).collect();
             doubt.peers.extend(more);

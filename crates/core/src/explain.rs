@@ -1,5 +1,6 @@
 //! Why a connection is allowed or refused: read off the [`Program`], worded from the cluster.
 
+use crate::change::Change;
 use crate::labels::{Labels, Selector};
 use crate::model::{
     Cluster, ContainerPort, Direction, IpBlock, NAMESPACE_NAME_LABEL, Peer, Policy, PortMatch,
@@ -61,6 +62,8 @@ pub enum EndExplanation {
         isolated_by: Vec<u32>,
         /// The rule that comes nearest; `None` where those policies have no rule at all.
         nearest: Option<NearMiss>,
+        /// The smallest change that would allow it; `None` where no rule can name the other end.
+        change: Option<Change>,
     },
 }
 
@@ -187,7 +190,8 @@ fn end(
         Judgement::Refused => {
             let question = Question { cluster, direction, remote, path, traffic };
             let nearest = question.nearest(&isolated_by);
-            EndExplanation::Refused { isolated_by, nearest }
+            let change = Change::that_allows(cluster, program, path, direction, traffic);
+            EndExplanation::Refused { isolated_by, nearest, change }
         }
     }
 }

@@ -27,6 +27,9 @@ pub struct Cluster {
     pub policies: Vec<Policy>,
     /// What lets connections in from outside. No policy speaks of it.
     pub routing: Routing,
+    /// Where pods without an address will get theirs from; empty if nobody has said. It only makes
+    /// fewer answers undetermined.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 impl Cluster {

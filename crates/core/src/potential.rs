@@ -185,7 +185,7 @@ type Names = Vec<(String, Protocol)>;
 /// By description, what the rules that name it allow, and on which names of ports.
 fn alone(
     cluster: &Cluster,
-    reach: &Reach<'_>,
+    reach: &mut Reach<'_>,
     unit: &Unit,
     direction: Direction,
     of_peer: &FxHashMap<(u32, u32, u32), usize>,
@@ -238,7 +238,7 @@ fn alone(
     let mut sets: Vec<PortSet> = allowed.into_iter().map(PortSet::of).collect();
     // Wherever it will be, it is in a block that has every address.
     let families = Family::ALL.into_iter().filter(|f| unit.classes[*f as usize].is_some());
-    let anywhere = families.map(|family| reach.anywhere(class, direction, family).clone());
+    let anywhere = families.map(|family| reach.anywhere(class, direction, family));
     if let Some(anywhere) = anywhere.reduce(|a, b| a.intersection(&b)) {
         sets[0] = sets[0].union(&anywhere);
     }

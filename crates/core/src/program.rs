@@ -19,6 +19,8 @@ pub struct Program {
     pub(crate) identities: Vec<Vec<PeerId>>,
     /// By identity: what is not known of it.
     pub(crate) doubts: Vec<Doubt>,
+    /// Where pods get their addresses from.
+    pub(crate) pod_ranges: Vec<IpRange>,
     pub(crate) space: Space,
     /// The identity of an address that is no pod's, by family and interval of the space.
     pub(crate) outside: [Vec<IdentityId>; 2],
@@ -132,8 +134,20 @@ impl Endpoint {
 pub(crate) struct Doubt {
     /// The peers of which it is not known whether it is one, ascending.
     pub(crate) peers: Vec<PeerId>,
-    /// Whether it has no address yet, so that it may be in any `ipBlock`.
-    pub(crate) address: bool,
+    /// Where its address can be.
+    pub(crate) address: Whereabouts,
+}
+
+/// Where an address can be: it may be in any `ipBlock` that is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Whereabouts {
+    /// It is known.
+    #[default]
+    Known,
+    /// Where pods get theirs from, if that is known.
+    Pods,
+    /// Anywhere.
+    Anywhere,
 }
 
 /// A class of addresses that no peer of any policy can tell apart.
@@ -398,7 +412,9 @@ impl Program {
         // A port that is not known stands for all of them, which is more than it is.
         let blocks: Vec<&[IpRange]> =
             if rules.doubtful.is_empty() { blocks.collect() } else { vec![] };
-        if space::cover_all(&blocks, path.family()) {
+        let doubt = &self.doubts[remote.identity.0 as usize];
+        let possible = self.whereabouts(doubt.address, path.family());
+        if !possible.is_empty() && space::cover(&blocks, &possible) {
             Judgement::Allowed
         } else {
             Judgement::Undetermined
@@ -430,7 +446,7 @@ impl Program {
                     facts.push(Fact::Ports);
                 } else if is_pods && namespace {
                     facts.push(Fact::NamespaceLabels(role));
-                } else if doubt.address {
+                } else if doubt.address != Whereabouts::Known {
                     facts.push(Fact::Address(role));
                 }
             }
@@ -463,16 +479,20 @@ impl Program {
     ) -> impl Iterator<Item = Entry> {
         let doubt = &self.doubts[remote.0 as usize];
         let certain = &self.identities[remote.0 as usize];
+        let possible = self.whereabouts(doubt.address, family);
+        let unknown = !possible.is_empty();
         let fits = move |peer: PeerId| match &self.peers[peer.index()] {
-            PeerClass::Block(ranges) if doubt.address => {
-                let mut families = ranges.iter().map(|range| Family::of(range.first));
-                family.is_none_or(|family| families.any(|f| f == family))
+            PeerClass::Block(ranges) => {
+                let meets =
+                    |a: &IpRange| ranges.iter().any(|b| a.first <= b.last && b.first <= a.last);
+                possible.iter().any(meets)
             }
             _ => false,
         };
         let of_peers = doubt.peers.iter().flat_map(|peer| rules.of_peer(*peer));
-        let anywhere = if doubt.address { rules.entries.as_slice() } else { &[] };
-        let of_blocks = anywhere.iter().filter(move |entry| fits(entry.peer));
+        let anywhere = if unknown { rules.entries.as_slice() } else { &[] };
+        let in_block = fits.clone();
+        let of_blocks = anywhere.iter().filter(move |entry| in_block(entry.peer));
         let of_ports = rules.doubtful.iter().filter(move |Entry { peer, .. }| {
             *peer == PeerId::ANY
                 || certain.binary_search(peer).is_ok()
@@ -480,6 +500,20 @@ impl Program {
                 || fits(*peer)
         });
         of_peers.chain(of_blocks).chain(of_ports).copied()
+    }
+
+    /// Where an address can be that is not known; nothing where it is.
+    pub(crate) fn whereabouts(&self, known: Whereabouts, family: Option<Family>) -> Vec<IpRange> {
+        let fits = |range: &IpRange| family.is_none_or(|f| f == Family::of(range.first));
+        match known {
+            Whereabouts::Known => Vec::new(),
+            Whereabouts::Pods if !self.pod_ranges.is_empty() => {
+                self.pod_ranges.iter().copied().filter(fits).collect()
+            }
+            Whereabouts::Pods | Whereabouts::Anywhere => {
+                Family::ALL.map(IpRange::all).into_iter().filter(fits).collect()
+            }
+        }
     }
 
     /// Why policies do not apply to a connection at all, if they do not.

@@ -9,7 +9,9 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use crate::model::{Cluster, Direction};
 use crate::net::{Family, IpRange, Protocol, previous_address};
 use crate::portset::PortSet;
-use crate::program::{End, Endpoint, Entry, IdentityId, PeerId, Ports, Program, RuleSet};
+use crate::program::{
+    End, Endpoint, Entry, IdentityId, PeerId, Ports, Program, RuleSet, Whereabouts,
+};
 use crate::space;
 
 /// A class of addresses that fare alike as sources and as destinations, by number.
@@ -79,9 +81,10 @@ pub struct Reach<'a> {
     surely: View,
     /// What is allowed perhaps; `None` where no fact is missing.
     perhaps: Option<View>,
-    /// By rule set and family: what it allows what has no address yet, because it may be in some
-    /// `ipBlock`, and because it is in one of them wherever it is.
-    unaddressed: Vec<[Opens; 2]>,
+    /// By rule set, where an address may be, and family: what it allows what has no address yet,
+    /// because it may be in some `ipBlock`, and because it is in one of them wherever it is. Empty
+    /// where no fact is missing.
+    unaddressed: Vec<[[Opens; 2]; 2]>,
 }
 
 /// What the rule sets allow, as far as that is decided by which peers an identity is.
@@ -109,9 +112,13 @@ impl<'a> Reach<'a> {
         let missing = doubts.iter().any(|doubt| *doubt != Default::default())
             || program.rule_sets().iter().any(|rules| !rules.doubtful.is_empty());
         let perhaps = missing.then(|| View::of(program, true, &mut sets));
-        let unaddressed =
-            |rules: &RuleSet| Family::ALL.map(|f| unaddressed(program, rules, f, &mut sets));
-        let unaddressed = program.rule_sets().iter().map(unaddressed).collect();
+        let unaddressed = |rules: &RuleSet| {
+            [Whereabouts::Pods, Whereabouts::Anywhere].map(|whereabouts| {
+                Family::ALL.map(|f| unaddressed(program, rules, whereabouts, f, &mut sets))
+            })
+        };
+        let rules = if missing { program.rule_sets() } else { &[] };
+        let unaddressed = rules.iter().map(unaddressed).collect();
         Reach { program, classes: IndexSet::default(), sets, surely, perhaps, unaddressed }
     }
 
@@ -191,26 +198,26 @@ impl<'a> Reach<'a> {
         let surely = self.surely.row(&class);
         let perhaps = self.perhaps.as_ref().map(|view| view.row(&class));
         let Reach { program, classes, sets, unaddressed, .. } = self;
-        let no_address = |class: &Class| program.doubts[class.identity.0 as usize].address;
+        let Some(perhaps) = perhaps else {
+            let to_each = classes.iter().map(|to| {
+                let both = surely.both(to, [SetId::NOTHING; 2], sets);
+                Opens { surely: both, perhaps: both }
+            });
+            return to_each.collect();
+        };
         let more = |subject: Option<u32>, remote: &Class| match subject {
-            Some(rules) if no_address(remote) => unaddressed[rules as usize][family as usize],
-            _ => Opens::default(),
+            Some(rules) => {
+                let of_blocks = &unaddressed[rules as usize];
+                of_blocks_for(program, of_blocks, remote.identity, family)
+            }
+            None => Opens::default(),
         };
         let to_each = classes.iter().map(|to| {
-            let (given, taken) = (more(class.egress, to), more(to.ingress, &class));
-            let mut both = |row: &Row, given: SetId, taken: SetId| {
-                let given = sets.union(row.egress[to.identity.0 as usize], given);
-                let taken = to.ingress.map_or(SetId::EVERYTHING, |rules| {
-                    sets.union(row.ingress[rules as usize], taken)
-                });
-                sets.intersection(given, taken)
-            };
-            let surely = both(&surely, given.surely, taken.surely);
-            let perhaps = match &perhaps {
-                Some(row) => both(row, given.perhaps, taken.perhaps),
-                None => surely,
-            };
-            Opens { surely, perhaps }
+            let more = [more(class.egress, to), more(to.ingress, &class)];
+            Opens {
+                surely: surely.both(to, more.map(|opens| opens.surely), sets),
+                perhaps: perhaps.both(to, more.map(|opens| opens.perhaps), sets),
+            }
         });
         to_each.collect()
     }
@@ -288,10 +295,9 @@ impl<'a> Reach<'a> {
             return Opens { surely: SetId::EVERYTHING, perhaps: SetId::EVERYTHING };
         };
         let identity = self.classes[remote.0 as usize].identity;
-        let more = match self.program.doubts[identity.0 as usize].address {
-            true => self.unaddressed[rules as usize][family as usize],
-            false => Opens::default(),
-        };
+        let more = self.unaddressed.get(rules as usize);
+        let more = more.map(|more| of_blocks_for(self.program, more, identity, family));
+        let more = more.unwrap_or_default();
         let surely = self.surely.of_remote(rules, identity);
         let perhaps = self.perhaps.as_ref().map_or(surely, |view| view.of_remote(rules, identity));
         Opens {
@@ -300,21 +306,18 @@ impl<'a> Reach<'a> {
         }
     }
 
-    /// What an isolated class is allowed with whatever address of a family, because blocks have
-    /// all of them.
+    /// What an isolated class is allowed with any pod, whatever address of a family it has,
+    /// because blocks have all of them.
     pub(crate) fn anywhere(
-        &self,
+        &mut self,
         subject: ClassId,
         direction: Direction,
         family: Family,
-    ) -> &PortSet {
-        let class = &self.classes[subject.0 as usize];
-        let rules = match direction {
-            Direction::Ingress => class.ingress,
-            Direction::Egress => class.egress,
-        };
-        let opens = rules.map(|rules| self.unaddressed[rules as usize][family as usize]);
-        self.set(opens.unwrap_or_default().surely)
+    ) -> PortSet {
+        let Some(rules) = self.isolation(subject, direction) else { return PortSet::Everything };
+        let (whereabouts, sets) = (Whereabouts::Pods, &mut self.sets);
+        let opens = unaddressed(self.program, rules, whereabouts, family, sets);
+        self.set(opens.surely).clone()
     }
 
     fn number_class(&mut self, class: Class) -> ClassId {
@@ -326,6 +329,18 @@ impl<'a> Reach<'a> {
 struct Row {
     ingress: Vec<SetId>,
     egress: Vec<SetId>,
+}
+
+impl Row {
+    /// What both ends allow, and by blocks besides: the source to the destination, and the other
+    /// way round.
+    fn both(&self, to: &Class, [given, taken]: [SetId; 2], sets: &mut Sets) -> SetId {
+        let given = sets.union(self.egress[to.identity.0 as usize], given);
+        let taken = to
+            .ingress
+            .map_or(SetId::EVERYTHING, |rules| sets.union(self.ingress[rules as usize], taken));
+        sets.intersection(given, taken)
+    }
 }
 
 impl View {
@@ -413,14 +428,35 @@ impl Effect {
     }
 }
 
+/// What blocks allow an identity, if its address is not known.
+fn of_blocks_for(
+    program: &Program,
+    of_blocks: &[[Opens; 2]; 2],
+    remote: IdentityId,
+    family: Family,
+) -> Opens {
+    match program.doubts[remote.0 as usize].address {
+        Whereabouts::Known => Opens::default(),
+        Whereabouts::Pods => of_blocks[0][family as usize],
+        Whereabouts::Anywhere => of_blocks[1][family as usize],
+    }
+}
+
 /// What rules allow an address of a family that is not known: by some block, and by blocks that
-/// together have every address.
-fn unaddressed(program: &Program, rules: &RuleSet, family: Family, sets: &mut Sets) -> Opens {
+/// together have every address that it can be.
+fn unaddressed(
+    program: &Program,
+    rules: &RuleSet,
+    whereabouts: Whereabouts,
+    family: Family,
+    sets: &mut Sets,
+) -> Opens {
+    let possible = program.whereabouts(whereabouts, Some(family));
+    let meets = |a: &IpRange| possible.iter().any(|b| a.first <= b.last && b.first <= a.last);
     let blocks = |entries: &'_ [Entry]| {
         let block = |entry: &Entry| {
             let ranges = program.peer_block(entry.peer)?;
-            let here = ranges.iter().any(|range| Family::of(range.first) == family);
-            here.then_some((entry.ports, ranges))
+            ranges.iter().any(meets).then_some((entry.ports, ranges))
         };
         entries.iter().filter_map(block).collect::<Vec<_>>()
     };
@@ -430,7 +466,7 @@ fn unaddressed(program: &Program, rules: &RuleSet, family: Family, sets: &mut Se
     let covers = |on: &dyn Fn(Option<Ports>) -> bool| {
         let those = known.iter().filter(|(ports, _)| on(*ports));
         let ranges: Vec<&[IpRange]> = those.map(|(_, ranges)| *ranges).collect();
-        space::cover_all(&ranges, Some(family))
+        !possible.is_empty() && space::cover(&ranges, &possible)
     };
     // A port that is not known stands for all of them, which is more than it is.
     if !rules.doubtful.is_empty() || !covers(&|_| true) {

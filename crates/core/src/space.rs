@@ -1,6 +1,6 @@
 //! The address space, cut into intervals that no `ipBlock` can tell apart.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::model::IpBlock;
 use crate::net::{Family, IpRange, next_address, previous_address};
@@ -30,7 +30,7 @@ impl Space {
             let edges = &mut edges[family as usize];
             edges.sort_unstable();
             let intervals = &mut space.intervals[family as usize];
-            intervals.push((lowest(family), Vec::new()));
+            intervals.push((IpRange::all(family).first, Vec::new()));
             let mut inside: Vec<u32> = Vec::new();
             for (address, enters, id) in edges.drain(..) {
                 match (inside.binary_search(&id), enters) {
@@ -60,27 +60,17 @@ impl Space {
     }
 }
 
-fn lowest(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    }
-}
-
-/// Whether every address of a family is in one of these, or of both where none is given.
-pub(crate) fn cover_all(blocks: &[&[IpRange]], family: Option<Family>) -> bool {
-    let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
-    families.into_iter().all(|family| {
-        let mut ranges: Vec<&IpRange> =
-            blocks.iter().copied().flatten().filter(|r| Family::of(r.first) == family).collect();
-        ranges.sort_unstable();
-        let mut next = Some(lowest(family));
-        for range in ranges {
-            match next {
-                Some(first) if range.first <= first => {
-                    next = next_address(range.last).map(|after| after.max(first));
-                }
-                _ => break,
+/// Whether every address of some ranges is in one of the blocks.
+pub(crate) fn cover(blocks: &[&[IpRange]], all: &[IpRange]) -> bool {
+    let mut ranges: Vec<&IpRange> = blocks.iter().copied().flatten().collect();
+    ranges.sort_unstable();
+    all.iter().all(|all| {
+        let mut next = Some(all.first);
+        for range in &ranges {
+            if let Some(first) = next
+                && range.contains(first)
+            {
+                next = next_address(range.last).filter(|after| *after <= all.last);
             }
         }
         next.is_none()
