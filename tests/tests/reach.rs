@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use portcullis_core::Program;
 use portcullis_core::fold::fold;
-use portcullis_core::model::Direction;
+use portcullis_core::model::{Cluster, Direction, Pod};
 use portcullis_core::net::Family;
+use portcullis_core::potential::{Description, Namespaces, potential};
 use portcullis_core::program::Judgement;
 use portcullis_core::reach::{Allowed, Opens, Reach, Unit};
 use portcullis_tests::generate::{self, Counts, Flow, Size};
@@ -165,4 +166,63 @@ fn differs(
 ) -> Result<[u64; 3], TestCaseError> {
     let title = format!("Reach says {found:?}.");
     Err(TestCaseError::fail(scenario::write(&title, world, &[(flow, expected.clone())])))
+}
+
+/// Whether a pod is one that a description is about.
+fn is_described(cluster: &Cluster, pod: &Pod, description: &Description) -> bool {
+    let namespace = match &description.namespaces {
+        Namespaces::Named(name) => pod.namespace == *name,
+        Namespaces::Selected(selector) => {
+            selector.matches(&cluster.namespace_labels(&pod.namespace))
+        }
+    };
+    namespace && description.pods.matches(&pod.labels)
+}
+
+#[test]
+fn a_pod_is_let_in_by_what_is_said_of_pods_that_could_exist_and_by_nothing_else() {
+    let (allowed, refused) = (Cell::new(0), Cell::new(0));
+    property::holds(generate::world(Size::MEDIUM), |mut world| {
+        let cluster = &mut world.cluster;
+        // Where nothing is known of addresses, nothing but descriptions can let a pod in.
+        for pod in &mut cluster.pods {
+            pod.addresses.clear();
+            cluster.namespaces.entry(pod.namespace.clone()).or_default();
+        }
+        let flows = generate::flows(&world, 2_000);
+        let cluster = engine::cluster(&world);
+        let program = Program::compile(&cluster);
+        let mut reach = Reach::of(&program);
+        let units = reach.units(&cluster);
+        let rows = potential(&cluster, &mut reach, &units, Direction::Ingress);
+        for flow in flows {
+            let (End::Pod(from), End::Pod(to)) = (flow.source, flow.destination) else { continue };
+            let (source, destination) = (&cluster.pods[from], &cluster.pods[to]);
+            let pods = [source, destination];
+            if from == to || pods.iter().any(|pod| pod.finished || pod.host_network) {
+                continue;
+            }
+            let unit = units.iter().position(|unit| unit.pods.contains(&to)).unwrap();
+            let described = rows.iter().any(|(description, row)| {
+                is_described(&cluster, source, description)
+                    && reach.set(row[unit].set).contains(flow.traffic)
+            });
+            let (from, to) = (engine::end(flow.source), engine::end(flow.destination));
+            let path = program.paths(from, to).next().unwrap();
+            let judgement = program.judge_end(&path, Direction::Ingress, flow.traffic);
+            proptest::prop_assert_eq!(
+                described,
+                judgement == Judgement::Allowed,
+                "{:?} {:?} {:?}",
+                flow,
+                judgement,
+                world
+            );
+            let count = if described { &allowed } else { &refused };
+            count.set(count.get() + 1);
+        }
+        Ok(())
+    });
+    let (allowed, refused) = (allowed.get(), refused.get());
+    assert!(allowed > 1_000 && refused > 1_000, "{allowed} allowed, {refused} not");
 }

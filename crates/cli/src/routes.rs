@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::ends::{Names, named_ports};
 use crate::groups::{Groups, Members};
-use crate::output::{json, plural, print, terminal_width, yaml};
+use crate::output::{json, plural, print, yaml};
 use crate::reach::Format;
 use crate::table::Table;
 use crate::trouble::Trouble;
@@ -146,8 +146,9 @@ pub(crate) fn page(found: &[Found], output: Format) -> Result<ExitCode, Trouble>
         Format::Dot | Format::Mermaid => return Err(Trouble::NoPicture),
         _ if found.is_empty() => print("no route leads to these pods\n")?,
         Format::Md => print(&table.markdown())?,
-        Format::Wide => print(&table.text(usize::MAX))?,
-        Format::Table => print(&table.text(terminal_width()))?,
+        Format::Wide | Format::Table => {
+            print(&found.iter().map(|line| format!("{}\n", line.sentence())).collect::<String>())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -163,14 +164,30 @@ pub(crate) fn footnote(found: &[Found]) -> String {
 }
 
 impl Found {
+    /// `Ingress shop/front: shop/web on 8080/TCP is refused from edge/ingress-nginx`.
+    fn sentence(&self) -> String {
+        let Found { route, backend, to, port, from, verdict, .. } = self;
+        let (Some(port), false) = (port, *verdict == Word::Nowhere) else {
+            return format!("{route}: {backend} {}", self.verdict());
+        };
+        let (to, verdict) = (to.join(", "), self.verdict());
+        match from.is_empty() {
+            true => {
+                format!("{route}: {to} on {port} is {verdict}; the controller is not in the input")
+            }
+            false => format!("{route}: {to} on {port} is {verdict} from {}", from.join(", ")),
+        }
+    }
+
     fn verdict(&self) -> String {
         let detail = self.detail.join(", ");
         match self.verdict {
+            Word::Allowed if self.from.is_empty() => "allowed from every pod".to_owned(),
             Word::Allowed => "allowed".to_owned(),
             Word::Refused if self.from.is_empty() => "refused from every pod".to_owned(),
             Word::Refused => "refused".to_owned(),
-            Word::Partly => "allowed in part: `why` shows each".to_owned(),
-            Word::NotKnown if detail.is_empty() => "not known: `why` names the fact".to_owned(),
+            Word::Partly => "allowed in part".to_owned(),
+            Word::NotKnown if detail.is_empty() => "not known to be allowed".to_owned(),
             Word::NotKnown => format!("allowed only from {detail}"),
             Word::Nowhere => format!("leads nowhere: {detail}"),
         }
