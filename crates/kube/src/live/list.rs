@@ -159,7 +159,9 @@ pub(crate) enum Failure {
 }
 
 /// The items of a page, and the token for the next one.
-fn page(text: &str) -> Result<(Vec<Map<String, Value>>, Option<String>), String> {
+type Page = (Vec<Map<String, Value>>, Option<String>);
+
+fn page(text: &str) -> Result<Page, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let Value::Object(mut list) = value else {
         return Err("JSON that is not an object".to_owned());
