@@ -102,7 +102,7 @@ impl Resource {
                 }
                 Ok(answer) => answer.map_err(Failure::Client)?,
             };
-            let (items, next) = page(&text).map_err(Failure::NoList)?;
+            let Page { items, next } = page(&text).map_err(Failure::NoList)?;
             count.fetch_add(items.len(), Ordering::Relaxed);
             objects.extend(items.into_iter().map(|item| self.object(cluster, item)));
             match next {
@@ -158,9 +158,14 @@ pub(crate) enum Failure {
     Client(kube::Error),
 }
 
-/// The items of a page, and the token for the next one.
-type Page = (Vec<Map<String, Value>>, Option<String>);
+/// A part of a list.
+struct Page {
+    items: Vec<Map<String, Value>>,
+    /// The token for the next one.
+    next: Option<String>,
+}
 
+/// An answer as a page, or why it is none.
 fn page(text: &str) -> Result<Page, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let Value::Object(mut list) = value else {
@@ -178,5 +183,5 @@ fn page(text: &str) -> Result<Page, String> {
         Value::Object(object) => Ok(object),
         other => Err(format!("an item that is not an object: {other}")),
     };
-    Ok((items.into_iter().map(object).collect::<Result<_, _>>()?, next))
+    Ok(Page { items: items.into_iter().map(object).collect::<Result<_, _>>()?, next })
 }
