@@ -50,6 +50,12 @@ pub(crate) enum Trouble {
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A picture of what is a list.
+    #[error("--routes has no picture: take -o table, wide, md, csv, json or yaml")]
+    NoPicture,
+    /// A revision, or what is to be read of it.
+    #[error("{0}")]
+    Git(String),
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
