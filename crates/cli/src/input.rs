@@ -178,3 +178,19 @@ pub(crate) fn line(diagnostic: &Diagnostic) -> String {
     let (severity, message) = (diagnostic.severity, &diagnostic.message);
     format!("{BOLD}{place}{BOLD:#}{style}{severity}{style:#}: {object}{message}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_unit_or_is_in_seconds() {
+        let millis = |text| duration(text).map(|d| d.as_millis()).ok();
+        let good = ["250ms", "30s", "30", "2m", "24m"].map(millis);
+        assert_eq!(good, [250, 30_000, 30_000, 120_000, 1_440_000].map(Some));
+        assert_eq!(
+            ["", "0", "0s", "-1s", "1.5s", "3 s", "soon", "99999999m"].map(millis),
+            [None; 8]
+        );
+    }
+}

@@ -133,7 +133,7 @@ impl Resource {
         }
         item.retain(|key, _| !object.contains_key(key));
         object.extend(item);
-        LiveObject { name: name.into(), text: Value::Object(object).to_string() }
+        LiveObject { name: name.into(), text: Value::Object(object).to_string().into() }
     }
 }
 
