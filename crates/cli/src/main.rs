@@ -11,6 +11,7 @@ mod eval;
 mod git;
 mod groups;
 mod input;
+mod kustomize;
 mod lab;
 mod manifest;
 mod matrix;
