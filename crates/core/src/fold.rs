@@ -26,7 +26,8 @@ pub fn fold<V: Copy + Eq + Hash + Default>(
     let mut values: IndexSet<V, FxBuildHasher> = IndexSet::from_iter([V::default()]);
     let mut distinct: IndexMap<Vec<u32>, Vec<usize>, FxBuildHasher> = IndexMap::default();
     for (i, row) in rows.into_iter().enumerate() {
-        let row = row.into_iter().map(|value| values.insert_full(value).0 as u32).collect();
+        // Not `into_iter`, which would keep the larger allocation.
+        let row: Vec<u32> = row.iter().map(|value| values.insert_full(*value).0 as u32).collect();
         distinct.entry(row).or_default().push(i);
     }
     let sources: Vec<&Vec<usize>> = distinct.values().collect();
@@ -130,8 +131,9 @@ fn products(
         for (at, value) in (0..).zip(line).filter(|(_, value)| *value != 0) {
             by_value.entry(value).or_default().push(at);
         }
-        for found in by_value {
-            products.entry(found).or_default().push(i);
+        for (value, mut places) in by_value {
+            places.shrink_to_fit();
+            products.entry((value, places)).or_default().push(i);
         }
     }
     products

@@ -87,17 +87,19 @@ pub struct Reach<'a> {
     unaddressed: Vec<[[Opens; 2]; 2]>,
 }
 
-/// What the rule sets allow, as far as that is decided by which peers an identity is.
+/// What the rule sets allow, as far as that is decided by which peers an identity is. There are
+/// many pairs of rule sets and identities, so each is kept only where a row will look for it.
 #[derive(Debug)]
 struct View {
-    /// By rule set.
-    effects: Vec<Effect>,
-    /// By identity: the rule sets that allow it more than they allow everybody.
-    callers: Vec<Vec<(u32, SetId)>>,
+    /// By rule set: what it allows everybody.
+    everybody: Vec<SetId>,
+    /// By rule set, if it is for egress: the identities that it allows more.
+    egress: Vec<Vec<(IdentityId, SetId)>>,
+    /// By identity: the rule sets for ingress that allow it more.
+    ingress: Vec<Vec<(u32, SetId)>>,
 }
 
 /// What a rule set allows: everybody, and some identities more.
-#[derive(Debug)]
 struct Effect {
     everybody: SetId,
     more: Vec<(IdentityId, SetId)>,
@@ -356,37 +358,50 @@ impl View {
             }
         }
         let mut scratch = vec![SetId::NOTHING; program.identity_count()];
-        let mut effect = |rules: &RuleSet| {
-            let more: &[Entry] = if doubtful { &rules.doubtful } else { &[] };
-            Effect::of(&rules.entries, more, &members, sets, &mut scratch)
+        let mut view = View {
+            everybody: Vec::new(),
+            egress: Vec::new(),
+            ingress: vec![Vec::new(); program.identity_count()],
         };
-        let effects: Vec<Effect> = program.rule_sets().iter().map(&mut effect).collect();
-        let mut callers = vec![Vec::new(); program.identity_count()];
-        for (rules, effect) in (0..).zip(&effects) {
-            for (id, set) in &effect.more {
-                callers[id.0 as usize].push((rules, *set));
+        for (number, rules) in (0..).zip(program.rule_sets()) {
+            let more: &[Entry] = if doubtful { &rules.doubtful } else { &[] };
+            let effect = Effect::of(&rules.entries, more, &members, sets, &mut scratch);
+            view.everybody.push(effect.everybody);
+            // A rule set is for one direction; without an entry it allows nobody anything.
+            let first = rules.entries.first().or(rules.doubtful.first());
+            if first.is_some_and(|entry| entry.origin.direction == Direction::Egress) {
+                view.egress.push(effect.more);
+                continue;
+            }
+            view.egress.push(Vec::new());
+            for (id, set) in effect.more {
+                view.ingress[id.0 as usize].push((number, set));
             }
         }
-        View { effects, callers }
+        view.ingress.iter_mut().for_each(Vec::shrink_to_fit);
+        view
     }
 
     fn row(&self, source: &Class) -> Row {
-        let mut ingress: Vec<SetId> = self.effects.iter().map(|e| e.everybody).collect();
-        for (rules, set) in &self.callers[source.identity.0 as usize] {
+        let mut ingress = self.everybody.clone();
+        for (rules, set) in &self.ingress[source.identity.0 as usize] {
             ingress[*rules as usize] = *set;
         }
-        let mut egress = vec![SetId::EVERYTHING; self.callers.len()];
+        let mut egress = vec![SetId::EVERYTHING; self.ingress.len()];
         if let Some(rules) = source.egress {
-            let effect = &self.effects[rules as usize];
-            egress.fill(effect.everybody);
-            effect.more.iter().for_each(|(id, set)| egress[id.0 as usize] = *set);
+            egress.fill(self.everybody[rules as usize]);
+            let more = self.egress[rules as usize].iter();
+            more.for_each(|(id, set)| egress[id.0 as usize] = *set);
         }
         Row { ingress, egress }
     }
 
     fn of_remote(&self, rules: u32, remote: IdentityId) -> SetId {
-        let known = self.callers[remote.0 as usize].iter().find(|(by, _)| *by == rules);
-        known.map_or(self.effects[rules as usize].everybody, |(_, set)| *set)
+        let egress = self.egress[rules as usize].iter();
+        let ingress = self.ingress[remote.0 as usize].iter();
+        let known = egress.filter(|(id, _)| *id == remote).map(|(_, set)| *set);
+        let known = known.chain(ingress.filter(|(by, _)| *by == rules).map(|(_, set)| *set)).next();
+        known.unwrap_or(self.everybody[rules as usize])
     }
 }
 
