@@ -44,6 +44,10 @@ enum Format {
     Json,
     /// GitHub Actions: annotations of the lines in a pull request
     Github,
+    /// SARIF 2.1.0, for code scanning and editors
+    Sarif,
+    /// JUnit XML: a test for each policy
+    Junit,
 }
 
 /// A severity, on the command line.
@@ -116,6 +120,12 @@ impl Check {
             reader.iter().chain(&lint).filter(|finding| finding.severity == severity).count()
         };
         let counts = [Severity::Error, Severity::Warning, Severity::Note].map(count);
+        let fail_on = match self.fail_on {
+            _ if self.strict => Severity::Warning,
+            Weight::Error => Severity::Error,
+            Weight::Warning => Severity::Warning,
+            Weight::Note => Severity::Note,
+        };
         match self.output {
             Format::Table => {
                 let shown = |f: &&Finding| self.notes || f.severity != Severity::Note;
@@ -127,6 +137,8 @@ impl Check {
                 let all = reader.iter().chain(&lint);
                 print(&all.map(render::github).collect::<String>())?;
             }
+            Format::Sarif => print(&render::sarif(&[reader, lint].concat()))?,
+            Format::Junit => print(&render::junit(&input, &[reader, lint].concat(), fail_on))?,
             Format::Json => {
                 let [errors, warnings, notes] = counts;
                 let report = Report {
@@ -154,13 +166,8 @@ impl Check {
         if input.diagnostics.iter().any(unread) {
             return Ok(ExitCode::from(2));
         }
-        let weighty = match self.fail_on {
-            _ if self.strict => 2,
-            Weight::Error => 1,
-            Weight::Warning => 2,
-            Weight::Note => 3,
-        };
-        let failed = counts.iter().take(weighty).any(|n| *n > 0);
+        let weights = [Severity::Error, Severity::Warning, Severity::Note];
+        let failed = weights.iter().zip(counts).any(|(weight, n)| *weight <= fail_on && n > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
