@@ -1,11 +1,13 @@
 //! `portcullis check`: what the API server would say, and what was probably not meant.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity};
-use portcullis_lint::{Finding, render};
+use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity, WrongSetting};
+use portcullis_lint::{Config, Finding, render};
 use serde::Serialize;
 
 use crate::input::InputArgs;
@@ -30,6 +32,10 @@ pub(crate) struct Check {
     /// The same as --fail-on warning
     #[arg(long, conflicts_with = "fail_on")]
     strict: bool,
+    /// What the project wants of the rules [default: .portcullis.yaml here or above, up to the root
+    /// of the repository]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print what a rule is about, why, and what to write instead; nothing is checked
     #[arg(long, value_name = "RULE", conflicts_with_all = ["filename", "output"])]
     explain: Option<String>,
@@ -113,8 +119,9 @@ impl Check {
             print(&rule.ok_or_else(unknown)?.explanation())?;
             return Ok(ExitCode::SUCCESS);
         }
+        let config = configuration(self.config.as_deref())?;
         let input = self.input.read()?;
-        let lint = portcullis_lint::lint(&input);
+        let lint = portcullis_lint::lint_with(&input, &config);
         let reader: Vec<Finding> = input.diagnostics.iter().map(Finding::from).collect();
         let count = |severity| {
             reader.iter().chain(&lint).filter(|finding| finding.severity == severity).count()
@@ -170,6 +177,38 @@ impl Check {
         let failed = weights.iter().zip(counts).any(|(weight, n)| *weight <= fail_on && n > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
+}
+
+/// The name of the file that a project says in what it wants.
+const CONFIG: &str = ".portcullis.yaml";
+
+/// What the project wants: of this file, or else of the nearest one.
+fn configuration(file: Option<&Path>) -> Result<Config, Trouble> {
+    let found = match file {
+        Some(file) => Some(file.to_owned()),
+        None => nearest_config(),
+    };
+    let Some(file) = found else { return Ok(Config::default()) };
+    let shown = file.display();
+    let text = fs::read_to_string(&file)
+        .map_err(|source| Trouble::Io { what: format!("cannot read {shown}"), source })?;
+    let base = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    Config::parse(&text, base).map_err(|wrong| {
+        let line = |w: &WrongSetting| format!("{shown}:{}:{}: {}", w.line, w.column, w.message);
+        Trouble::Config(wrong.iter().map(line).collect::<Vec<_>>().join("\n"))
+    })
+}
+
+/// The file of the working directory, or of the nearest directory above it that is of the same
+/// repository.
+fn nearest_config() -> Option<PathBuf> {
+    let here = std::env::current_dir().ok()?;
+    let root = here.ancestors().find(|directory| directory.join(".git").exists());
+    let within = here.ancestors().take_while(|d| root.map_or(*d == here, |r| d.starts_with(r)));
+    within.map(|directory| directory.join(CONFIG)).find(|file| file.is_file())
 }
 
 fn entry(finding: &Finding) -> Entry<'_> {

@@ -24,6 +24,9 @@ pub(crate) enum Trouble {
     /// `--explain` of what is no rule.
     #[error("no rule {id:?}; the rules are {known}")]
     UnknownRule { id: String, known: String },
+    /// What is wrong with the configuration, a line for each.
+    #[error("the configuration cannot be read:\n{0}")]
+    Config(String),
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,

@@ -34,6 +34,14 @@ pub struct Related {
     pub location: Location,
 }
 
+impl Finding {
+    /// The namespace of the object that it is about.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        let (_, name) = self.object.as_ref()?.split_once(' ')?;
+        name.split_once('/').map(|(namespace, _)| namespace)
+    }
+}
+
 impl From<&Diagnostic> for Finding {
     fn from(diagnostic: &Diagnostic) -> Finding {
         Finding {
