@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity, WrongSetting};
-use portcullis_lint::{Config, Finding, render};
+use portcullis_lint::{Config, Finding, Patch, render};
 use serde::Serialize;
 
 use crate::input::InputArgs;
 use crate::output::{json, plural, print};
-use crate::style::{ALLOWED, ERROR};
+use crate::style::{ALLOWED, BOLD, ERROR};
 use crate::trouble::Trouble;
 
 /// Is it valid, and is it what was meant? Exits 1 if anything is an error.
@@ -36,6 +37,15 @@ pub(crate) struct Check {
     /// of the repository]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Write what is safe to write: edits that keep every comment and change no meaning
+    #[arg(long)]
+    fix: bool,
+    /// Print those edits as a patch and write nothing; exits 1 if there are any
+    #[arg(long)]
+    diff: bool,
+    /// With --fix, the same as --diff
+    #[arg(long, requires = "fix")]
+    dry_run: bool,
     /// Print what a rule is about, why, and what to write instead; nothing is checked
     #[arg(long, value_name = "RULE", conflicts_with_all = ["filename", "output"])]
     explain: Option<String>,
@@ -120,9 +130,28 @@ impl Check {
             return Ok(ExitCode::SUCCESS);
         }
         let config = configuration(self.config.as_deref())?;
-        let input = self.input.read()?;
-        let lint = portcullis_lint::lint_with(&input, &config);
-        let reader: Vec<Finding> = input.diagnostics.iter().map(Finding::from).collect();
+        let mut input = self.input.read()?;
+        let mut reader = portcullis_lint::reader_findings(&input);
+        let mut lint = portcullis_lint::lint_with(&input, &config);
+        if self.fix || self.diff {
+            let findings = [reader.as_slice(), &lint].concat();
+            let patches = portcullis_lint::fix(&input, &self.input.options(), &findings);
+            if self.diff || self.dry_run {
+                print(&patches.iter().map(Patch::unified).collect::<String>())?;
+                return Ok(if patches.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            if self.input.reads_stdin() {
+                return Err(Trouble::FixStdin);
+            }
+            for patch in &patches {
+                write(patch)?;
+            }
+            if !patches.is_empty() {
+                input = self.input.read()?;
+                reader = portcullis_lint::reader_findings(&input);
+                lint = portcullis_lint::lint_with(&input, &config);
+            }
+        }
         let count = |severity| {
             reader.iter().chain(&lint).filter(|finding| finding.severity == severity).count()
         };
@@ -177,6 +206,20 @@ impl Check {
         let failed = weights.iter().zip(counts).any(|(weight, n)| *weight <= fail_on && n > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
+}
+
+/// Writes a file, if it still is what was read.
+fn write(patch: &Patch) -> Result<(), Trouble> {
+    let file = &patch.file;
+    let trouble = |source| Trouble::Io { what: format!("cannot write {file}"), source };
+    let there = fs::read_to_string(&**file).map_err(trouble)?;
+    let mark = if there.starts_with('\u{FEFF}') { "\u{FEFF}" } else { "" };
+    if there[mark.len()..] != patch.old {
+        return Err(trouble(io::Error::other("it has changed since it was read")));
+    }
+    fs::write(&**file, format!("{mark}{}", patch.new)).map_err(trouble)?;
+    anstream::eprintln!("{BOLD}fixed{BOLD:#} {} in {file}", plural(patch.fixed, "finding"));
+    Ok(())
 }
 
 /// The name of the file that a project says in what it wants.

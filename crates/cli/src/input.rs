@@ -37,13 +37,17 @@ impl InputArgs {
             if is_stdin(path) { Source::Stdin } else { Source::Path(path.clone()) }
         };
         let sources: Vec<Source> = self.filename.iter().map(source).collect();
-        let options = Options {
+        Ok(portcullis_kube::load(&sources, &self.options()))
+    }
+
+    /// How it is read.
+    pub(crate) fn options(&self) -> Options {
+        Options {
             namespace: self.namespace.clone(),
             recursive: self.recursive,
             replicas: self.replicas,
             ..Options::default()
-        };
-        Ok(portcullis_kube::load(&sources, &options))
+        }
     }
 
     /// Whether the manifests come from standard input.

@@ -24,6 +24,7 @@ mod rules;
 mod scalar;
 mod settings;
 mod source;
+mod span;
 mod tree;
 mod yaml;
 
@@ -32,3 +33,4 @@ pub use input::{Input, ObjectRef, ReadPolicy};
 pub use load::{Options, load};
 pub use settings::{Setting, SettingEntry, SettingValue, WrongSetting};
 pub use source::Source;
+pub use span::{Part, Span, Step};

@@ -81,6 +81,14 @@ impl<'a> Context<'a> {
         pod < self.known
     }
 
+    /// Whether every namespace that something of the input is in has its Namespace there.
+    pub(crate) fn knows_all_namespaces(&self) -> bool {
+        let cluster = &self.input.cluster;
+        let pods = cluster.pods.iter().map(|pod| &pod.namespace);
+        let policies = cluster.policies.iter().map(|policy| &policy.namespace);
+        pods.chain(policies).all(|namespace| cluster.namespaces.contains_key(namespace))
+    }
+
     /// The pods of the input that policies can select, of one namespace.
     pub(crate) fn known_in(&self, namespace: &str) -> Vec<usize> {
         let groups = self.groups.get(namespace).into_iter().flatten();

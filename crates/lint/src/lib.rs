@@ -9,6 +9,7 @@ mod config;
 mod context;
 mod dns;
 mod finding;
+mod fix;
 mod glob;
 mod ignore;
 pub mod render;
@@ -19,6 +20,7 @@ mod testing;
 
 pub use config::Config;
 pub use finding::{Finding, Related};
+pub use fix::{Edit, Patch, fix, reader_findings};
 pub use rule::Rule;
 
 use context::Context;

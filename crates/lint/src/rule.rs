@@ -89,6 +89,7 @@ impl Report<'_> {
             message: message.into(),
             help: help.into(),
             related: Vec::new(),
+            fix: None,
             policy: Some(policy),
         });
         &mut self.findings[at]

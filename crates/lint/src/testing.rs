@@ -5,8 +5,16 @@ use portcullis_kube::{Options, Severity, Source, load};
 use crate::finding::Finding;
 use crate::lint;
 
-/// All findings about a text, which must be valid.
+/// The findings about a text, which must be valid. That it does not write out `policyTypes` is left
+/// out: most texts of tests do not.
 pub(crate) fn findings(yaml: &str) -> Vec<Finding> {
+    let mut findings = every_finding(yaml);
+    findings.retain(|finding| finding.rule != "policy-types-omitted");
+    findings
+}
+
+/// All findings about a text, which must be valid.
+pub(crate) fn every_finding(yaml: &str) -> Vec<Finding> {
     let source = Source::Text { name: "test.yaml".to_owned(), text: yaml.to_owned() };
     let input = load(&[source], &Options::default());
     assert!(!input.has_errors(), "{:#?}", input.diagnostics);
@@ -28,6 +36,16 @@ pub(crate) fn notes(yaml: &str) -> Vec<String> {
 fn text(finding: &Finding) -> String {
     let at = finding.location.as_ref().map(|l| format!("{}:{}", l.line, l.column));
     format!("{} {}", at.unwrap_or_default(), finding.rule)
+}
+
+/// A text with every fix that is safe.
+pub(crate) fn fixed(yaml: &str) -> String {
+    let source = Source::Text { name: "test.yaml".to_owned(), text: yaml.to_owned() };
+    let input = load(&[source], &Options::default());
+    let mut findings = crate::reader_findings(&input);
+    findings.extend(lint(&input));
+    let mut patches = crate::fix(&input, &Options::default(), &findings);
+    patches.pop().map_or_else(|| yaml.to_owned(), |patch| patch.new)
 }
 
 /// A policy of namespace shop with this name and spec (indented by two, no leading line break).

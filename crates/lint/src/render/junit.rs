@@ -92,13 +92,16 @@ mod tests {
 
     #[test]
     fn a_policy_is_a_test_that_fails_by_what_weighs_enough() {
-        let open = policy("web", "  podSelector: {}\n  ingress:\n    - from: []");
+        let open = policy(
+            "web",
+            "  podSelector: {}\n  policyTypes: [Ingress]\n  ingress:\n    - from: []",
+        );
         let closed = policy("api", "  podSelector: {}\n  policyTypes: [Ingress]");
         let text = format!("{open}---\n{closed}");
         let source = Source::Text { name: "a&b.yaml".to_owned(), text };
         let input = load(&[source], &Options::default());
         let findings = crate::lint(&input);
-        let at = "a&amp;b.yaml:9:7: warning[allows-everything]: an empty `from` allows everybody, \
+        let at = "a&amp;b.yaml:10:7: warning[allows-everything]: an empty `from` allows everybody, \
                   also from outside the cluster\n  help: name the peers, remove the rule to allow \
                   none, or remove `from` to say that all are meant\n";
         let strict = format!(

@@ -14,6 +14,7 @@ mod namespace_name_label;
 mod one_sided;
 mod peer_selects_nothing;
 mod pod_label_on_namespace;
+mod policy_types_omitted;
 mod redundant_rule;
 mod rules_without_effect;
 mod service_port;
@@ -43,6 +44,7 @@ pub(crate) const ALL: &[&Rule] = &[
     &one_sided::RULE,
     &peer_selects_nothing::RULE,
     &pod_label_on_namespace::RULE,
+    &policy_types_omitted::RULE,
     &redundant_rule::RULE,
     &rules_without_effect::RULE,
     &service_port::RULE,
