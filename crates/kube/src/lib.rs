@@ -7,6 +7,7 @@
 
 mod assemble;
 mod block;
+mod callers;
 mod decode;
 mod diagnostic;
 mod document;
@@ -28,6 +29,7 @@ mod span;
 mod tree;
 mod yaml;
 
+pub use callers::{Call, CallPort, CallTarget, CalledBy, Caller};
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};
 pub use input::{Input, ObjectRef, ReadPolicy};
 pub use load::{Options, load};

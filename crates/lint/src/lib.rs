@@ -5,6 +5,7 @@
 //! that select the pod together, never off one of them.
 #![forbid(unsafe_code)]
 
+mod calls;
 mod config;
 mod context;
 mod dns;

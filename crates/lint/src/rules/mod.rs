@@ -17,11 +17,13 @@ mod pod_label_on_namespace;
 mod policy_types_omitted;
 mod redundant_rule;
 mod rules_without_effect;
+mod scrape_refused;
 mod service_port;
 mod split_rule;
 mod subject_selects_nothing;
 mod unknown_namespace_label;
 mod version_label;
+mod webhook_refused;
 mod wrong_protocol;
 
 pub(crate) use pod_label_on_namespace::pod_label;
@@ -47,11 +49,13 @@ pub(crate) const ALL: &[&Rule] = &[
     &policy_types_omitted::RULE,
     &redundant_rule::RULE,
     &rules_without_effect::RULE,
+    &scrape_refused::RULE,
     &service_port::RULE,
     &split_rule::RULE,
     &subject_selects_nothing::RULE,
     &unknown_namespace_label::RULE,
     &version_label::RULE,
+    &webhook_refused::RULE,
     &wrong_protocol::RULE,
 ];
 
