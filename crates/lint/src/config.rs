@@ -270,8 +270,8 @@ ignore:
                 "3:3: unknown key \"extra-dahs\": did you mean \"extra-dash\"?",
                 "4:14: expected off, note, warning or error, found \"fatal\"",
                 "6:5: unknown key \"path\": did you mean \"paths\"?",
-                "7:13: unknown key \"no-rule\": there are allows-everything, dns-missing, \
-                 dns-over-udp-only, …",
+                "7:13: unknown key \"no-rule\": there are allows-everything, \
+                 block-covers-cluster, cni-does-not-enforce, …",
                 "8:12: expected a list, found \"x\"",
             ]
         );

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod cni;
 mod config;
 mod context;
 mod dns;

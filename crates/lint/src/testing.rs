@@ -4,17 +4,34 @@ use portcullis_kube::{Options, Severity, Source, load};
 
 use crate::finding::Finding;
 use crate::lint;
+use crate::rule::Rule;
 
-/// The findings about a text, which must be valid. That it does not write out `policyTypes` is left
-/// out: most texts of tests do not.
+/// Rules about what could be there and is not. Most texts of tests are no more than a test needs.
+const ADVICE: [&str; 3] = ["default-deny-missing", "open-workload", "policy-types-omitted"];
+
+/// The findings about a text, which must be valid, without advice.
 pub(crate) fn findings(yaml: &str) -> Vec<Finding> {
     let mut findings = every_finding(yaml);
-    findings.retain(|finding| finding.rule != "policy-types-omitted");
+    findings.retain(|finding| !ADVICE.contains(&finding.rule));
     findings
 }
 
+/// The findings of one rule of advice.
+pub(crate) fn advice(rule: &Rule, yaml: &str) -> Vec<Finding> {
+    assert!(ADVICE.contains(&rule.id), "{}", rule.id);
+    let mut findings = every_finding(yaml);
+    findings.retain(|finding| finding.rule == rule.id);
+    findings
+}
+
+/// `line:column` of each.
+pub(crate) fn places(findings: &[Finding]) -> Vec<String> {
+    let places = findings.iter().filter_map(|finding| finding.location.as_ref());
+    places.map(|at| format!("{}:{}", at.line, at.column)).collect()
+}
+
 /// All findings about a text, which must be valid.
-pub(crate) fn every_finding(yaml: &str) -> Vec<Finding> {
+fn every_finding(yaml: &str) -> Vec<Finding> {
     let source = Source::Text { name: "test.yaml".to_owned(), text: yaml.to_owned() };
     let input = load(&[source], &Options::default());
     assert!(!input.has_errors(), "{:#?}", input.diagnostics);
@@ -66,5 +83,12 @@ pub(crate) fn pod(namespace: &str, name: &str, labels: &str, ports: &str) -> Str
 pub(crate) fn namespace(name: &str, labels: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n"
+    )
+}
+
+/// A DaemonSet of namespace kube-system, as a further document.
+pub(crate) fn daemon_set(name: &str) -> String {
+    format!(
+        "---\napiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: {name}, namespace: kube-system}}\nspec: {{selector: {{matchLabels: {{app: {name}}}}}, template: {{metadata: {{labels: {{app: {name}}}}}, spec: {{containers: [{{name: main, image: app}}]}}}}}}\n"
     )
 }

@@ -79,26 +79,22 @@ fn written_out(context: &Context<'_>, policy: usize, types: &str) -> Option<Edit
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{every_finding, fixed, found, policy};
+    use super::RULE;
+    use crate::testing::{advice, fixed, found, places, policy};
 
     const INGRESS: &str = "  podSelector: {} # all
   # The web pods.
   ingress:
     - from: [{podSelector: {}}]";
 
-    fn places(yaml: &str) -> Vec<(u32, u32)> {
-        let found = every_finding(yaml).into_iter().filter(|f| f.rule == super::RULE.id);
-        found.filter_map(|f| f.location).map(|at| (at.line, at.column)).collect()
-    }
-
     #[test]
     fn a_policy_without_policy_types_gets_them_written_out() {
         let yaml = policy("web", INGRESS);
-        assert_eq!(places(&yaml), [(6, 1)]);
+        assert_eq!(places(&advice(&RULE, &yaml)), ["6:1"]);
         let written = fixed(&yaml);
         let above = "  policyTypes: [Ingress]\n  # The web pods.\n";
         assert_eq!(written, yaml.replace("  # The web pods.\n", above));
-        assert!(places(&written).is_empty());
+        assert!(advice(&RULE, &written).is_empty());
 
         let both = format!(
             "{INGRESS}\n  egress: [{{ports: [{{port: 53}}, {{port: 53, protocol: UDP}}]}}]"
@@ -122,11 +118,11 @@ mod tests {
     #[test]
     fn policies_that_say_it_or_are_doubtful_are_silent() {
         let said = format!("{INGRESS}\n  policyTypes: [Ingress]");
-        assert!(places(&policy("web", &said)).is_empty());
+        assert!(advice(&RULE, &policy("web", &said)).is_empty());
         let egress = "  podSelector: {}\n  egress:\n    - to: [{podSelector: {}}]\n    - ports: [{port: 53, protocol: UDP}, {port: 53}]";
         let doubtful = policy("web", egress);
         assert_eq!(found(&doubtful), ["8:3 ingress-isolated-too"]);
-        assert!(places(&doubtful).is_empty());
+        assert!(advice(&RULE, &doubtful).is_empty());
         assert_eq!(fixed(&doubtful), doubtful);
     }
 }

@@ -3,6 +3,7 @@
 use portcullis_core::model::{Direction, PortMatch, Service, TargetPort};
 use portcullis_kube::Severity;
 
+use crate::calls::selects;
 use crate::context::Context;
 use crate::rule::{Report, Rule};
 
@@ -39,14 +40,7 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
             if first != last || declared(first) {
                 continue;
             }
-            let behind = |service: &&Service| {
-                let selects = |pod: &portcullis_core::model::Pod| {
-                    let asks = service.selector.as_ref();
-                    pod.namespace == service.namespace
-                        && asks.is_some_and(|s| s.iter().all(|(k, v)| pod.labels.get(k) == Some(v)))
-                };
-                pods().any(selects)
-            };
+            let behind = |service: &&Service| pods().any(|pod| selects(service, pod));
             let resolved = context.cluster.services.iter().filter(behind).find_map(|service| {
                 let at =
                     service.ports.iter().find(|p| (p.port, p.protocol) == (first, protocol))?;
