@@ -7,6 +7,7 @@ mod eval;
 mod figures;
 mod folder;
 mod lab;
+mod lint;
 mod machine;
 mod reach;
 
@@ -21,10 +22,11 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("reach", reach::run),
+    ("lint", lint::run),
     ("lab", lab::run),
     ("connections", connections::run),
 ];

@@ -172,7 +172,8 @@ pub struct Ports {
 }
 
 impl Entry {
-    fn covers(&self, traffic: Traffic) -> bool {
+    /// Whether it allows some traffic.
+    pub fn covers(&self, traffic: Traffic) -> bool {
         match (self.ports, traffic) {
             (None, _) => true,
             (Some(ports), Traffic::Port(protocol, port)) => {
@@ -317,9 +318,13 @@ impl Program {
         remote: IdentityId,
         traffic: Traffic,
     ) -> impl Iterator<Item = Entry> {
+        self.about(rules, remote).filter(move |entry| entry.covers(traffic))
+    }
+
+    /// The entries of a rule set that allow a remote identity on any traffic, by peer.
+    pub fn about(&self, rules: &RuleSet, remote: IdentityId) -> impl Iterator<Item = Entry> {
         let peers = std::iter::once(&PeerId::ANY).chain(&self.identities[remote.0 as usize]);
-        let entries = peers.flat_map(|peer| rules.of_peer(*peer));
-        entries.copied().filter(move |entry| entry.covers(traffic))
+        peers.flat_map(|peer| rules.of_peer(*peer)).copied()
     }
 
     /// The endpoint that an address is. The address of no pod and no node is outside.

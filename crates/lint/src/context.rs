@@ -8,7 +8,7 @@ use portcullis_core::model::{
     Cluster, ContainerPort, Direction, Peer, Pod, Policy, PortMatch, PortRule,
 };
 use portcullis_core::net::Protocol;
-use portcullis_core::program::{End, Program};
+use portcullis_core::program::{End, IdentityId, Program};
 use portcullis_kube::Input;
 
 /// The labels that DNS pods go by where the input does not have them.
@@ -149,6 +149,12 @@ impl<'a> Context<'a> {
         self.program.isolation(&endpoint, direction).map(|rules| rules.policies.as_slice())
     }
 
+    /// What policies know of a pod: pods of equal classes fare alike.
+    pub(crate) fn class(&self, pod: usize) -> PodClass {
+        let identities = self.program.endpoints(End::Pod(pod)).map(|e| e.map(|e| e.identity));
+        (self.program.profile(pod), identities)
+    }
+
     /// What messages call a pod: its workload, if it has one.
     pub(crate) fn name(&self, pod: usize) -> String {
         let pod = &self.cluster.pods[pod];
@@ -182,6 +188,9 @@ impl<'a> Context<'a> {
         lines.filter_map(comment).collect()
     }
 }
+
+/// The profile and the identities of a pod.
+pub(crate) type PodClass = (Option<usize>, [Option<IdentityId>; 2]);
 
 /// A rule of a policy: where it stands, as understood and as written.
 #[derive(Debug, Clone, Copy)]
