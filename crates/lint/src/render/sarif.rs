@@ -150,7 +150,10 @@ mod tests {
     fn a_result_has_its_rule_its_level_its_place_and_the_others_that_matter() {
         let log = log("./a b.yaml", twice());
         let results = log["runs"][0]["results"].as_array().unwrap();
-        let twice = results.iter().find(|r| r["ruleId"] == "redundant-rule").unwrap();
+        let twice = results
+            .iter()
+            .find(|r| r["ruleId"] == "redundant-rule" && r["level"] == "warning")
+            .unwrap();
         let expected = json!({
             "ruleId": "redundant-rule",
             "level": "warning",

@@ -14,7 +14,7 @@ pub(crate) const RULE: Rule = Rule {
     what: "A namespace has policies, and none that isolates every pod.",
     why: "Policies isolate what they select. A pod that comes later, with labels that nobody thought of, \
           is open to everybody. A policy for all pods without any rule closes that gap; what others \
-          allow stays allowed.",
+          allow stays allowed. Nothing is said of one policy by itself.",
     example: "
 # the only policy of namespace shop
 spec:
@@ -34,7 +34,8 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
     for (namespace, policies) in namespaces {
         let policy = |i: &usize| &context.cluster.policies[*i];
         let closes = |i: &usize| policy(i).subject.is_empty();
-        if policies.iter().any(closes) {
+        let alone = policies.len() == 1 && context.known_in(namespace).is_empty();
+        if policies.iter().any(closes) || alone {
             continue;
         }
         let about =
@@ -70,8 +71,9 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_with_a_policy_for_all_pods_is_silent() {
+    fn a_namespace_with_a_policy_for_all_pods_and_one_policy_by_itself_are_silent() {
         let all = policy("all", "  podSelector: {}\n  policyTypes: [Ingress]");
+        assert!(advice(&RULE, &policy("api", API)).is_empty());
         let yaml = format!("{}---\n{all}", policy("api", API));
         assert!(advice(&RULE, &yaml).is_empty());
     }
