@@ -1,6 +1,7 @@
 //! What rules ask of an input, computed once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use portcullis_core::api;
 use portcullis_core::labels::{Labels, Operator, Selector};
@@ -72,6 +73,43 @@ impl<'a> Context<'a> {
                     rule,
                     raw,
                 })
+            })
+        })
+    }
+
+    /// Every namespaceSelector of a peer, with its rule and the index of the peer.
+    pub(crate) fn namespace_selectors(
+        &self,
+    ) -> impl Iterator<Item = (RuleRef<'_>, usize, &Selector)> {
+        self.rules().flat_map(|rule| {
+            let peers = rule.rule.peers.iter().enumerate();
+            peers.filter_map(move |(i, peer)| match peer {
+                Peer::Pods { namespaces: Some(selector), .. } => Some((rule, i, selector)),
+                _ => None,
+            })
+        })
+    }
+
+    /// Every port that a rule names by one number, with the pods whose port it is.
+    pub(crate) fn numbered_ports(&self) -> impl Iterator<Item = NumberedPort<'_>> {
+        self.rules().flat_map(|rule| {
+            let ports = rule.rule.ports.iter().enumerate();
+            let ports: Vec<(usize, Protocol, u16)> = ports
+                .filter_map(|(i, port)| match port.port {
+                    PortMatch::Range(first, last) if first == last => {
+                        Some((i, port.protocol, first))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let targets = if ports.is_empty() { Vec::new() } else { self.targets(&rule) };
+            let targets = Rc::new(targets);
+            ports.into_iter().map(move |(index, protocol, port)| NumberedPort {
+                rule,
+                index,
+                protocol,
+                port,
+                targets: targets.clone(),
             })
         })
     }
@@ -201,6 +239,18 @@ pub(crate) struct RuleRef<'a> {
     pub(crate) index: usize,
     pub(crate) rule: &'a portcullis_core::model::Rule,
     pub(crate) raw: &'a api::Rule,
+}
+
+/// A port that a rule names by one number.
+#[derive(Debug, Clone)]
+pub(crate) struct NumberedPort<'a> {
+    pub(crate) rule: RuleRef<'a>,
+    /// Its index in `ports`.
+    pub(crate) index: usize,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    /// The pods whose port it is, known or imagined.
+    pub(crate) targets: Rc<Vec<usize>>,
 }
 
 impl RuleRef<'_> {

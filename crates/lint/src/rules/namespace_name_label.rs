@@ -1,7 +1,7 @@
 //! A hand-set label where the one that always exists would do.
 
 use portcullis_core::labels::{Operator, Selector};
-use portcullis_core::model::{NAMESPACE_NAME_LABEL, Peer};
+use portcullis_core::model::NAMESPACE_NAME_LABEL;
 use portcullis_kube::{Part, Severity};
 
 use crate::context::{Context, RuleRef};
@@ -28,33 +28,29 @@ ingress:
 };
 
 fn check(context: &Context<'_>, report: &mut Report<'_>) {
-    for rule in context.rules() {
-        for (i, peer) in rule.rule.peers.iter().enumerate() {
-            let Peer::Pods { namespaces: Some(selector), .. } = peer else { continue };
-            let Some((value, field)) = name_label(selector) else { continue };
-            let path = format!("{}.namespaceSelector.{field}", rule.peer_path(i));
-            let namespaces = context.cluster.namespaces.iter();
-            let mut labelled = namespaces.filter(|(_, labels)| labels.get("name") == Some(value));
-            if let Some((first, _)) = labelled.next() {
-                // Whoever else has it is meant, too.
-                if first != value || labelled.next().is_some() || !context.knows_all_namespaces() {
-                    continue;
-                }
-                let message = "a label `name` is whatever somebody sets it to".to_owned();
-                let help = format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which nobody can set");
-                let fix = renamed(context, &rule, i, selector);
-                report.policy(rule.policy, path, message, help).note().fix = fix;
+    for (rule, i, selector) in context.namespace_selectors() {
+        let Some((value, field)) = name_label(selector) else { continue };
+        let path = format!("{}.namespaceSelector.{field}", rule.peer_path(i));
+        let namespaces = context.cluster.namespaces.iter();
+        let mut labelled = namespaces.filter(|(_, labels)| labels.get("name") == Some(value));
+        if let Some((first, _)) = labelled.next() {
+            // Whoever else has it is meant, too.
+            if first != value || labelled.next().is_some() || !context.knows_all_namespaces() {
                 continue;
             }
-            let there = context.cluster.namespaces.contains_key(value);
-            let message = match there {
-                true => format!("namespace {value} has no label `name`, so this does not match it"),
-                false => "a label `name` is on a namespace only if somebody set it".to_owned(),
-            };
-            let help =
-                format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which every namespace has");
-            report.policy(rule.policy, path, message, help);
+            let message = "a label `name` is whatever somebody sets it to".to_owned();
+            let help = format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which nobody can set");
+            let fix = renamed(context, &rule, i, selector);
+            report.policy(rule.policy, path, message, help).note().fix = fix;
+            continue;
         }
+        let there = context.cluster.namespaces.contains_key(value);
+        let message = match there {
+            true => format!("namespace {value} has no label `name`, so this does not match it"),
+            false => "a label `name` is on a namespace only if somebody set it".to_owned(),
+        };
+        let help = format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which every namespace has");
+        report.policy(rule.policy, path, message, help);
     }
 }
 
