@@ -9,6 +9,7 @@ mod eval;
 mod groups;
 mod input;
 mod lab;
+mod manifest;
 mod matrix;
 mod output;
 mod reach;

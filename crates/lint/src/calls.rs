@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_core::model::{Direction, Pod, Service, TargetPort};
 use portcullis_core::net::{Protocol, Traffic};
-use portcullis_core::program::{End, PeerId};
+use portcullis_core::program::{End, Judgement, PeerId};
 use portcullis_kube::{Call, CallPort, CallTarget, CalledBy, Caller};
 
 use crate::context::Context;
@@ -136,7 +136,7 @@ pub(crate) fn admitted(context: &Context<'_>, pod: usize, port: u16) -> Admitted
             .ports
             .is_none_or(|p| p.protocol == Protocol::Tcp && (p.first..=p.last).contains(&port))
     };
-    let entries = rules.entries.iter().filter(covers);
+    let entries = rules.entries.iter().chain(&rules.doubtful).filter(covers);
     let addresses = |peer: PeerId| peer == PeerId::ANY || program.peer_block(peer).is_some();
     let each = entries.map(|entry| match addresses(entry.peer) {
         true => Admitted::Addresses,
@@ -145,11 +145,11 @@ pub(crate) fn admitted(context: &Context<'_>, pod: usize, port: u16) -> Admitted
     each.max_by_key(|a| *a as usize).unwrap_or(Admitted::Nobody)
 }
 
-/// Whether any of these may connect to a pod on a TCP port, as far as policies go.
+/// Whether any of these may connect to a pod on a TCP port, or might, as far as policies go.
 pub(crate) fn any_passes(context: &Context<'_>, sources: &[usize], pod: usize, port: u16) -> bool {
     let traffic = Traffic::Port(Protocol::Tcp, port);
     sources.iter().any(|source| {
         let mut paths = context.program.paths(End::Pod(*source), End::Pod(pod));
-        paths.any(|path| context.program.path_passes(&path, traffic))
+        paths.any(|path| context.program.judge(&path, traffic) != Judgement::Refused)
     })
 }

@@ -1,5 +1,7 @@
 //! Whole manifests: those of people who know what they do, and those of tutorials.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

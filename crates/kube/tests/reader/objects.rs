@@ -61,6 +61,7 @@ status:
                 protocol: Udp,
             },
         ],
+        ports_unknown: false,
     }
     "#);
 }
@@ -160,6 +161,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
             Service {
                 namespace: "default",
                 name: "web",
+                labels: {},
                 selector: Some(
                     {
                         "app": "web",
@@ -194,6 +196,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
             Service {
                 namespace: "default",
                 name: "headless",
+                labels: {},
                 selector: None,
                 cluster_ips: [],
                 headless: true,
@@ -202,6 +205,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
             Service {
                 namespace: "default",
                 name: "outside",
+                labels: {},
                 selector: None,
                 cluster_ips: [],
                 headless: false,

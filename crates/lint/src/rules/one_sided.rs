@@ -95,7 +95,10 @@ fn refused(
                 let Some(rules) = program.isolation(end, direction) else {
                     return PortSet::Everything;
                 };
-                let entries = program.about(rules, remote.identity).filter(of);
+                // What may be so is no mistake.
+                let certain = program.about(rules, remote.identity);
+                let doubtful = program.doubtful_of(rules, remote.identity, path.family());
+                let entries = certain.chain(doubtful).filter(of);
                 PortSet::of(entries.map(|entry| entry.ports))
             };
             let here = allowed(near, &of_rule);
