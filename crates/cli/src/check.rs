@@ -167,7 +167,8 @@ impl Check {
                 let shown = |f: &&Finding| self.notes || f.severity != Severity::Note;
                 let of_lint = lint.iter().filter(shown);
                 let hidden = lint.len() - of_lint.clone().count();
-                print(&table(&input, reader.iter().chain(of_lint), counts, hidden))?;
+                let fixable = reader.iter().chain(&lint).filter(|f| f.fix.is_some()).count();
+                print(&table(&input, reader.iter().chain(of_lint), counts, [hidden, fixable]))?;
             }
             Format::Github => {
                 let all = reader.iter().chain(&lint);
@@ -278,7 +279,7 @@ fn table<'a>(
     input: &Input,
     findings: impl Iterator<Item = &'a Finding>,
     [errors, warnings, _]: [usize; 3],
-    hidden: usize,
+    [hidden, fixable]: [usize; 2],
 ) -> String {
     let mut text: String = findings.map(|finding| render::text(input, finding)).collect();
     let read = if input.read.is_empty() { "nothing".to_owned() } else { counted(&input.read) };
@@ -294,13 +295,17 @@ fn table<'a>(
             if n == 1 { "it" } else { "them" }
         ),
     };
+    let fixable = match fixable {
+        0 => String::new(),
+        n => format!("; {n} can be fixed (--fix)"),
+    };
     let verdict = match (errors, warnings) {
         (0, 0) => format!("{ALLOWED}valid{ALLOWED:#}"),
         (0, n) => format!("{ALLOWED}valid{ALLOWED:#}, {}", plural(n, "warning")),
         (e, 0) => format!("{ERROR}{}{ERROR:#}", plural(e, "error")),
         (e, n) => format!("{ERROR}{}{ERROR:#}, {}", plural(e, "error"), plural(n, "warning")),
     };
-    text.push_str(&format!("{verdict}: read {read}{passed_over}{hidden}\n"));
+    text.push_str(&format!("{verdict}: read {read}{passed_over}{hidden}{fixable}\n"));
     text
 }
 

@@ -34,6 +34,26 @@ pub(crate) fn calls<'a>(context: &'a Context<'_>, by: CalledBy) -> Vec<Called<'a
     called
 }
 
+/// Those of the called pods that policies keep the caller from: these pods where it is known to be
+/// them, and whoever it is where it is not.
+pub(crate) fn refused(context: &Context<'_>, called: &Called<'_>, callers: &[usize]) -> Vec<usize> {
+    let refused = |pod: &&usize| match callers.is_empty() {
+        true => admitted(context, **pod, called.port) == Admitted::Nobody,
+        false => !any_passes(context, callers, **pod, called.port),
+    };
+    called.pods.iter().filter(refused).copied().collect()
+}
+
+/// The pods of the input that go by one of these names.
+pub(crate) fn pods_called(context: &Context<'_>, names: &[&str]) -> Vec<usize> {
+    let named = |pod: &Pod| {
+        ["app.kubernetes.io/name", "app", "k8s-app"]
+            .iter()
+            .any(|key| pod.labels.get(*key).is_some_and(|name| names.contains(&name.as_str())))
+    };
+    (0..context.known).filter(|pod| named(&context.cluster.pods[*pod])).collect()
+}
+
 /// The pods that a call is for, each with the port.
 fn targets(context: &Context<'_>, call: &Call) -> Vec<(usize, u16)> {
     let here = |namespace: &String| call.namespaces.as_ref().is_none_or(|n| n.contains(namespace));
@@ -146,7 +166,7 @@ pub(crate) fn admitted(context: &Context<'_>, pod: usize, port: u16) -> Admitted
 }
 
 /// Whether any of these may connect to a pod on a TCP port, or might, as far as policies go.
-pub(crate) fn any_passes(context: &Context<'_>, sources: &[usize], pod: usize, port: u16) -> bool {
+fn any_passes(context: &Context<'_>, sources: &[usize], pod: usize, port: u16) -> bool {
     let traffic = Traffic::Port(Protocol::Tcp, port);
     sources.iter().any(|source| {
         let mut paths = context.program.paths(End::Pod(*source), End::Pod(pod));

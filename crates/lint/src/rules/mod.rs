@@ -21,6 +21,7 @@ mod peer_selects_nothing;
 mod pod_label_on_namespace;
 mod policy_types_omitted;
 mod redundant_rule;
+mod route_refused;
 mod rules_without_effect;
 mod scrape_refused;
 mod sctp_unsupported;
@@ -59,6 +60,7 @@ pub(crate) const ALL: &[&Rule] = &[
     &pod_label_on_namespace::RULE,
     &policy_types_omitted::RULE,
     &redundant_rule::RULE,
+    &route_refused::RULE,
     &rules_without_effect::RULE,
     &scrape_refused::RULE,
     &sctp_unsupported::RULE,

@@ -1,8 +1,9 @@
 //! Pods that Prometheus is told to scrape, and policies that keep it out.
 
+use portcullis_core::model::Direction;
 use portcullis_kube::{CalledBy, Severity};
 
-use crate::calls::{Admitted, admitted, any_passes, calls};
+use crate::calls::{calls, pods_called, refused};
 use crate::context::Context;
 use crate::rule::{Report, Rule};
 
@@ -27,20 +28,9 @@ spec:
 };
 
 fn check(context: &Context<'_>, report: &mut Report<'_>) {
-    let is_prometheus = |pod: &&usize| {
-        let labels = &context.cluster.pods[**pod].labels;
-        ["app.kubernetes.io/name", "app"]
-            .iter()
-            .any(|key| labels.get(*key).is_some_and(|name| name == "prometheus"))
-    };
-    let known: Vec<usize> = (0..context.known).collect();
-    let scrapers: Vec<usize> = known.iter().filter(is_prometheus).copied().collect();
+    let scrapers = pods_called(context, &["prometheus"]);
     for called in calls(context, CalledBy::Prometheus) {
-        let refused = |pod: &&usize| match scrapers.is_empty() {
-            true => admitted(context, **pod, called.port) == Admitted::Nobody,
-            false => !any_passes(context, &scrapers, **pod, called.port),
-        };
-        let pods: Vec<usize> = called.pods.iter().filter(refused).copied().collect();
+        let pods = refused(context, &called, &scrapers);
         if pods.is_empty() {
             continue;
         }
@@ -55,12 +45,7 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
         let help = format!("add an ingress rule for the Prometheus pods with `port: {port}`");
         let (object, location) = (called.caller.object.clone(), called.caller.location.clone());
         let finding = report.object(object, Some(location), message, help);
-        for policy in context
-            .isolating(pods[0], portcullis_core::model::Direction::Ingress)
-            .into_iter()
-            .flatten()
-            .take(3)
-        {
+        for policy in context.isolating(pods[0], Direction::Ingress).into_iter().flatten().take(3) {
             finding.see(context, *policy as usize, "spec.podSelector");
         }
     }
