@@ -40,7 +40,7 @@ pub(crate) struct Check {
     /// Write what is safe to write: edits that keep every comment and change no meaning
     #[arg(long)]
     fix: bool,
-    /// Print those edits as a patch and write nothing; exits 1 if there are any
+    /// Print those edits as a patch and write nothing; exits 1 if there are any, or errors
     #[arg(long)]
     diff: bool,
     /// With --fix, the same as --diff
@@ -102,6 +102,8 @@ struct Entry<'a> {
     help: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     related: Vec<Related<'a>>,
+    /// Whether `--fix` may answer it.
+    fixable: bool,
 }
 
 #[derive(Serialize)]
@@ -138,7 +140,13 @@ impl Check {
             let patches = portcullis_lint::fix(&input, &self.input.options(), &findings);
             if self.diff || self.dry_run {
                 print(&patches.iter().map(Patch::unified).collect::<String>())?;
-                return Ok(if patches.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+                if input.has_errors() {
+                    anstream::eprintln!(
+                        "files with errors are left as they are: see `portcullis check`"
+                    );
+                }
+                let clean = patches.is_empty() && !input.has_errors();
+                return Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
             if self.input.reads_stdin() {
                 return Err(Trouble::FixStdin);
@@ -268,6 +276,7 @@ fn entry(finding: &Finding) -> Entry<'_> {
         related: related
             .map(|r| Related { message: &r.message, location: place(&r.location) })
             .collect(),
+        fixable: finding.fix.is_some(),
     }
 }
 

@@ -14,8 +14,9 @@ pub(crate) const RULE: Rule = Rule {
     what: "An `ipBlock` is about addresses of Services or of pods.",
     why: "A policy sees a packet after the Service has been resolved, so the address of a Service never \
           comes by, and a block of such addresses allows nothing. A single address of a pod is another \
-          pod's after the next restart. A large block that takes in pods beside the outside is a note, \
-          for egress: it also allows what selectors elsewhere may be meant to refuse.",
+          pod's after the next restart. A range of Services is a note, and so is a large block of egress \
+          that takes in pods beside the outside: it also allows what selectors elsewhere may be meant \
+          to refuse.",
     example: "
 # Service api: clusterIP 10.96.0.20
 egress:
@@ -74,6 +75,18 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
                 .map(|(p, _)| *p)
                 .collect();
             within.dedup();
+            let service = cluster
+                .services
+                .iter()
+                .find(|service| service.cluster_ips.iter().any(|address| block.contains(*address)));
+            if let Some(service) = service.filter(|_| within.is_empty() && is_narrow(block)) {
+                let name = format!("{}/{}", service.namespace, service.name);
+                let message = format!(
+                    "takes in Service {name}, whose address no policy ever sees: rules see that of the pod"
+                );
+                report.policy(rule.policy, path, message, "select the pods by their labels").note();
+                continue;
+            }
             if rule.direction == Direction::Egress && !within.is_empty() {
                 let message =
                     format!("this block takes in pods: it also allows {}", context.names(&within));
@@ -83,6 +96,11 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
             }
         }
     }
+}
+
+/// Whether a block may be meant for the addresses of Services, and not for all there are.
+fn is_narrow(block: &IpBlock) -> bool {
+    block.cidr.prefix_len() >= if block.cidr.addr().is_ipv4() { 12 } else { 96 }
 }
 
 /// Whether a block is this address alone.
@@ -112,6 +130,13 @@ mod tests {
         let help = "select its pods: `podSelector: {matchLabels: {app: web}}`";
         assert!(findings(&service).iter().any(|f| f.help == help));
         assert_eq!(found(&with("{cidr: 10.0.0.7/32}")), ["10:29 block-covers-cluster"]);
+    }
+
+    #[test]
+    fn a_range_of_services_gets_a_note() {
+        let range = with("{cidr: 10.96.0.0/16}");
+        assert!(notes(&range).contains(&"10:29 block-covers-cluster".to_owned()));
+        assert!(!notes(&with("{cidr: 10.97.0.0/16}")).iter().any(|n| n.contains("covers")));
     }
 
     #[test]
