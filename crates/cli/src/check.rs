@@ -38,10 +38,10 @@ pub(crate) struct Check {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Write what is safe to write: edits that keep every comment and change no meaning
-    #[arg(long)]
+    #[arg(long, requires = "filename", conflicts_with = "kustomize")]
     fix: bool,
     /// Print those edits as a patch and write nothing; exits 1 if there are any, or errors
-    #[arg(long)]
+    #[arg(long, requires = "filename", conflicts_with = "kustomize")]
     diff: bool,
     /// With --fix, the same as --diff
     #[arg(long, requires = "fix")]
@@ -137,7 +137,7 @@ impl Check {
         let mut lint = portcullis_lint::lint_with(&input, &config);
         if self.fix || self.diff {
             let findings = [reader.as_slice(), &lint].concat();
-            let patches = portcullis_lint::fix(&input, &self.input.options(), &findings);
+            let patches = portcullis_lint::fix(&input, &self.input.options(None), &findings);
             if self.diff || self.dry_run {
                 print(&patches.iter().map(Patch::unified).collect::<String>())?;
                 if input.has_errors() {
@@ -175,7 +175,8 @@ impl Check {
                 let shown = |f: &&Finding| self.notes || f.severity != Severity::Note;
                 let of_lint = lint.iter().filter(shown);
                 let hidden = lint.len() - of_lint.clone().count();
-                let fixable = reader.iter().chain(&lint).filter(|f| f.fix.is_some()).count();
+                let fixable = |f: &&Finding| f.fix.is_some() && self.input.is_files();
+                let fixable = reader.iter().chain(&lint).filter(fixable).count();
                 print(&table(&input, reader.iter().chain(of_lint), counts, [hidden, fixable]))?;
             }
             Format::Github => {

@@ -24,10 +24,10 @@ impl Input {
 
     /// Where the last key of a path of a policy is written, and the scalar that is its value, both
     /// without quotes. `None` where there is no such field, or where the text is not simply the
-    /// key or the value: an alias, a merge, an escape, a block of text.
+    /// key or the value: an alias, a merge, an escape, a block of text, an object of a live cluster.
     pub fn policy_span(&self, policy: usize, path: &[Step<'_>], part: Part) -> Option<Span> {
         let place: &Place = self.places.policies.get(policy)?;
-        let file = self.files.get(place.file)?;
+        let file = self.files.get(place.file).filter(|file| !file.live)?;
         let root = reread(&file.text, place)?;
         let (last, way) = path.split_last()?;
         let mut node = &root;
