@@ -19,7 +19,7 @@ pub struct Span {
 impl Input {
     /// Every text that was read, with the name that locations call it by.
     pub fn texts(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
-        self.files.iter().map(|file| (&file.name, file.text.as_str()))
+        self.files.iter().map(|file| (&file.name, &*file.text))
     }
 
     /// Where the last key of a path of a policy is written, and the scalar that is its value, both
