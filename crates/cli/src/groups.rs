@@ -290,7 +290,7 @@ fn cover(ranges: &[IpRange]) -> Option<IpNet> {
 }
 
 /// What is left of a range without others that are in it, ascending, and do not touch.
-fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
+pub(crate) fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
     let mut rest = Vec::new();
     let mut next = Some(all.first);
     for range in ranges {

@@ -18,6 +18,15 @@ pub(crate) enum Trouble {
     /// No `-f`.
     #[error("no input: pass -f with a file, a directory, or - for standard input")]
     NoInput,
+    /// Errors in files of tests that were already printed.
+    #[error("the tests have {0}: nothing was told of any of them")]
+    Tests(String),
+    /// No test is left, by the pattern that was given.
+    #[error("no test has {0:?} in its name: nothing was tested")]
+    NoTests(String),
+    /// Neither `-f` nor a file of tests says what it is about.
+    #[error("{0} names no manifests: pass -f, or write `manifests:` and their path from the file")]
+    NoManifests(String),
     /// More than one thing is to be read from it.
     #[error("standard input (-) can be read once: give a file for the other")]
     StdinTwice,

@@ -91,6 +91,8 @@ pub enum Reason {
     NamespaceName,
     /// A workload that stands for no pod.
     NoPods,
+    /// Something in a file of tests that cannot be tested.
+    Test,
 }
 
 impl Reason {
@@ -123,6 +125,7 @@ impl Reason {
             Reason::UnknownNamespace => "unknown-namespace",
             Reason::NamespaceName => "namespace-name",
             Reason::NoPods => "no-pods",
+            Reason::Test => "test",
         }
     }
 }

@@ -24,9 +24,12 @@ mod rules;
 mod scalar;
 mod source;
 mod tree;
+mod value;
 mod yaml;
 
+pub use decode::closest;
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};
 pub use input::{Input, ObjectRef, ReadPolicy};
 pub use load::{Options, load};
 pub use source::Source;
+pub use value::{Content, Field, Place, Value, read_values};

@@ -1,0 +1,329 @@
+//! A first file of tests: all that is allowed and refused today, so that any change fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portcullis_core::net::{Family, IpRange};
+use portcullis_core::program::End;
+use portcullis_core::reach::{Allowed, Unit};
+
+use super::ports::Claim;
+use super::world::{World, everywhere};
+use crate::ends::{Target, shown_pod};
+use crate::groups::{cidrs, complement};
+
+const HEAD: &str = "\
+# What the policies allow and refuse today. Any change of it fails one of these tests.
+# Keep what is meant, cut the rest, and give what you keep a `name:` that says what it is for.
+# Add `manifests:` with their path from this file, and -f is not needed.
+tests:
+";
+
+/// The widest line that a list is kept on.
+const WIDTH: usize = 100;
+
+/// Pods that go by one name, or addresses; they fare alike.
+struct Atom {
+    unit: usize,
+    pods: Vec<usize>,
+    ranges: Vec<IpRange>,
+    /// What a test calls it, if it is of pods.
+    name: String,
+}
+
+/// What may be opened to one unit from each: `None` where there is nothing to say.
+type Column = Vec<Option<Claim>>;
+
+/// Tests of everything that there is in a world.
+pub(super) fn text(mut world: World<'_>) -> String {
+    let units = world.units.clone();
+    let atoms = atoms(&world, &units);
+    let rows: Vec<Vec<Allowed>> =
+        units.iter().map(|source| world.reach.unit_row(&units, source)).collect();
+    let mut by_columns: Vec<(Vec<(Option<Family>, Column)>, Vec<usize>)> = Vec::new();
+    for (j, to) in units.iter().enumerate() {
+        let columns = columns(&world, &units, &rows, j);
+        let testable = |from: &Unit| world.example(from, to, None).is_some();
+        let pods = |from: &&Unit| !from.pods.is_empty() || !to.pods.is_empty();
+        if !units.iter().filter(pods).any(testable) {
+            continue;
+        }
+        match by_columns.iter_mut().find(|(known, _)| *known == columns) {
+            Some((_, of)) => of.push(j),
+            None => by_columns.push((columns, vec![j])),
+        }
+    }
+    let page = Page { world: &world, atoms: &atoms };
+    let mut text = HEAD.to_owned();
+    for (number, (columns, to)) in by_columns.iter().enumerate() {
+        if number > 0 {
+            text.push('\n');
+        }
+        page.section(columns, to, &mut text);
+    }
+    text
+}
+
+fn atoms(world: &World<'_>, units: &[Unit]) -> Vec<Atom> {
+    let mut unit_of = BTreeMap::new();
+    for (i, unit) in units.iter().enumerate() {
+        unit_of.extend(unit.pods.iter().map(|pod| (*pod, i)));
+    }
+    let mut atoms = Vec::new();
+    let mut done = BTreeSet::new();
+    for (pod, unit) in &unit_of {
+        if done.contains(pod) {
+            continue;
+        }
+        let owner = &world.cluster.pods[*pod];
+        let (namespace, kinds) = (&owner.namespace, owner.workload.as_ref());
+        let pods_of = |name: &str| match world.names.find(name, namespace) {
+            Ok(Target::Pod(pod)) => vec![pod],
+            Ok(Target::Workload(pods)) => {
+                pods.into_iter().filter(|pod| unit_of.contains_key(pod)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let workload = kinds.and_then(|workload| {
+            let kind = workload.kind.to_lowercase();
+            let name = &workload.name;
+            let forms = [format!("{namespace}/{name}"), format!("{namespace}/{kind}/{name}")];
+            let found = forms.map(|form| (pods_of(&form), form)).into_iter();
+            found.max_by_key(|(pods, form)| (pods.len(), usize::MAX - form.len()))
+        });
+        let alike = |pods: &[usize]| {
+            pods.contains(pod) && pods.iter().all(|other| unit_of.get(other) == Some(unit))
+        };
+        let (pods, name) = match workload {
+            Some((pods, name)) if alike(&pods) => (pods, name),
+            _ => {
+                let name = shown_pod(owner);
+                let exact = pods_of(&name) == [*pod];
+                let name = if exact { name } else { format!("{namespace}/pod/{}", owner.name) };
+                (vec![*pod], name)
+            }
+        };
+        done.extend(pods.iter().copied());
+        atoms.push(Atom { unit: *unit, pods, ranges: Vec::new(), name });
+    }
+    for (i, unit) in units.iter().enumerate().filter(|(_, unit)| unit.pods.is_empty()) {
+        let ranges = unit.addresses.clone();
+        atoms.push(Atom { unit: i, pods: Vec::new(), ranges, name: String::new() });
+    }
+    atoms
+}
+
+/// What may be opened to a unit: for both families at once if they do not differ.
+fn columns(
+    world: &World<'_>,
+    units: &[Unit],
+    rows: &[Vec<Allowed>],
+    to: usize,
+) -> Vec<(Option<Family>, Column)> {
+    let claim = |set| Some(Claim::of(world.reach.set(set)));
+    let cell = |from: usize, family: Option<Family>| {
+        if units[from].pods.is_empty() && units[to].pods.is_empty() {
+            return None;
+        }
+        let shared = |family: Family| {
+            let classes = [&units[from], &units[to]].map(|unit| unit.classes[family as usize]);
+            classes[0].is_some() && classes[1].is_some()
+        };
+        if family.is_some_and(|family| !shared(family)) {
+            return None;
+        }
+        match (rows[from][to], family) {
+            (Allowed::Alike(set), _) => claim(set),
+            (Allowed::ByFamily(sets), family) => claim(sets[family.map_or(0, |f| f as usize)]),
+            (Allowed::NoFamily(_), _) => None,
+        }
+    };
+    let column = |family| (0..units.len()).map(|from| cell(from, family)).collect();
+    let differ = |row: &Vec<Allowed>| matches!(row[to], Allowed::ByFamily(_));
+    match rows.iter().any(differ) {
+        true => Family::ALL.into_iter().map(|f| (Some(f), column(Some(f)))).collect(),
+        false => vec![(None, column(None))],
+    }
+}
+
+struct Page<'a> {
+    world: &'a World<'a>,
+    atoms: &'a [Atom],
+}
+
+impl Page<'_> {
+    fn section(&self, columns: &[(Option<Family>, Column)], to: &[usize], text: &mut String) {
+        let to: Vec<&Atom> = self.atoms.iter().filter(|atom| to.contains(&atom.unit)).collect();
+        let targets = self.list(&to);
+        text.push_str(&format!("# Connections to {}\n", targets.join(", ")));
+        for (family, column) in columns {
+            if column.iter().all(Option::is_none) {
+                continue;
+            }
+            for (claim, sources) in blocks(column) {
+                let port = port(&claim);
+                // A pod alone is always open to itself, so nothing is to be said of that.
+                let itself =
+                    |atom: &Atom| to.len() == 1 && atom.pods.len() == 1 && atom.pods == to[0].pods;
+                let meant = self.atoms.iter().filter(|a| column[a.unit].is_some() && !itself(a));
+                let (may, may_not): (Vec<&Atom>, Vec<&Atom>) =
+                    meant.partition(|atom| sources.contains(&atom.unit));
+                let family = family.map(|f| ("family", f.to_string()));
+                let to = ("to", flow(&targets));
+                let (keyword, fields) = if may_not.is_empty() {
+                    ("allow", vec![("from", "all".to_owned()), to, ("port", port)])
+                } else if may.is_empty() {
+                    ("deny", vec![("from", "all".to_owned()), to, ("port", port)])
+                } else {
+                    let (these, others) = (flow(&self.list(&may)), flow(&self.list(&may_not)));
+                    let but = format!("{{allBut: {others}}}");
+                    // Who has no say here must not be among all.
+                    let all = may.len() + may_not.len();
+                    let of_all = self.atoms.iter().filter(|atom| !itself(atom)).count();
+                    let shorter = but.len() < these.len() && all == of_all;
+                    let from = if shorter { but } else { these };
+                    ("reachable", vec![to, ("port", port), ("onlyFrom", from)])
+                };
+                let fields: Vec<(&str, String)> = fields.into_iter().chain(family).collect();
+                test(keyword, &fields, text);
+            }
+        }
+    }
+
+    /// The items that stand for these, in as few as can be.
+    fn list(&self, atoms: &[&Atom]) -> Vec<String> {
+        let mut items = Vec::new();
+        let is_in = |atom: &Atom| atoms.iter().any(|other| std::ptr::eq(*other, atom));
+        let namespace = |atom: &Atom| {
+            atom.pods.first().map(|pod| self.world.cluster.pods[*pod].namespace.as_str())
+        };
+        let mut whole = BTreeSet::new();
+        for atom in atoms.iter().filter(|atom| !atom.pods.is_empty()) {
+            let all: Vec<&Atom> =
+                self.atoms.iter().filter(|other| namespace(other) == namespace(atom)).collect();
+            if all.len() > 1 && all.iter().all(|other| is_in(other)) {
+                if let Some(name) = namespace(atom).filter(|name| whole.insert(*name)) {
+                    items.push(format!("{name}/*"));
+                }
+            } else {
+                items.push(atom.name.clone());
+            }
+        }
+        items.sort();
+        let ranges: Vec<IpRange> = atoms.iter().flat_map(|atom| &atom.ranges).copied().collect();
+        items.extend(self.outside(ranges));
+        items
+    }
+
+    /// What addresses that no pod has are called.
+    fn outside(&self, mut ranges: Vec<IpRange>) -> Option<String> {
+        if ranges.is_empty() {
+            return None;
+        }
+        ranges.sort_unstable();
+        let families: Vec<Family> = Family::ALL
+            .into_iter()
+            .filter(|f| {
+                self.atoms.iter().any(|a| a.ranges.iter().any(|r| Family::of(r.first) == *f))
+            })
+            .collect();
+        let others = families.iter().flat_map(|family| {
+            let here = |range: &&IpRange| Family::of(range.first) == *family;
+            let ours: Vec<IpRange> = ranges.iter().filter(here).copied().collect();
+            complement(&ours, everywhere(*family))
+        });
+        let others = cidrs(&others.collect::<Vec<_>>());
+        let ours = cidrs(&ranges);
+        let pods = self.world.cluster.pods.iter().enumerate().filter(|(_, pod)| !pod.finished);
+        let inside = |(pod, _): (usize, _)| {
+            let endpoints = self.world.program.endpoints(End::Pod(pod)).into_iter().flatten();
+            let mut addresses = endpoints.filter_map(|endpoint| endpoint.address);
+            addresses.any(|address| ranges.iter().any(|range| range.contains(address)))
+        };
+        Some(if others.is_empty() {
+            "outside".to_owned()
+        } else if others.len() < ours.len() {
+            format!("{{outside: {{allBut: {}}}}}", flow(&others))
+        } else if ours.len() == 1 && !pods.into_iter().any(inside) {
+            scalar(&ours[0])
+        } else {
+            format!("{{outside: {}}}", flow(&ours))
+        })
+    }
+}
+
+/// The traffic of a column in parts that the same units may open; those units of each.
+fn blocks(column: &Column) -> Vec<(Claim, Vec<usize>)> {
+    let mut parts = vec![Claim::all()];
+    let distinct: BTreeSet<&Claim> = column.iter().flatten().collect();
+    for claim in distinct {
+        let split = |part: &Claim| [part.and(claim), part.without(claim)];
+        parts = parts.iter().flat_map(split).filter(|part| !part.is_nothing()).collect();
+    }
+    let mut blocks: Vec<(Claim, Vec<usize>)> = Vec::new();
+    for part in parts {
+        let may = |claim: &Option<Claim>| {
+            claim.as_ref().is_some_and(|claim| part.without(claim).is_nothing())
+        };
+        let units: Vec<usize> = (0..column.len()).filter(|i| may(&column[*i])).collect();
+        match blocks.iter_mut().find(|(_, known)| *known == units) {
+            Some((claim, _)) => *claim = claim.or(&part),
+            None => blocks.push((part, units)),
+        }
+    }
+    blocks
+}
+
+fn port(claim: &Claim) -> String {
+    let (these, others) = (claim.items(), claim.complement().items());
+    match (others.is_empty(), others.len() < these.len()) {
+        (true, _) => "all".to_owned(),
+        (_, true) => format!("{{allBut: {}}}", flow(&others)),
+        (_, false) => flow(&these),
+    }
+}
+
+/// One item, or a list of several.
+fn flow(items: &[String]) -> String {
+    match items {
+        [one] => scalar(one),
+        several => {
+            let items: Vec<String> = several.iter().map(|item| scalar(item)).collect();
+            format!("[{}]", items.join(", "))
+        }
+    }
+}
+
+/// A scalar of YAML as it can stand in a flow collection. What is one already is left alone.
+fn scalar(text: &str) -> String {
+    let quotes = text.starts_with(':')
+        || text.ends_with(':')
+        || text.contains(['*', '\''])
+        || text == "::/0"
+        || text.starts_with('[');
+    if quotes && !text.starts_with('{') { format!("\"{text}\"") } else { text.to_owned() }
+}
+
+/// A test on one line, or with a field on each.
+fn test(keyword: &str, fields: &[(&str, String)], text: &mut String) {
+    let short: Vec<String> =
+        fields.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    let short = format!("- {keyword}: {{{}}}\n", short.join(", "));
+    if short.chars().count() <= WIDTH {
+        text.push_str(&short);
+        return;
+    }
+    text.push_str(&format!("- {keyword}:\n"));
+    for (name, value) in fields {
+        let line = format!("    {name}: {value}\n");
+        let items = value.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+        match items.filter(|_| line.chars().count() > WIDTH) {
+            Some(items) if !items.contains(['[', '{']) => {
+                text.push_str(&format!("    {name}:\n"));
+                for item in items.split(", ") {
+                    text.push_str(&format!("    - {item}\n"));
+                }
+            }
+            _ => text.push_str(&line),
+        }
+    }
+}

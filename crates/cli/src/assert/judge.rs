@@ -1,0 +1,482 @@
+//! Whether a test holds, read off the classes of the compiled program.
+
+use std::collections::BTreeMap;
+
+use portcullis_core::model::Direction;
+use portcullis_core::net::Family;
+use portcullis_core::portset::PortSet;
+use portcullis_core::program::End;
+use portcullis_core::reach::{Allowed, ClassId, SetId, Unit};
+use portcullis_kube::{Diagnostic, Reason, closest};
+
+use super::file::{Assertion, Because, Ends, Test};
+use super::ports::{Claim, Ports};
+use super::world::{Side, World};
+use crate::ends::Flow;
+use crate::groups::Members;
+use crate::why;
+
+/// A way in which a test does not hold.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) message: String,
+    /// A connection that shows it.
+    pub(super) flow: Option<Flow>,
+}
+
+/// A test in terms of a cluster: what is to hold between which sets.
+pub(super) struct Question {
+    pub(super) claims: Vec<Expectation>,
+    /// The policy that is to be the reason, as an index.
+    reason: Option<Expected>,
+}
+
+/// What is to hold between two sides.
+pub(super) struct Expectation {
+    pub(super) from: Vec<Side>,
+    pub(super) to: Vec<Side>,
+    pub(super) want: Want,
+    /// Whether each item of it has to be about some connection.
+    all_tested: bool,
+}
+
+/// What is to be allowed of what is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    All,
+    Nothing,
+}
+
+struct Expected {
+    policy: u32,
+    direction: Option<Direction>,
+    rule: Option<u32>,
+    text: String,
+}
+
+/// A cell of the table of units that is not as it should be.
+struct Wrong {
+    from: usize,
+    to: usize,
+    family: Option<Family>,
+    claim: Claim,
+    because: bool,
+    flow: (End, End),
+}
+
+impl World<'_> {
+    /// How a test does not hold: nothing where it does. An error where it cannot be asked, or
+    /// tests nothing.
+    pub(super) fn judge(&mut self, test: &Test) -> Result<Vec<Problem>, Diagnostic> {
+        if let Assertion::Isolated { pods, directions } = &test.assertion {
+            return self.isolated(test, pods, directions);
+        }
+        let question = self.question(test)?;
+        let mut problems = Vec::new();
+        let mut tested = false;
+        for expectation in &question.claims {
+            tested |=
+                self.expectation(test, expectation, question.reason.as_ref(), &mut problems)?;
+        }
+        if !tested {
+            return Err(test.at.error(Reason::Test, NOTHING));
+        }
+        Ok(problems)
+    }
+
+    /// The connections that a test is about, and what is to hold for them.
+    pub(super) fn question(&self, test: &Test) -> Result<Question, Diagnostic> {
+        let reason = test.because.as_ref().map(|because| self.reason(because)).transpose()?;
+        let only = |mut sides: Vec<Side>| {
+            for side in &mut sides {
+                side.set = std::mem::take(&mut side.set).only(test.family);
+            }
+            sides
+        };
+        let sides = |ends: &Ends| self.sides(ends, &test.at).map(&only);
+        let targets = |ends: &Ends, port: &Ports| self.targets(ends, port, &test.at).map(&only);
+        let plain = |from, to, want| Expectation { from, to, want, all_tested: true };
+        let others = |sides: &[Side]| {
+            let set = self.others(sides.iter().map(|side| &side.set)).only(test.family);
+            Side { place: None, set, claim: Claim::all() }
+        };
+        let exact = |ends: &Ends, what: &str| match ends {
+            Ends::All => Err(test
+                .at
+                .error(Reason::Test, &format!("{what}: all leaves nobody out: use allow"))),
+            Ends::AllBut(_) | Ends::These(_) => Ok(()),
+        };
+        let claims = match &test.assertion {
+            Assertion::Allow { from, to, port } => {
+                vec![plain(sides(from)?, targets(to, port)?, Want::All)]
+            }
+            Assertion::Deny { from, to, port } => {
+                vec![plain(sides(from)?, targets(to, port)?, Want::Nothing)]
+            }
+            Assertion::Reachable { to, port, only_from } => {
+                exact(only_from, "onlyFrom")?;
+                let from = sides(only_from)?;
+                let rest = Expectation {
+                    from: vec![others(&from)],
+                    to: targets(to, port)?,
+                    want: Want::Nothing,
+                    all_tested: false,
+                };
+                vec![plain(from, targets(to, port)?, Want::All), rest]
+            }
+            Assertion::Reaches { from, port, only_to } => {
+                exact(only_to, "onlyTo")?;
+                let claim = port
+                    .claim(None)
+                    .map_err(|why| test.at.error(Reason::Test, &why.to_string()))?;
+                let mut to = sides(only_to)?;
+                to.iter_mut().for_each(|side| side.claim = claim.clone());
+                let rest = Expectation {
+                    from: sides(from)?,
+                    to: vec![Side { claim, ..others(&to) }],
+                    want: Want::Nothing,
+                    all_tested: false,
+                };
+                vec![plain(sides(from)?, to, Want::All), rest]
+            }
+            Assertion::Isolated { .. } => Vec::new(),
+        };
+        Ok(Question { claims, reason })
+    }
+
+    fn reason(&self, because: &Because) -> Result<Expected, Diagnostic> {
+        let policies = &self.cluster.policies;
+        let full = match because.policy.contains('/') {
+            true => because.policy.clone(),
+            false => format!("{}/{}", self.namespace, because.policy),
+        };
+        let names: Vec<String> =
+            policies.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
+        let Some(index) = names.iter().position(|name| *name == full) else {
+            let known: Vec<&str> = names.iter().map(String::as_str).collect();
+            let hint = match closest(&full, &known) {
+                Some(meant) => format!("did you mean {meant:?}?"),
+                None if known.is_empty() => "the input has no policies".to_owned(),
+                None => {
+                    let few = known.iter().take(5).copied().collect::<Vec<_>>().join(", ");
+                    format!("there is {few}{}", if known.len() > 5 { ", …" } else { "" })
+                }
+            };
+            return Err(because
+                .at
+                .error(Reason::Test, &format!("there is no policy {full:?}: {hint}")));
+        };
+        if let Some(direction) = because.direction {
+            let Some(rules) = policies[index].rules(direction) else {
+                let message = format!("{full} does not isolate for {direction}");
+                return Err(because.at.error(Reason::Test, &message));
+            };
+            if because.rule.is_some_and(|rule| rule as usize >= rules.len()) {
+                let count = crate::output::plural(rules.len(), &format!("{direction} rule"));
+                let message = format!("{full} has {count}, counted from 0");
+                return Err(because.at.error(Reason::Test, &message));
+            }
+        }
+        let (direction, rule) = (because.direction, because.rule);
+        let text = Because { policy: full, direction, rule, at: because.at.clone() }.to_string();
+        Ok(Expected { policy: index as u32, direction, rule, text })
+    }
+
+    /// Judges every cell between the units of two sides. Whether there was any connection to judge.
+    fn expectation(
+        &mut self,
+        test: &Test,
+        expectation: &Expectation,
+        reason: Option<&Expected>,
+        problems: &mut Vec<Problem>,
+    ) -> Result<bool, Diagnostic> {
+        let Expectation { from, to, want, all_tested } = expectation;
+        let (sources, source_of) = self.split(from);
+        let (destinations, destination_of) = self.split(to);
+        let mut tested_from = vec![false; from.len()];
+        let mut tested_to = vec![false; to.len()];
+        let mut wrongs = Vec::new();
+        for (i, source) in sources.iter().enumerate() {
+            let row = self.reach.unit_row(&destinations, source);
+            for (j, allowed) in row.into_iter().enumerate() {
+                let destination = &destinations[j];
+                if source.pods.is_empty() && destination.pods.is_empty() {
+                    continue;
+                }
+                let claim = &to[destination_of[j]].claim;
+                let (tested_from, tested_to) =
+                    (&mut tested_from[source_of[i]], &mut tested_to[destination_of[j]]);
+                // Of all that there is, what has no family in common is nothing to speak of.
+                let rest = from[source_of[i]].set.rest || to[destination_of[j]].set.rest;
+                if rest && matches!(allowed, Allowed::NoFamily(_)) {
+                    continue;
+                }
+                for (family, wrong, because) in
+                    self.cell(source, destination, allowed, claim, *want, reason)
+                {
+                    let is_wrong = !wrong.is_nothing();
+                    // Where all is well, one connection of an item is enough to know of.
+                    if !is_wrong && *tested_from && *tested_to {
+                        continue;
+                    }
+                    let Some(flow) = self.example(source, destination, family) else { continue };
+                    (*tested_from, *tested_to) = (true, true);
+                    if is_wrong {
+                        let claim = wrong;
+                        wrongs.push(Wrong { from: i, to: j, family, claim, because, flow });
+                    }
+                }
+            }
+        }
+        for (i, side) in from.iter().enumerate() {
+            for (j, target) in to.iter().enumerate() {
+                if side.set.rest || target.set.rest {
+                    continue;
+                }
+                if let Some((source, destination)) = self.own_node(&side.set, &target.set) {
+                    (tested_from[i], tested_to[j]) = (true, true);
+                    if *want == Want::Nothing {
+                        let traffic = target.claim.example();
+                        problems.push(Problem {
+                            message: "a pod and the node it runs on always reach each other"
+                                .to_owned(),
+                            flow: Some(Flow { source, destination, traffic }),
+                        });
+                    }
+                }
+            }
+        }
+        if *all_tested {
+            let untested = |sides: &[Side], tested: &[bool]| {
+                let mut by_place: Vec<(&Side, bool)> = Vec::new();
+                for (side, tested) in sides.iter().zip(tested) {
+                    let same = |other: &Side| match (&other.place, &side.place) {
+                        (Some(a), Some(b)) => a.location == b.location,
+                        _ => false,
+                    };
+                    match by_place.iter_mut().find(|(other, _)| same(other)) {
+                        Some((_, known)) => *known |= *tested,
+                        None => by_place.push((side, *tested)),
+                    }
+                }
+                // What selects nothing was allowed to.
+                let empty = |side: &Side| side.set.is_empty() && test.family.is_none();
+                let mut nothing = by_place.into_iter().filter(|(s, tested)| !tested && !empty(s));
+                nothing.next().and_then(|(side, _)| side.place.clone())
+            };
+            let place = untested(from, &tested_from).or_else(|| untested(to, &tested_to));
+            if let Some(place) = place {
+                return Err(place.error(Reason::Test, NOTHING));
+            }
+        }
+        self.tell(&wrongs, &sources, &destinations, *want, reason, problems);
+        let none = test.family.is_none() && to.iter().chain(from).any(|side| side.set.is_empty());
+        Ok(tested_from.contains(&true) || none)
+    }
+
+    /// The units of all items, and the item that each is of.
+    fn split(&mut self, sides: &[Side]) -> (Vec<Unit>, Vec<usize>) {
+        let (mut units, mut of) = (Vec::new(), Vec::new());
+        for (i, side) in sides.iter().enumerate() {
+            let parts = self.parts(&side.set);
+            of.extend(parts.iter().map(|_| i));
+            units.extend(parts);
+        }
+        (units, of)
+    }
+
+    /// What is wrong between two units, by family, and whether that is the reason only. This is
+    /// where a verdict becomes the answer to a test.
+    fn cell(
+        &self,
+        from: &Unit,
+        to: &Unit,
+        allowed: Allowed,
+        claim: &Claim,
+        want: Want,
+        reason: Option<&Expected>,
+    ) -> Vec<(Option<Family>, Claim, bool)> {
+        let pods = !from.pods.is_empty() && !to.pods.is_empty();
+        let sets: Vec<(Option<Family>, SetId)> = match allowed {
+            Allowed::Alike(set) => vec![(None, set)],
+            Allowed::ByFamily(sets) => Family::ALL.into_iter().map(Some).zip(sets).collect(),
+            // Pods that have no family in common cannot talk, whatever policies say.
+            Allowed::NoFamily(_) if pods => vec![(None, SetId::NOTHING)],
+            Allowed::NoFamily(_) => Vec::new(),
+        };
+        let no_family = matches!(allowed, Allowed::NoFamily(_));
+        let judge = |(family, set): (Option<Family>, SetId)| {
+            let open = Claim::of(self.reach.set(set));
+            let wrong = match want {
+                Want::All => claim.without(&open),
+                Want::Nothing => claim.and(&open),
+            };
+            if !wrong.is_nothing() {
+                return (family, wrong, false);
+            }
+            let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
+            let classes = families.into_iter().filter_map(|family| {
+                from.classes[family as usize].zip(to.classes[family as usize])
+            });
+            let other = reason.is_some_and(|reason| {
+                let mut classes = classes.clone();
+                no_family
+                    || classes.any(|(from, to)| !self.is_reason(reason, from, to, claim, want))
+            });
+            (family, if other { claim.clone() } else { wrong }, other)
+        };
+        sets.into_iter().map(judge).collect()
+    }
+
+    /// Whether a policy, or a rule of it, allows or refuses all of a claim between two classes.
+    fn is_reason(
+        &self,
+        reason: &Expected,
+        from: ClassId,
+        to: ClassId,
+        claim: &Claim,
+        want: Want,
+    ) -> bool {
+        Direction::ALL.into_iter().any(|direction| {
+            if reason.direction.is_some_and(|asked| asked != direction) {
+                return false;
+            }
+            let (subject, remote) = match direction {
+                Direction::Egress => (from, to),
+                Direction::Ingress => (to, from),
+            };
+            let isolation = self.reach.isolation(subject, direction);
+            if !isolation.is_some_and(|rules| rules.policies.contains(&reason.policy)) {
+                return false;
+            }
+            let entries = self.reach.entries(subject, direction, remote);
+            let allowed = |ours: &dyn Fn(u32, u32) -> bool| {
+                let entries = entries.iter().filter(|e| ours(e.origin.policy, e.origin.rule));
+                Claim::of(&PortSet::of(entries.map(|entry| entry.ports)))
+            };
+            match want {
+                Want::Nothing => claim.and(&allowed(&|_, _| true)).is_nothing(),
+                Want::All => {
+                    let ours = |policy, rule| {
+                        policy == reason.policy && reason.rule.is_none_or(|asked| asked == rule)
+                    };
+                    claim.without(&allowed(&ours)).is_nothing()
+                }
+            }
+        })
+    }
+
+    /// Tells what is wrong in as few words as say it exactly.
+    fn tell(
+        &self,
+        wrongs: &[Wrong],
+        sources: &[Unit],
+        destinations: &[Unit],
+        want: Want,
+        reason: Option<&Expected>,
+        problems: &mut Vec<Problem>,
+    ) {
+        type Key<'k> = (bool, Option<Family>, &'k Claim);
+        let mut rows: BTreeMap<(usize, Key<'_>), Vec<(usize, &Wrong)>> = BTreeMap::new();
+        for wrong in wrongs {
+            let key = (wrong.to, (wrong.because, wrong.family, &wrong.claim));
+            rows.entry(key).or_default().push((wrong.from, wrong));
+        }
+        let mut products: BTreeMap<(Vec<usize>, Key<'_>), (Vec<usize>, &Wrong)> = BTreeMap::new();
+        for ((to, key), from) in rows {
+            let first = from[0].1;
+            let from = from.into_iter().map(|(from, _)| from).collect();
+            products.entry((from, key)).or_insert((Vec::new(), first)).0.push(to);
+        }
+        for ((from, (because, family, claim)), (to, wrong)) in products {
+            let describe = |units: &[Unit], of: &[usize]| {
+                let members: Vec<Members> = of
+                    .iter()
+                    .map(|i| Members {
+                        pods: units[*i].pods.clone(),
+                        addresses: units[*i].addresses.clone(),
+                    })
+                    .collect();
+                let mut all = Members::of(members.iter());
+                all.pods.dedup();
+                all.addresses.dedup();
+                self.groups.describe(&all).join(", ")
+            };
+            let (from, to) = (describe(sources, &from), describe(destinations, &to));
+            let on = family.map_or(String::new(), |family| format!(" over {family}"));
+            let message = match (because, want) {
+                (true, Want::Nothing) => {
+                    let policy = reason.map_or("", |reason| &reason.text);
+                    format!("{from} -> {to} is refused, and not by {policy} (all of {claim}{on})")
+                }
+                (true, _) => {
+                    let policy = reason.map_or("", |reason| &reason.text);
+                    format!("{from} -> {to} is allowed, and not by {policy} (all of {claim}{on})")
+                }
+                (_, Want::All) => format!("{from} -> {to} is refused on {claim}{on}"),
+                (_, Want::Nothing) => format!("{from} -> {to} is allowed on {claim}{on}"),
+            };
+            let (source, destination) = wrong.flow;
+            let traffic = claim.example();
+            let flow = Flow { source, destination, traffic };
+            problems.push(Problem { message, flow: Some(flow) });
+        }
+    }
+
+    fn isolated(
+        &self,
+        test: &Test,
+        pods: &Ends,
+        directions: &[Direction],
+    ) -> Result<Vec<Problem>, Diagnostic> {
+        let reason = test.because.as_ref().map(|because| self.reason(because)).transpose()?;
+        let mut problems = Vec::new();
+        for side in self.sides(pods, &test.at)? {
+            let rest = side.set.rest;
+            let on_host = |pod: &usize| self.cluster.pods[*pod].host_network;
+            let mut pods: Vec<usize> = side.set.pods.keys().copied().collect();
+            pods.retain(|pod| !rest || !on_host(pod));
+            if pods.is_empty() && !(side.set.is_empty() && side.place.is_some()) {
+                let place = side.place.as_ref().unwrap_or(&test.at);
+                return Err(place.error(Reason::Test, "no pod: policies isolate nothing else"));
+            }
+            for direction in directions {
+                let isolating = |pod: &usize| {
+                    let endpoints = self.program.endpoints(End::Pod(*pod));
+                    let endpoint = endpoints.into_iter().flatten().next()?;
+                    self.program.isolation(&endpoint, *direction)
+                };
+                let (isolated, open): (Vec<usize>, Vec<usize>) =
+                    pods.iter().partition(|pod| isolating(pod).is_some());
+                let (host, open): (Vec<usize>, Vec<usize>) = open.into_iter().partition(on_host);
+                let other = isolated.into_iter().filter(|pod| {
+                    let by = isolating(pod).map(|rules| &rules.policies);
+                    reason.as_ref().is_some_and(|r| !by.is_some_and(|by| by.contains(&r.policy)))
+                });
+                let other: Vec<usize> = other.collect();
+                let mut tell = |pods: Vec<usize>, what: String| {
+                    if !pods.is_empty() {
+                        let members = Members { pods, addresses: Vec::new() };
+                        let who = self.groups.describe(&members).join(", ");
+                        problems.push(Problem { message: format!("{who}: {what}"), flow: None });
+                    }
+                };
+                tell(open, format!("open for {direction}, no policy isolates it"));
+                tell(host, "on the host network, where no policy applies".to_owned());
+                let by = reason.as_ref().map_or("", |reason| &reason.text);
+                tell(other, format!("isolated for {direction}, and not by {by}"));
+            }
+        }
+        Ok(problems)
+    }
+
+    /// Why a connection is as it is, as `portcullis why` says it.
+    pub(super) fn why(&self, flow: Flow) -> String {
+        why::text(self.input, self.cluster, self.program, &self.names, flow)
+    }
+}
+
+/// A test must be able to fail.
+const NOTHING: &str = "there is no connection to test here: a pod and itself, addresses outside \
+                       among themselves, and families that no pod has are nothing that policies \
+                       decide";
