@@ -70,7 +70,7 @@ impl Assert {
             let input = self.input.read_sound()?;
             let program = Program::compile(&input.cluster);
             let world = World::of(&input, &input.cluster, &program, &self.input.namespace);
-            print(&init::text(world))?;
+            print(&init::text(world).ok_or(Trouble::NothingToTry)?)?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut files = self.read()?;

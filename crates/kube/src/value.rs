@@ -81,10 +81,12 @@ impl fmt::Display for Value {
 }
 
 /// Reads files that hold values and no objects: one value for each document that is not empty. What
-/// cannot be read, and every key that its map has already, is among the diagnostics.
+/// cannot be read, a file with nothing in it, and every key that its map has already, are errors
+/// among the diagnostics.
 pub fn read_values(sources: &[Source], options: &Options) -> (Vec<Value>, Vec<Diagnostic>) {
     let (mut values, mut diagnostics) = (Vec::new(), Vec::new());
     for file in source::read(sources, options, &mut diagnostics) {
+        let before = (values.len(), diagnostics.len());
         for document in document::split(&file.text) {
             let mut trees = Trees::default();
             let mut problems = Problems::default();
@@ -103,6 +105,11 @@ pub fn read_values(sources: &[Source], options: &Options) -> (Vec<Value>, Vec<Di
                 reason: problem.reason,
                 message: problem.message,
             }));
+        }
+        if before == (values.len(), diagnostics.len()) {
+            let file = Location { file: Arc::clone(&file.name), line: 0, column: 0 };
+            let place = Place { location: file, path: String::new() };
+            diagnostics.push(place.error(Reason::Empty, "there is nothing in this file"));
         }
     }
     (values, diagnostics)

@@ -550,34 +550,43 @@ impl fmt::Display for Assertion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Assertion::Allow { from, to, port } => {
-                write!(f, "{from} may reach {to} on {port}")
+                let (from, to) = (from.words("everybody"), to.words("everybody"));
+                write!(f, "{from} may reach {to} on {}", port.words("every"))
+            }
+            Assertion::Deny { from: Ends::All, to, port } => {
+                write!(f, "nobody may reach {} on {}", to.words("anybody"), port.words("any"))
             }
             Assertion::Deny { from, to, port } => {
-                write!(f, "{from} must not reach {to} on {port}")
+                let (from, to) = (from.words("everybody"), to.words("anybody"));
+                write!(f, "{from} may not reach {to} on {}", port.words("any"))
             }
             Assertion::Reachable { to, port, only_from } => {
-                write!(f, "{to} on {port} is reachable only from {only_from}")
+                let (to, from) = (to.words("everybody"), only_from.words("everybody"));
+                write!(f, "{to} is reachable on {} only from {from}", port.words("every"))
             }
             Assertion::Reaches { from, port, only_to } => {
-                write!(f, "{from} reaches only {only_to} on {port}")
+                let (from, to) = (from.words("everybody"), only_to.words("everybody"));
+                write!(f, "{from} reaches on {} only {to}", port.words("every"))
             }
             Assertion::Isolated { pods, directions } => {
                 let directions: Vec<&str> = directions.iter().map(|d| d.section()).collect();
+                let pods = pods.words("every pod");
                 write!(f, "{pods} is isolated for {}", directions.join(" and "))
             }
         }
     }
 }
 
-impl fmt::Display for Ends {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Ends {
+    /// In words, with one for all.
+    fn words(&self, all: &str) -> String {
         let list = |items: &[EndItem]| {
             items.iter().map(|item| item.what.to_string()).collect::<Vec<_>>().join(", ")
         };
         match self {
-            Ends::All => f.write_str("all"),
-            Ends::AllBut(items) => write!(f, "all but {}", list(items)),
-            Ends::These(items) => f.write_str(&list(items)),
+            Ends::All => all.to_owned(),
+            Ends::AllBut(items) => format!("{all} but {}", list(items)),
+            Ends::These(items) => list(items),
         }
     }
 }
@@ -586,18 +595,26 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             What::Outside { blocks, all_but } => {
-                let blocks: Vec<String> = blocks.iter().map(IpNet::to_string).collect();
+                let blocks: Vec<String> = blocks.iter().map(shown).collect();
                 match (all_but, blocks.is_empty()) {
                     (true, true) => f.write_str("outside"),
                     (true, false) => write!(f, "outside but {}", blocks.join(", ")),
                     (false, _) => write!(f, "outside in {}", blocks.join(", ")),
                 }
             }
-            What::Block(net) => write!(f, "{net}"),
+            What::Block(net) => f.write_str(&shown(net)),
             What::Namespace(name) => write!(f, "{name}/*"),
             What::Name(name) => f.write_str(name),
             What::Selected(selection) => write!(f, "{selection}"),
         }
+    }
+}
+
+/// A single address without its length.
+fn shown(net: &IpNet) -> String {
+    match net.prefix_len() == net.max_prefix_len() {
+        true => net.addr().to_string(),
+        false => net.to_string(),
     }
 }
 

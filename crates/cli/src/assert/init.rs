@@ -33,8 +33,8 @@ struct Atom {
 /// What may be opened to one unit from each: `None` where there is nothing to say.
 type Column = Vec<Option<Claim>>;
 
-/// Tests of everything that there is in a world.
-pub(super) fn text(mut world: World<'_>) -> String {
+/// Tests of everything that there is in a world; `None` where that is nothing.
+pub(super) fn text(mut world: World<'_>) -> Option<String> {
     let units = world.units.clone();
     let atoms = atoms(&world, &units);
     let rows: Vec<Vec<Allowed>> =
@@ -60,7 +60,7 @@ pub(super) fn text(mut world: World<'_>) -> String {
         }
         page.section(columns, to, &mut text);
     }
-    text
+    (!by_columns.is_empty()).then_some(text)
 }
 
 fn atoms(world: &World<'_>, units: &[Unit]) -> Vec<Atom> {
@@ -154,39 +154,69 @@ impl Page<'_> {
     fn section(&self, columns: &[(Option<Family>, Column)], to: &[usize], text: &mut String) {
         let to: Vec<&Atom> = self.atoms.iter().filter(|atom| to.contains(&atom.unit)).collect();
         let targets = self.list(&to);
-        text.push_str(&format!("# Connections to {}\n", targets.join(", ")));
+        let plain = targets.join(", ").replace(['{', '}', '[', ']'], "").replace(": ", " ");
+        text.push_str(&format!("# To {}\n", plain.replace("allBut", "but")));
         for (family, column) in columns {
             if column.iter().all(Option::is_none) {
                 continue;
             }
             for (claim, sources) in blocks(column) {
                 let port = port(&claim);
-                // A pod alone is always open to itself, so nothing is to be said of that.
-                let itself =
-                    |atom: &Atom| to.len() == 1 && atom.pods.len() == 1 && atom.pods == to[0].pods;
-                let meant = self.atoms.iter().filter(|a| column[a.unit].is_some() && !itself(a));
+                // What holds whatever policies say is nothing to test.
+                let decided = |from: &Atom, to: &Atom| {
+                    let [from, to] = [from, to].map(|atom| self.unit(atom));
+                    self.world.example(&from, &to, *family).is_some()
+                };
+                let meant = self.atoms.iter().filter(|from| {
+                    column[from.unit].is_some() && to.iter().any(|to| decided(from, to))
+                });
                 let (may, may_not): (Vec<&Atom>, Vec<&Atom>) =
                     meant.partition(|atom| sources.contains(&atom.unit));
-                let family = family.map(|f| ("family", f.to_string()));
-                let to = ("to", flow(&targets));
-                let (keyword, fields) = if may_not.is_empty() {
-                    ("allow", vec![("from", "all".to_owned()), to, ("port", port)])
-                } else if may.is_empty() {
-                    ("deny", vec![("from", "all".to_owned()), to, ("port", port)])
-                } else {
-                    let (these, others) = (flow(&self.list(&may)), flow(&self.list(&may_not)));
-                    let but = format!("{{allBut: {others}}}");
-                    // Who has no say here must not be among all.
-                    let all = may.len() + may_not.len();
-                    let of_all = self.atoms.iter().filter(|atom| !itself(atom)).count();
-                    let shorter = but.len() < these.len() && all == of_all;
-                    let from = if shorter { but } else { these };
-                    ("reachable", vec![to, ("port", port), ("onlyFrom", from)])
+                let mut write = |keyword, from: Option<&str>, to: &[&Atom], only: Option<&str>| {
+                    if to.is_empty() {
+                        return;
+                    }
+                    let mut fields = Vec::new();
+                    fields.extend(from.map(|from| ("from", from.to_owned())));
+                    fields.extend([("to", flow(&self.list(to))), ("port", port.clone())]);
+                    fields.extend(only.map(|only| ("onlyFrom", only.to_owned())));
+                    fields.extend(family.map(|family| ("family", family.to_string())));
+                    test(keyword, &fields, text);
                 };
-                let fields: Vec<(&str, String)> = fields.into_iter().chain(family).collect();
-                test(keyword, &fields, text);
+                let some =
+                    |sources: &[&Atom], to: &Atom| sources.iter().any(|from| decided(from, to));
+                let (reached, unreached): (Vec<&Atom>, Vec<&Atom>) =
+                    to.iter().partition(|to| some(&may, to));
+                let refused: Vec<&Atom> =
+                    to.iter().copied().filter(|to| some(&may_not, to)).collect();
+                if may_not.is_empty() || may.is_empty() {
+                    let to = if may_not.is_empty() { reached } else { refused };
+                    let keyword = if may_not.is_empty() { "allow" } else { "deny" };
+                    write(keyword, Some("all"), &to, None);
+                    continue;
+                }
+                let these = flow(&self.list(&may));
+                let but_these = format!("{{allBut: {these}}}");
+                let but_others = format!("{{allBut: {}}}", flow(&self.list(&may_not)));
+                let these = if but_others.len() < these.len() { but_others } else { these };
+                // Of many ports, `reachable` asks for one.
+                if claim.is_open_ended() {
+                    write("allow", Some(&these), &reached, None);
+                    write("deny", Some(&but_these), &refused, None);
+                } else {
+                    write("reachable", None, &reached, Some(&these));
+                    let alone: Vec<&Atom> =
+                        unreached.into_iter().filter(|to| some(&may_not, to)).collect();
+                    write("deny", Some("all"), &alone, None);
+                }
             }
         }
+    }
+
+    /// An atom as units are written.
+    fn unit(&self, atom: &Atom) -> Unit {
+        let classes = self.world.units[atom.unit].classes;
+        Unit { pods: atom.pods.clone(), addresses: atom.ranges.clone(), classes }
     }
 
     /// The items that stand for these, in as few as can be.
@@ -274,11 +304,11 @@ fn blocks(column: &Column) -> Vec<(Claim, Vec<usize>)> {
 }
 
 fn port(claim: &Claim) -> String {
-    let (these, others) = (claim.items(), claim.complement().items());
-    match (others.is_empty(), others.len() < these.len()) {
+    let others = claim.complement().items();
+    match (others.is_empty(), claim.is_open_ended()) {
         (true, _) => "all".to_owned(),
         (_, true) => format!("{{allBut: {}}}", flow(&others)),
-        (_, false) => flow(&these),
+        (_, false) => flow(&claim.items()),
     }
 }
 
@@ -325,5 +355,93 @@ fn test(keyword: &str, fields: &[(&str, String)], text: &mut String) {
             }
             _ => text.push_str(&line),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_core::Program;
+    use portcullis_core::model::Cluster;
+    use portcullis_kube::{Input, Options, Source, read_values};
+    use portcullis_tests::engine::{allowed, cluster};
+    use portcullis_tests::generate::{Size, flows, world};
+    use portcullis_tests::property::holds;
+    use proptest::prelude::{Strategy, any};
+    use proptest::test_runner::TestCaseError;
+
+    use super::super::file;
+    use super::*;
+
+    /// What is wrong in a cluster by the tests of a file; an error where one cannot be run.
+    fn problems(cluster: &Cluster, text: &str) -> Result<Vec<String>, String> {
+        let mut input = Input::default();
+        input.cluster = cluster.clone();
+        let source = Source::Text { name: "tests.yaml".to_owned(), text: text.to_owned() };
+        let (values, mut diagnostics) = read_values(&[source], &Options::default());
+        let files = file::read(&values, &mut diagnostics);
+        if let Some(diagnostic) = diagnostics.first() {
+            return Err(diagnostic.to_string());
+        }
+        let program = Program::compile(cluster);
+        let mut world = World::of(&input, cluster, &program, "default");
+        let mut problems = Vec::new();
+        for test in files.iter().flat_map(|file| &file.tests) {
+            let judged = world.judge(test).map_err(|diagnostic| diagnostic.to_string())?;
+            // Saying why must not fail either.
+            judged
+                .iter()
+                .filter_map(|p| p.flow)
+                .for_each(|flow| assert!(!world.why(flow).is_empty()));
+            problems.extend(judged.into_iter().map(|problem| problem.message));
+        }
+        Ok(problems)
+    }
+
+    fn init(cluster: &Cluster) -> Option<String> {
+        let mut input = Input::default();
+        input.cluster = cluster.clone();
+        let program = Program::compile(cluster);
+        text(World::of(&input, cluster, &program, "default"))
+    }
+
+    /// Whether two states of one cluster differ in any connection that is tried.
+    fn differ(a: &Cluster, b: &Cluster, world: &portcullis_tests::oracle::World) -> bool {
+        let programs = [a, b].map(Program::compile);
+        let flows = flows(world, 40_000);
+        flows.iter().any(|flow| allowed(&programs[0], flow) != allowed(&programs[1], flow))
+    }
+
+    #[test]
+    fn a_first_file_holds_at_once_and_fails_exactly_when_a_connection_opens_or_closes() {
+        let small = Size { namespaces: 2, nodes: 2, pods: 5, policies: 4 };
+        let worlds = (world(small), any::<proptest::sample::Index>());
+        let opened_or_closed = std::cell::Cell::new(0);
+        holds(
+            worlds.prop_filter("no policy", |(w, _)| !w.policies.is_empty()),
+            |(world, which)| {
+                let before = cluster(&world);
+                let Some(text) = init(&before) else { return Ok(()) };
+                let fail = |why: String| TestCaseError::fail(format!("{why}\n{text}\n{before:#?}"));
+                match problems(&before, &text) {
+                    Ok(problems) if problems.is_empty() => {}
+                    other => return Err(fail(format!("at once: {other:?}"))),
+                }
+                assert_eq!(init(&before).as_ref(), Some(&text));
+                let mut after = before.clone();
+                after.policies.remove(which.index(after.policies.len()));
+                let differs = differ(&before, &after, &world);
+                opened_or_closed.set(opened_or_closed.get() + usize::from(differs));
+                // Both ways: what a removal opens, an addition closes.
+                for (from, to) in [(&before, &after), (&after, &before)] {
+                    let Some(text) = init(from) else { continue };
+                    match problems(to, &text) {
+                        Ok(problems) if problems.is_empty() != differs => {}
+                        other => return Err(fail(format!("differs {differs}: {other:?}\n{text}"))),
+                    }
+                }
+                Ok(())
+            },
+        );
+        assert!(opened_or_closed.get() > 20, "only {} changes", opened_or_closed.get());
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portcullis_core::model::Direction;
-use portcullis_core::net::Family;
+use portcullis_core::net::{Family, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::End;
 use portcullis_core::reach::{Allowed, ClassId, SetId, Unit};
@@ -45,6 +45,7 @@ pub(super) struct Expectation {
 pub(super) enum Want {
     All,
     Nothing,
+    Something,
 }
 
 struct Expected {
@@ -96,6 +97,8 @@ impl World<'_> {
         let sides = |ends: &Ends| self.sides(ends, &test.at).map(&only);
         let targets = |ends: &Ends, port: &Ports| self.targets(ends, port, &test.at).map(&only);
         let plain = |from, to, want| Expectation { from, to, want, all_tested: true };
+        // Nobody is meant to need each port that there is: who may open one is let in.
+        let listed = |port: &Ports| if port.all_but { Want::Something } else { Want::All };
         let others = |sides: &[Side]| {
             let set = self.others(sides.iter().map(|side| &side.set)).only(test.family);
             Side { place: None, set, claim: Claim::all() }
@@ -122,7 +125,7 @@ impl World<'_> {
                     want: Want::Nothing,
                     all_tested: false,
                 };
-                vec![plain(from, targets(to, port)?, Want::All), rest]
+                vec![plain(from, targets(to, port)?, listed(port)), rest]
             }
             Assertion::Reaches { from, port, only_to } => {
                 exact(only_to, "onlyTo")?;
@@ -137,7 +140,7 @@ impl World<'_> {
                     want: Want::Nothing,
                     all_tested: false,
                 };
-                vec![plain(sides(from)?, to, Want::All), rest]
+                vec![plain(sides(from)?, to, listed(port)), rest]
             }
             Assertion::Isolated { .. } => Vec::new(),
         };
@@ -236,7 +239,7 @@ impl World<'_> {
                 if let Some((source, destination)) = self.own_node(&side.set, &target.set) {
                     (tested_from[i], tested_to[j]) = (true, true);
                     if *want == Want::Nothing {
-                        let traffic = target.claim.example();
+                        let traffic = self.traffic(&target.claim, destination);
                         problems.push(Problem {
                             message: "a pod and the node it runs on always reach each other"
                                 .to_owned(),
@@ -310,6 +313,8 @@ impl World<'_> {
             let wrong = match want {
                 Want::All => claim.without(&open),
                 Want::Nothing => claim.and(&open),
+                Want::Something if claim.and(&open).is_nothing() => claim.clone(),
+                Want::Something => Claim::NOTHING,
             };
             if !wrong.is_nothing() {
                 return (family, wrong, false);
@@ -356,7 +361,7 @@ impl World<'_> {
             };
             match want {
                 Want::Nothing => claim.and(&allowed(&|_, _| true)).is_nothing(),
-                Want::All => {
+                Want::All | Want::Something => {
                     let ours = |policy, rule| {
                         policy == reason.policy && reason.rule.is_none_or(|asked| asked == rule)
                     };
@@ -413,11 +418,13 @@ impl World<'_> {
                     let policy = reason.map_or("", |reason| &reason.text);
                     format!("{from} -> {to} is allowed, and not by {policy} (all of {claim}{on})")
                 }
-                (_, Want::All) => format!("{from} -> {to} is refused on {claim}{on}"),
+                (_, Want::All | Want::Something) => {
+                    format!("{from} -> {to} is refused on {claim}{on}")
+                }
                 (_, Want::Nothing) => format!("{from} -> {to} is allowed on {claim}{on}"),
             };
             let (source, destination) = wrong.flow;
-            let traffic = claim.example();
+            let traffic = self.traffic(claim, destination);
             let flow = Flow { source, destination, traffic };
             problems.push(Problem { message, flow: Some(flow) });
         }
@@ -468,6 +475,16 @@ impl World<'_> {
             }
         }
         Ok(problems)
+    }
+
+    /// Traffic of a claim for an example: on a port that the destination has, if there is one.
+    fn traffic(&self, claim: &Claim, destination: End) -> Traffic {
+        let ports = match destination {
+            End::Pod(pod) => self.cluster.pods[pod].ports.as_slice(),
+            End::Address(_) => &[],
+        };
+        let mut known = ports.iter().map(|port| Traffic::Port(port.protocol, port.port));
+        known.find(|traffic| claim.contains(*traffic)).unwrap_or_else(|| claim.example())
     }
 
     /// Why a connection is as it is, as `portcullis why` says it.

@@ -63,6 +63,16 @@ impl Ports {
         Ok(if self.all_but { claim.complement() } else { claim })
     }
 
+    /// In words, with one for all.
+    pub(super) fn words(&self, all: &str) -> String {
+        let items = self.items.iter().map(PortItem::to_string).collect::<Vec<_>>().join(", ");
+        match (self.all_but, items.is_empty()) {
+            (true, true) => format!("{all} port"),
+            (true, false) => format!("{all} port but {items}"),
+            (false, _) => items,
+        }
+    }
+
     /// The names that are ports of a Service, which are told one by one; `None` for the rest.
     pub(super) fn names(&self) -> Option<Vec<&PortName>> {
         let name = |item| match item {
@@ -174,6 +184,11 @@ impl Claim {
         tries
     }
 
+    /// Whether it is shorter to say what is not in it.
+    pub(super) fn is_open_ended(&self) -> bool {
+        self.complement().items().len() < self.items().len()
+    }
+
     /// The ports as a test would list them.
     pub(super) fn items(&self) -> Vec<String> {
         let PortSet::Ports(ports) = &self.ports else { return Vec::new() };
@@ -202,17 +217,6 @@ impl fmt::Display for Claim {
             (_, true, true) => f.write_str("ICMP"),
             (_, _, true) => write!(f, "{}, ICMP", self.ports),
             (_, _, false) => write!(f, "{}", self.ports),
-        }
-    }
-}
-
-impl fmt::Display for Ports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let items = self.items.iter().map(PortItem::to_string).collect::<Vec<_>>().join(", ");
-        match (self.all_but, items.is_empty()) {
-            (true, true) => f.write_str("every port"),
-            (true, false) => write!(f, "every port but {items}"),
-            (false, _) => f.write_str(&items),
         }
     }
 }

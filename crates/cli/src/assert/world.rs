@@ -372,9 +372,9 @@ impl<'a> World<'a> {
         let sources = self.ends(from);
         let destinations = self.ends(to);
         for source in &sources {
-            for destination in &destinations {
+            for destination in destinations.iter().filter(|end| *end != source) {
                 let mut paths = self.paths(*source, *destination, family).peekable();
-                let none = paths.peek().is_none() && family.is_none() && source != destination;
+                let none = paths.peek().is_none() && family.is_none();
                 if none || paths.any(|path| self.program.exempt(&path).is_none()) {
                     return Some((*source, *destination));
                 }
