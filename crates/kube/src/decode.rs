@@ -344,10 +344,21 @@ pub fn closest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     }
     let allowed = if name.len() < 5 { 1 } else { 2 };
     let by_distance = known.iter().map(|k| {
-        let same = k.eq_ignore_ascii_case(name);
-        (if same { 0 } else { distance(name, k) }, *k)
+        let distance = match k.eq_ignore_ascii_case(name) {
+            true => 0,
+            // Two letters that changed places are one slip.
+            false if letters(k) == letters(name) => 1,
+            false => distance(name, k),
+        };
+        (distance, *k)
     });
     by_distance.filter(|(d, _)| *d <= allowed).min_by_key(|(d, _)| *d).map(|(_, k)| k)
+}
+
+fn letters(text: &str) -> Vec<u8> {
+    let mut letters = text.as_bytes().to_vec();
+    letters.sort_unstable();
+    letters
 }
 
 /// Levenshtein's distance in bytes.

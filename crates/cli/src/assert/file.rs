@@ -153,6 +153,13 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn file(&mut self, value: &Value) -> File {
         let mut file = File { name: value.place.location.file.to_string(), ..File::default() };
+        if let Content::Map(fields) = &value.content
+            && get(fields, "tests").is_none()
+            && fields.iter().any(|field| ["apiVersion", "kind"].contains(&field.name.as_str()))
+        {
+            self.wrong(value, "this is a manifest, and no file of tests: pass it with -f");
+            return file;
+        }
         let Some(fields) = self.fields(value, FILE) else { return file };
         if let Some(manifests) = get(fields, "manifests") {
             let texts = self.one_or_more(manifests, Self::text);
@@ -183,6 +190,18 @@ impl Reader<'_> {
             }
         };
         let before = self.out.len();
+        let is_empty =
+            |f: &&Field| keywords.contains(&f.name.as_str()) && f.value.content == Content::Null;
+        if let Some(field) = fields.iter().find(is_empty) {
+            let below: Vec<&str> = fields.iter().map(|f| f.name.as_str()).collect();
+            let below: Vec<&str> = below.into_iter().filter(|f| !known.contains(f)).collect();
+            let hint = match below.as_slice() {
+                [] => "write what it is about".to_owned(),
+                below => format!("indent {} by more than it", below.join(", ")),
+            };
+            self.out.push(field.place.error(Reason::Test, &format!("nothing is in it: {hint}")));
+            return None;
+        }
         for field in fields.iter().filter(|field| !known.contains(&field.name.as_str())) {
             self.unknown(field, &known, "a test");
         }
@@ -517,7 +536,18 @@ impl Reader<'_> {
 
     fn unknown(&mut self, field: &Field, known: &[&str], what: &str) {
         let mut message = "unknown field".to_owned();
+        // What the longer names of two assertions would be.
+        let known_as = match field.name.as_str() {
+            "reachableOnlyFrom" | "reachableFrom" => {
+                Some("reachable: {to: …, port: …, onlyFrom: …}")
+            }
+            "reachesOnly" | "reachableTo" => Some("reaches: {from: …, port: …, onlyTo: …}"),
+            _ => None,
+        };
         match closest(&field.name, known) {
+            None if known_as.is_some() => {
+                message.push_str(&format!(", write `{}`", known_as.unwrap_or_default()));
+            }
             Some(meant) => message.push_str(&format!(", did you mean {meant:?}?")),
             None => message.push_str(&format!(": {what} may have {}", known.join(", "))),
         }

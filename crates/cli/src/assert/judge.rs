@@ -494,6 +494,5 @@ impl World<'_> {
 }
 
 /// A test must be able to fail.
-const NOTHING: &str = "there is no connection to test here: a pod and itself, addresses outside \
-                       among themselves, and families that no pod has are nothing that policies \
-                       decide";
+const NOTHING: &str = "this tests nothing: policies do not decide what a pod opens to itself, what \
+                       addresses outside open among themselves, and families that no pod has";

@@ -12,7 +12,7 @@ use portcullis_kube::{Diagnostic, Input, Place, Reason, closest};
 
 use super::file::{EndItem, Ends, Selection, What};
 use super::ports::{Claim, Ports};
-use crate::ends::{Names, Target};
+use crate::ends::{Names, Target, shown_pod};
 use crate::groups::{By, Groups, complement};
 use crate::reach::groups;
 
@@ -240,7 +240,7 @@ impl<'a> World<'a> {
             }
             What::Selected(selection) => self.selected(selection).map_err(|why| wrong(&why)),
             What::Name(name) => match self.names.find(name, self.namespace) {
-                Err(why) => Err(wrong(&why.to_string())),
+                Err(why) => Err(wrong(&self.unknown(name).unwrap_or_else(|| why.to_string()))),
                 Ok(Target::Address(address)) => Ok(self.block(address.into())),
                 Ok(Target::Pod(pod)) => Ok(self.pods([pod])),
                 Ok(Target::Workload(pods)) => {
@@ -257,6 +257,23 @@ impl<'a> World<'a> {
                 ))),
             },
         }
+    }
+
+    /// What is wrong with a name that is nearly one of the input.
+    fn unknown(&self, name: &str) -> Option<String> {
+        let mut known = BTreeSet::new();
+        for pod in self.cluster.pods.iter().filter(|pod| !pod.finished) {
+            let workload = pod.workload.as_ref();
+            known.extend(workload.map(|owner| format!("{}/{}", pod.namespace, owner.name)));
+            known.insert(shown_pod(pod));
+        }
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let full = match name.contains('/') {
+            true => name.to_owned(),
+            false => format!("{}/{name}", self.namespace),
+        };
+        let meant = closest(&full, &known).filter(|meant| *meant != full)?;
+        Some(format!("{name:?} is not in the input, did you mean {meant:?}?"))
     }
 
     /// Pods; one on the host network is its node's addresses too.
