@@ -6,6 +6,7 @@ mod judge;
 mod packets;
 mod ports;
 mod report;
+mod schema;
 mod world;
 
 use std::collections::BTreeMap;
@@ -57,13 +58,10 @@ pub(crate) struct Assert {
     output: Format,
 }
 
-/// What editors complete and check files of tests by.
-const SCHEMA: &str = include_str!("../../../docs/test.schema.json");
-
 impl Assert {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         if self.schema {
-            print(SCHEMA)?;
+            print(schema::SCHEMA)?;
             return Ok(ExitCode::SUCCESS);
         }
         if self.init {

@@ -280,7 +280,7 @@ fn merged(ranges: &[IpRange], family: Family) -> Vec<IpRange> {
 }
 
 /// The smallest CIDR around ranges that are ascending.
-fn cover(ranges: &[IpRange]) -> Option<IpNet> {
+pub(crate) fn cover(ranges: &[IpRange]) -> Option<IpNet> {
     let (first, last) = (ranges.first()?.first, ranges.last()?.last);
     let mut net = IpNet::from(first);
     while !net.contains(&last) {

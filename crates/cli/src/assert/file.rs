@@ -68,8 +68,8 @@ pub(super) struct EndItem {
 
 #[derive(Debug)]
 pub(super) enum What {
-    /// Addresses that no pod has: of these blocks, or of none of these.
-    Outside { blocks: Vec<IpNet>, all_but: bool },
+    /// Addresses that no pod has: all of them, or those of some blocks but not of others.
+    Outside { blocks: Vec<IpNet>, except: Vec<IpNet> },
     /// The addresses of a block, whoever has them.
     Block(IpNet),
     /// All pods of a namespace.
@@ -112,8 +112,8 @@ pub(super) const ASSERTIONS: &[(&str, &[&str], &[&str])] = &[
 ];
 /// The fields of a selection of pods.
 pub(super) const SELECTION: &[&str] = &["namespace", "namespaceLabels", "labels", "orNone"];
-/// Addresses that no pod has.
-pub(super) const OUTSIDE: &str = "outside";
+/// The fields of addresses that no pod has; the first is the word for all of them too.
+pub(super) const OUTSIDE: &[&str] = &["outside", "except"];
 /// Everything but some.
 pub(super) const ALL_BUT: &str = "allBut";
 
@@ -286,9 +286,7 @@ impl Reader<'_> {
     fn end(&mut self, value: &Value) -> Option<EndItem> {
         let what = match &value.content {
             Content::Text(text) => self.named(value, text)?,
-            Content::Map(fields) if get(fields, OUTSIDE).is_some() => {
-                self.outside(value, fields)?
-            }
+            Content::Map(fields) if get(fields, OUTSIDE[0]).is_some() => self.outside(value)?,
             Content::Map(_) => What::Selected(self.selection(value)?),
             _ => {
                 self.expected(value, "a name, an address, or labels of pods");
@@ -299,8 +297,8 @@ impl Reader<'_> {
     }
 
     fn named(&mut self, value: &Value, text: &str) -> Option<What> {
-        if text == OUTSIDE {
-            return Some(What::Outside { blocks: Vec::new(), all_but: true });
+        if text == OUTSIDE[0] {
+            return Some(What::Outside { blocks: Vec::new(), except: Vec::new() });
         }
         if text == "all" {
             self.wrong(value, "`all` stands alone, and not in a list");
@@ -320,15 +318,13 @@ impl Reader<'_> {
         }
     }
 
-    fn outside(&mut self, value: &Value, fields: &[Field]) -> Option<What> {
-        self.fields(value, &[OUTSIDE])?;
-        let blocks = get(fields, OUTSIDE)?;
-        let (blocks, all_but) = match self.all_but(blocks) {
-            Some(but) => (but?, true),
-            None => (blocks, false),
+    fn outside(&mut self, value: &Value) -> Option<What> {
+        let fields = self.fields(value, OUTSIDE)?;
+        let mut blocks = |name| match get(fields, name) {
+            Some(blocks) => self.some(blocks, Self::block),
+            None => Some(Vec::new()),
         };
-        let blocks = self.some(blocks, Self::block)?;
-        Some(What::Outside { blocks, all_but })
+        Some(What::Outside { blocks: blocks(OUTSIDE[0])?, except: blocks(OUTSIDE[1])? })
     }
 
     fn block(&mut self, value: &Value) -> Option<IpNet> {
@@ -601,7 +597,7 @@ impl fmt::Display for Assertion {
             Assertion::Isolated { pods, directions } => {
                 let directions: Vec<&str> = directions.iter().map(|d| d.section()).collect();
                 let pods = pods.words("every pod");
-                write!(f, "{pods} is isolated for {}", directions.join(" and "))
+                write!(f, "policies isolate {pods} for {}", directions.join(" and "))
             }
         }
     }
@@ -624,13 +620,16 @@ impl Ends {
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            What::Outside { blocks, all_but } => {
-                let blocks: Vec<String> = blocks.iter().map(shown).collect();
-                match (all_but, blocks.is_empty()) {
-                    (true, true) => f.write_str("outside"),
-                    (true, false) => write!(f, "outside but {}", blocks.join(", ")),
-                    (false, _) => write!(f, "outside in {}", blocks.join(", ")),
+            What::Outside { blocks, except } => {
+                let list = |nets: &[IpNet]| nets.iter().map(shown).collect::<Vec<_>>().join(", ");
+                f.write_str("outside")?;
+                if !blocks.is_empty() {
+                    write!(f, " in {}", list(blocks))?;
                 }
+                if !except.is_empty() {
+                    write!(f, " except {}", list(except))?;
+                }
+                Ok(())
             }
             What::Block(net) => f.write_str(&shown(net)),
             What::Namespace(name) => write!(f, "{name}/*"),

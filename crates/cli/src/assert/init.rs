@@ -9,7 +9,7 @@ use portcullis_core::reach::{Allowed, Unit};
 use super::ports::Claim;
 use super::world::{World, everywhere};
 use crate::ends::{Target, shown_pod};
-use crate::groups::{cidrs, complement};
+use crate::groups::{cidrs, complement, cover};
 
 const HEAD: &str = "\
 # What the policies allow and refuse today. Any change of it fails one of these tests.
@@ -154,7 +154,7 @@ impl Page<'_> {
     fn section(&self, columns: &[(Option<Family>, Column)], to: &[usize], text: &mut String) {
         let to: Vec<&Atom> = self.atoms.iter().filter(|atom| to.contains(&atom.unit)).collect();
         let targets = self.list(&to);
-        let plain = targets.join(", ").replace(['{', '}', '[', ']'], "").replace(": ", " ");
+        let plain = targets.join(", ").replace(['{', '}', '[', ']', '"'], "").replace(": ", " ");
         text.push_str(&format!("# To {}\n", plain.replace("allBut", "but")));
         for (family, column) in columns {
             if column.iter().all(Option::is_none) {
@@ -195,14 +195,18 @@ impl Page<'_> {
                     write(keyword, Some("all"), &to, None);
                     continue;
                 }
-                let these = flow(&self.list(&may));
-                let but_these = format!("{{allBut: {these}}}");
-                let but_others = format!("{{allBut: {}}}", flow(&self.list(&may_not)));
+                let (these, others) = (flow(&self.list(&may)), flow(&self.list(&may_not)));
+                let (but_these, but_others) =
+                    (format!("{{allBut: {these}}}"), format!("{{allBut: {others}}}"));
                 let these = if but_others.len() < these.len() { but_others } else { these };
+                // A node that is named can reach its own pods, whatever policies say.
+                let nodes = may_not.iter().chain(&to).any(|atom| self.has_node(atom));
+                let shorter = others.len() < but_these.len() && !nodes;
+                let others = if shorter { others } else { but_these };
                 // Of many ports, `reachable` asks for one.
                 if claim.is_open_ended() {
                     write("allow", Some(&these), &reached, None);
-                    write("deny", Some(&but_these), &refused, None);
+                    write("deny", Some(&others), &refused, None);
                 } else {
                     write("reachable", None, &reached, Some(&these));
                     let alone: Vec<&Atom> =
@@ -211,6 +215,13 @@ impl Page<'_> {
                 }
             }
         }
+    }
+
+    fn has_node(&self, atom: &Atom) -> bool {
+        let cluster = self.world.cluster;
+        let mut nodes = cluster.nodes.iter().flat_map(|node| &node.addresses);
+        atom.pods.iter().any(|pod| cluster.pods[*pod].host_network)
+            || nodes.any(|address| atom.ranges.iter().any(|range| range.contains(*address)))
     }
 
     /// An atom as units are written.
@@ -256,27 +267,37 @@ impl Page<'_> {
                 self.atoms.iter().any(|a| a.ranges.iter().any(|r| Family::of(r.first) == *f))
             })
             .collect();
-        let others = families.iter().flat_map(|family| {
-            let here = |range: &&IpRange| Family::of(range.first) == *family;
+        let (mut blocks, mut except, mut is_all) = (Vec::new(), Vec::new(), true);
+        for family in families {
+            let here = |range: &&IpRange| Family::of(range.first) == family;
             let ours: Vec<IpRange> = ranges.iter().filter(here).copied().collect();
-            complement(&ours, everywhere(*family))
-        });
-        let others = cidrs(&others.collect::<Vec<_>>());
-        let ours = cidrs(&ranges);
+            let Some(around) = cover(&ours) else {
+                is_all = false;
+                continue;
+            };
+            is_all &= complement(&ours, everywhere(family)).is_empty();
+            let (listed, holes) = (cidrs(&ours), cidrs(&complement(&ours, around.into())));
+            match holes.len() + 1 < listed.len() {
+                true => {
+                    blocks.push(around.to_string());
+                    except.extend(holes);
+                }
+                false => blocks.extend(listed),
+            }
+        }
         let pods = self.world.cluster.pods.iter().enumerate().filter(|(_, pod)| !pod.finished);
         let inside = |(pod, _): (usize, _)| {
             let endpoints = self.world.program.endpoints(End::Pod(pod)).into_iter().flatten();
             let mut addresses = endpoints.filter_map(|endpoint| endpoint.address);
             addresses.any(|address| ranges.iter().any(|range| range.contains(address)))
         };
-        Some(if others.is_empty() {
-            "outside".to_owned()
-        } else if others.len() < ours.len() {
-            format!("{{outside: {{allBut: {}}}}}", flow(&others))
-        } else if ours.len() == 1 && !pods.into_iter().any(inside) {
-            scalar(&ours[0])
-        } else {
-            format!("{{outside: {}}}", flow(&ours))
+        Some(match (blocks.as_slice(), except.as_slice()) {
+            _ if is_all => "outside".to_owned(),
+            ([one], []) if !pods.into_iter().any(inside) => scalar(one),
+            (blocks, []) => format!("{{outside: {}}}", flow(blocks)),
+            (blocks, except) => {
+                format!("{{outside: {}, except: {}}}", flow(blocks), flow(except))
+            }
         })
     }
 }
@@ -344,18 +365,61 @@ fn test(keyword: &str, fields: &[(&str, String)], text: &mut String) {
     }
     text.push_str(&format!("- {keyword}:\n"));
     for (name, value) in fields {
-        let line = format!("    {name}: {value}\n");
-        let items = value.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
-        match items.filter(|_| line.chars().count() > WIDTH) {
-            Some(items) if !items.contains(['[', '{']) => {
-                text.push_str(&format!("    {name}:\n"));
-                for item in items.split(", ") {
-                    text.push_str(&format!("    - {item}\n"));
-                }
+        wrapped(&format!("    {name}:"), value, text);
+    }
+}
+
+/// A field on a line, or with what is in it below where that is too long.
+fn wrapped(name: &str, value: &str, text: &mut String) {
+    let line = format!("{name} {value}\n");
+    let indent = name.len() - name.trim_start_matches([' ', '-']).len();
+    let inside = |open: &str, close: &str| value.strip_prefix(open)?.strip_suffix(close);
+    if line.chars().count() <= WIDTH {
+        text.push_str(&line);
+    } else if let Some(items) = inside("[", "]") {
+        text.push_str(&format!("{name}\n"));
+        for item in split(items) {
+            let fields = item.strip_prefix('{').and_then(|item| item.strip_suffix('}'));
+            match fields.filter(|_| indent + item.chars().count() + 2 > WIDTH) {
+                Some(fields) => below(&format!("{:indent$}- ", ""), fields, text),
+                None => text.push_str(&format!("{:indent$}- {item}\n", "")),
             }
-            _ => text.push_str(&line),
+        }
+    } else if let Some(fields) = inside("{", "}") {
+        text.push_str(&format!("{name}\n"));
+        below(&format!("{:1$}", "", indent + 2), fields, text);
+    } else {
+        text.push_str(&line);
+    }
+}
+
+/// The fields of a flow mapping on lines of their own, the first after a lead.
+fn below(lead: &str, fields: &str, text: &mut String) {
+    for (i, field) in split(fields).into_iter().enumerate() {
+        let lead = if i == 0 { lead } else { &" ".repeat(lead.len()) };
+        match field.split_once(": ") {
+            Some((key, value)) => wrapped(&format!("{lead}{key}:"), value, text),
+            None => text.push_str(&format!("{lead}{field}\n")),
         }
     }
+}
+
+/// The items of a flow sequence or mapping, whatever is in them.
+fn split(items: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut found) = (0_usize, 0, Vec::new());
+    for (at, character) in items.char_indices() {
+        match character {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            ',' if depth == 0 => {
+                found.push(items[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.push(items[start..].trim());
+    found
 }
 
 #[cfg(test)]

@@ -40,8 +40,8 @@ pub(super) struct Set {
     pub(super) pods: BTreeMap<usize, [bool; 2]>,
     /// Disjoint and ascending.
     pub(super) ranges: Vec<IpRange>,
-    /// Whether these are all that there are, or all but some. What holds whatever policies say,
-    /// between a pod and its own node, is then not meant.
+    /// Whether nobody in it is named: all that there are, all but some, blocks. What holds whatever
+    /// policies say, between a pod and its own node, is then not meant.
     pub(super) rest: bool,
 }
 
@@ -223,14 +223,23 @@ impl<'a> World<'a> {
     fn set(&self, item: &EndItem) -> Result<Set, Diagnostic> {
         let wrong = |message: &str| item.at.error(Reason::Test, message);
         match &item.what {
-            What::Outside { blocks, all_but } => {
-                let mut set = Set::default();
-                set.ranges.extend(blocks.iter().map(|net| IpRange::from(*net)));
-                set.settle();
-                if *all_but {
-                    set.ranges = self.others([&set]).ranges;
+            What::Outside { blocks, except } => {
+                let all = || self.families().into_iter().map(everywhere).collect();
+                let inside = match blocks.is_empty() {
+                    true => all(),
+                    false => blocks.iter().map(|net| IpRange::from(*net)).collect(),
+                };
+                let holes: Vec<IpRange> = except.iter().map(|net| IpRange::from(*net)).collect();
+                let [mut set, mut holes] =
+                    [inside, holes].map(|ranges| Set { ranges, rest: true, ..Set::default() });
+                (set.settle(), holes.settle());
+                let rest = Family::ALL.map(|f| complement(&holes.ranges_of(f), everywhere(f)));
+                let left = |range| rest.iter().flatten().filter_map(move |r| overlap(range, r));
+                set.ranges = set.ranges.iter().flat_map(left).collect();
+                match set.is_empty() {
+                    true => Err(wrong("except leaves nothing of it")),
+                    false => Ok(set),
                 }
-                Ok(set)
             }
             What::Block(net) => Ok(self.block(*net)),
             What::Namespace(namespace) => {
@@ -293,7 +302,8 @@ impl<'a> World<'a> {
 
     /// The addresses of a block, whoever has them.
     fn block(&self, net: IpNet) -> Set {
-        let mut set = Set { ranges: vec![net.into()], ..Set::default() };
+        let rest = net.prefix_len() < net.max_prefix_len();
+        let mut set = Set { ranges: vec![net.into()], rest, ..Set::default() };
         for (i, _) in self.cluster.pods.iter().enumerate().filter(|(_, pod)| !pod.finished) {
             for endpoint in self.program.endpoints(End::Pod(i)).into_iter().flatten() {
                 if let Some(address) = endpoint.address.filter(|a| net.contains(a)) {
