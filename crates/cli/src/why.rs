@@ -97,7 +97,7 @@ pub(crate) fn text(
 ) -> String {
     let why = explain(cluster, program, flow.source, flow.destination, flow.traffic);
     let mut text = String::new();
-    Page { input, names, verbose: false }.answer(&Answer { flow, why }, &mut text);
+    Page { input, names, verbose: false, changes: false }.answer(&Answer { flow, why }, &mut text);
     text
 }
 

@@ -6,12 +6,12 @@ use portcullis_core::model::Direction;
 use portcullis_core::net::{Family, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::End;
-use portcullis_core::reach::{Allowed, ClassId, SetId, Unit};
+use portcullis_core::reach::{Allowed, ClassId, Unit};
 use portcullis_kube::{Diagnostic, Reason, closest};
 
 use super::file::{Assertion, Because, Ends, Test};
 use super::ports::{Claim, Ports};
-use super::world::{Side, World};
+use super::world::{Open, Side, World};
 use crate::ends::Flow;
 use crate::groups::Members;
 use crate::why;
@@ -61,8 +61,19 @@ struct Wrong {
     to: usize,
     family: Option<Family>,
     claim: Claim,
-    because: bool,
+    how: How,
     flow: (End, End),
+}
+
+/// How a cell is not as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum How {
+    /// It is not what is said.
+    Otherwise,
+    /// It is, but for another reason.
+    Reason,
+    /// That depends on a fact that is missing.
+    Undetermined,
 }
 
 impl World<'_> {
@@ -214,19 +225,25 @@ impl World<'_> {
                 if rest && matches!(allowed, Allowed::NoFamily(_)) {
                     continue;
                 }
-                for (family, wrong, because) in
-                    self.cell(source, destination, allowed, claim, *want, reason)
+                for Open { family, open, unknown } in self.open(source, destination, allowed, !rest)
                 {
-                    let is_wrong = !wrong.is_nothing();
+                    let wrongs_here = Self::wrong([&open, &unknown], claim, *want);
+                    let mut wrongs_here: Vec<(Claim, How)> =
+                        wrongs_here.into_iter().filter(|(claim, _)| !claim.is_nothing()).collect();
+                    let is_reason = |reason: &Expected| {
+                        self.is_reason(reason, source, destination, family, claim, *want)
+                    };
+                    if wrongs_here.is_empty() && !reason.is_none_or(is_reason) {
+                        wrongs_here.push((claim.clone(), How::Reason));
+                    }
                     // Where all is well, one connection of an item is enough to know of.
-                    if !is_wrong && *tested_from && *tested_to {
+                    if wrongs_here.is_empty() && *tested_from && *tested_to {
                         continue;
                     }
                     let Some(flow) = self.example(source, destination, family) else { continue };
                     (*tested_from, *tested_to) = (true, true);
-                    if is_wrong {
-                        let claim = wrong;
-                        wrongs.push(Wrong { from: i, to: j, family, claim, because, flow });
+                    for (claim, how) in wrongs_here {
+                        wrongs.push(Wrong { from: i, to: j, family, claim, how, flow });
                     }
                 }
             }
@@ -236,16 +253,21 @@ impl World<'_> {
                 if side.set.rest || target.set.rest {
                     continue;
                 }
-                if let Some((source, destination)) = self.own_node(&side.set, &target.set) {
+                let own = self.own_node(&side.set, &target.set);
+                if own.is_some() {
                     (tested_from[i], tested_to[j]) = (true, true);
-                    if *want == Want::Nothing {
-                        let traffic = self.traffic(&target.claim, destination);
-                        problems.push(Problem {
-                            message: "a pod and the node it runs on always reach each other"
-                                .to_owned(),
-                            flow: Some(Flow { source, destination, traffic }),
-                        });
-                    }
+                }
+                let perhaps = || self.perhaps_own_node(side, target);
+                if *want == Want::Nothing
+                    && let Some((source, destination)) = own.or_else(perhaps)
+                {
+                    let message = match own {
+                        Some(_) => "a pod and the node it runs on always reach each other",
+                        None => "this may be a pod and the node it runs on: they reach each other",
+                    };
+                    let traffic = self.traffic(&target.claim, destination);
+                    let flow = Some(Flow { source, destination, traffic });
+                    problems.push(Problem { message: message.to_owned(), flow });
                 }
             }
         }
@@ -288,53 +310,49 @@ impl World<'_> {
         (units, of)
     }
 
-    /// What is wrong between two units, by family, and whether that is the reason only. This is
-    /// where a verdict becomes the answer to a test.
-    fn cell(
-        &self,
-        from: &Unit,
-        to: &Unit,
-        allowed: Allowed,
-        claim: &Claim,
-        want: Want,
-        reason: Option<&Expected>,
-    ) -> Vec<(Option<Family>, Claim, bool)> {
-        let pods = !from.pods.is_empty() && !to.pods.is_empty();
-        let sets: Vec<(Option<Family>, SetId)> = match allowed {
-            Allowed::Alike(set) => vec![(None, set)],
-            Allowed::ByFamily(sets) => Family::ALL.into_iter().map(Some).zip(sets).collect(),
-            // Pods that have no family in common cannot talk, whatever policies say.
-            Allowed::NoFamily(_) if pods => vec![(None, SetId::NOTHING)],
-            Allowed::NoFamily(_) => Vec::new(),
-        };
-        let no_family = matches!(allowed, Allowed::NoFamily(_));
-        let judge = |(family, set): (Option<Family>, SetId)| {
-            let open = Claim::of(self.reach.set(set));
-            let wrong = match want {
-                Want::All => claim.without(&open),
-                Want::Nothing => claim.and(&open),
-                Want::Something if claim.and(&open).is_nothing() => claim.clone(),
-                Want::Something => Claim::NOTHING,
-            };
-            if !wrong.is_nothing() {
-                return (family, wrong, false);
+    /// What is not as it should be of what may be opened. This is where verdicts become the answer
+    /// to a test.
+    fn wrong([open, unknown]: [&Claim; 2], claim: &Claim, want: Want) -> [(Claim, How); 2] {
+        let (unknown, open) = (claim.and(unknown), claim.and(open));
+        match want {
+            Want::All => {
+                let refused = claim.without(&open).without(&unknown);
+                [(refused, How::Otherwise), (unknown, How::Undetermined)]
             }
-            let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
-            let classes = families.into_iter().filter_map(|family| {
-                from.classes[family as usize].zip(to.classes[family as usize])
-            });
-            let other = reason.is_some_and(|reason| {
-                let mut classes = classes.clone();
-                no_family
-                    || classes.any(|(from, to)| !self.is_reason(reason, from, to, claim, want))
-            });
-            (family, if other { claim.clone() } else { wrong }, other)
-        };
-        sets.into_iter().map(judge).collect()
+            Want::Nothing => [(open, How::Otherwise), (unknown, How::Undetermined)],
+            Want::Something if !open.is_nothing() => {
+                [(Claim::NOTHING, How::Otherwise), (Claim::NOTHING, How::Undetermined)]
+            }
+            Want::Something if !unknown.is_nothing() => {
+                [(Claim::NOTHING, How::Otherwise), (unknown, How::Undetermined)]
+            }
+            Want::Something => [(claim.clone(), How::Otherwise), (unknown, How::Undetermined)],
+        }
     }
 
     /// Whether a policy, or a rule of it, allows or refuses all of a claim between two classes.
     fn is_reason(
+        &self,
+        reason: &Expected,
+        from: &Unit,
+        to: &Unit,
+        family: Option<Family>,
+        claim: &Claim,
+        want: Want,
+    ) -> bool {
+        let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
+        let mut classes = families
+            .into_iter()
+            .filter_map(|family| from.classes[family as usize].zip(to.classes[family as usize]));
+        let mut some = false;
+        let all = classes.all(|(from, to)| {
+            some = true;
+            self.is_reason_of(reason, from, to, claim, want)
+        });
+        some && all
+    }
+
+    fn is_reason_of(
         &self,
         reason: &Expected,
         from: ClassId,
@@ -381,10 +399,10 @@ impl World<'_> {
         reason: Option<&Expected>,
         problems: &mut Vec<Problem>,
     ) {
-        type Key<'k> = (bool, Option<Family>, &'k Claim);
+        type Key<'k> = (How, Option<Family>, &'k Claim);
         let mut rows: BTreeMap<(usize, Key<'_>), Vec<(usize, &Wrong)>> = BTreeMap::new();
         for wrong in wrongs {
-            let key = (wrong.to, (wrong.because, wrong.family, &wrong.claim));
+            let key = (wrong.to, (wrong.how, wrong.family, &wrong.claim));
             rows.entry(key).or_default().push((wrong.from, wrong));
         }
         let mut products: BTreeMap<(Vec<usize>, Key<'_>), (Vec<usize>, &Wrong)> = BTreeMap::new();
@@ -393,7 +411,7 @@ impl World<'_> {
             let from = from.into_iter().map(|(from, _)| from).collect();
             products.entry((from, key)).or_insert((Vec::new(), first)).0.push(to);
         }
-        for ((from, (because, family, claim)), (to, wrong)) in products {
+        for ((from, (how, family, claim)), (to, wrong)) in products {
             let describe = |units: &[Unit], of: &[usize]| {
                 let members: Vec<Members> = of
                     .iter()
@@ -409,19 +427,21 @@ impl World<'_> {
             };
             let (from, to) = (describe(sources, &from), describe(destinations, &to));
             let on = family.map_or(String::new(), |family| format!(" over {family}"));
-            let message = match (because, want) {
-                (true, Want::Nothing) => {
-                    let policy = reason.map_or("", |reason| &reason.text);
+            let policy = reason.map_or("", |reason| &reason.text);
+            let message = match (how, want) {
+                (How::Reason, Want::Nothing) => {
                     format!("{from} -> {to} is refused, and not by {policy} (all of {claim}{on})")
                 }
-                (true, _) => {
-                    let policy = reason.map_or("", |reason| &reason.text);
+                (How::Reason, _) => {
                     format!("{from} -> {to} is allowed, and not by {policy} (all of {claim}{on})")
                 }
-                (_, Want::All | Want::Something) => {
-                    format!("{from} -> {to} is refused on {claim}{on}")
+                (How::Otherwise, Want::Nothing) => {
+                    format!("{from} -> {to} is allowed on {claim}{on}")
                 }
-                (_, Want::Nothing) => format!("{from} -> {to} is allowed on {claim}{on}"),
+                (How::Otherwise, _) => format!("{from} -> {to} is refused on {claim}{on}"),
+                (How::Undetermined, _) => {
+                    format!("{from} -> {to} is undetermined on {claim}{on}")
+                }
             };
             let (source, destination) = wrong.flow;
             let traffic = self.traffic(claim, destination);

@@ -125,6 +125,12 @@ mod tests {
         files(&root.join("docs"), &mut found);
         files(&root.join("examples"), &mut found);
         assert!(found.len() >= 4, "{found:?}");
+        let (mistaken, found): (Vec<PathBuf>, Vec<PathBuf>) =
+            found.into_iter().partition(|path| path.ends_with("docs/mistaken.yaml"));
+        for path in mistaken {
+            let (valid, diagnostics) = both(Source::Path(path));
+            assert!(!valid && !diagnostics.is_empty());
+        }
         for path in found {
             assert_eq!(both(Source::Path(path.clone())), (true, Vec::new()), "{path:?}");
         }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_core::Program;
-use portcullis_core::model::{Cluster, Pod};
-use portcullis_core::net::{Family, IpNet, IpRange, next_address};
-use portcullis_core::program::{End, Exemption, Path};
-use portcullis_core::reach::{ClassId, Reach, Unit};
+use portcullis_core::model::{Cluster, Direction, Pod};
+use portcullis_core::net::{Family, IpNet, IpRange, Protocol, Traffic, next_address};
+use portcullis_core::portset::PortSet;
+use portcullis_core::program::{self, End, Exemption, Fact, Judgement, Path};
+use portcullis_core::reach::{Allowed, ClassId, Reach, SetId, Unit};
 use portcullis_kube::{Diagnostic, Input, Place, Reason, closest};
 
 use super::file::{EndItem, Ends, Selection, What};
@@ -32,6 +33,16 @@ pub(super) struct World<'a> {
     /// Addresses of pods that are not finished.
     owned: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
+    /// All traffic, cut where any rule begins or ends, each part with one kind of it.
+    pieces: Vec<(Traffic, Claim)>,
+}
+
+/// What may be opened between two units, and what depends on facts that are missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Open {
+    pub(super) family: Option<Family>,
+    pub(super) open: Claim,
+    pub(super) unknown: Claim,
 }
 
 /// Pods, each with the families that are meant, and addresses that no pod has.
@@ -74,6 +85,7 @@ impl<'a> World<'a> {
             reach,
             owned: pods.flat_map(|pod| &pod.addresses).copied().collect(),
             nodes: cluster.nodes.iter().flat_map(|node| &node.addresses).copied().collect(),
+            pieces: pieces(program),
         }
     }
 
@@ -388,6 +400,87 @@ impl<'a> World<'a> {
         parts
     }
 
+    /// What may be opened from one unit to another, by family where the families differ. Nothing
+    /// where they are of different families and one is of addresses. What depends on which node a
+    /// pod runs on is left open only where somebody is named.
+    pub(super) fn open(&self, from: &Unit, to: &Unit, allowed: Allowed, named: bool) -> Vec<Open> {
+        let sets: Vec<(Option<Family>, SetId)> = match allowed {
+            Allowed::Alike(set) => vec![(None, set)],
+            Allowed::ByFamily(sets) => Family::ALL.into_iter().map(Some).zip(sets).collect(),
+            // Pods that have no family in common cannot talk, whatever policies say.
+            Allowed::NoFamily(_) if from.pods.is_empty() || to.pods.is_empty() => Vec::new(),
+            Allowed::NoFamily(_) => vec![(None, SetId::NOTHING)],
+        };
+        let shared = |family: &Family| {
+            let family = *family as usize;
+            from.classes[family].is_some() && to.classes[family].is_some()
+        };
+        let doubt = self.is_doubtful(from) || self.is_doubtful(to);
+        if !doubt || matches!(allowed, Allowed::NoFamily(_)) {
+            let known = |(family, set)| Open {
+                family,
+                open: Claim::of(self.reach.set(set)),
+                unknown: Claim::NOTHING,
+            };
+            return sets.into_iter().map(known).collect();
+        }
+        let by_family = Family::ALL.into_iter().filter(shared).map(|family| {
+            let judged = self.judged(from, to, family, named);
+            judged.map(|open| Open { family: Some(family), ..open })
+        });
+        let mut open: Vec<Open> = by_family.flatten().collect();
+        if let [a, b] = open.as_mut_slice()
+            && (&a.open, &a.unknown) == (&b.open, &b.unknown)
+        {
+            a.family = None;
+            open.truncate(1);
+        } else if let [only] = open.as_mut_slice() {
+            only.family = None;
+        }
+        open
+    }
+
+    /// The same on one family as the program judges an example.
+    fn judged(&self, from: &Unit, to: &Unit, family: Family, named: bool) -> Option<Open> {
+        let (source, destination) = self.example(from, to, Some(family))?;
+        let path = self.paths(source, destination, Some(family)).next()?;
+        let (mut open, mut unknown) = (Vec::new(), Vec::new());
+        for (traffic, piece) in &self.pieces {
+            match self.program.judge(&path, *traffic) {
+                Judgement::Allowed => open.push(piece),
+                Judgement::Refused => {}
+                Judgement::Undetermined => {
+                    let facts = self.program.missing(&path, *traffic);
+                    if named || facts.iter().any(|fact| !matches!(fact, Fact::Node(_))) {
+                        unknown.push(piece);
+                    }
+                }
+            }
+        }
+        Some(Open { family: Some(family), open: Claim::any(open), unknown: Claim::any(unknown) })
+    }
+
+    /// Whether something is not known of a unit that a rule could ask for.
+    fn is_doubtful(&self, unit: &Unit) -> bool {
+        let of_pod = |pod: &usize| {
+            let pod = &self.cluster.pods[*pod];
+            pod.addresses.is_empty()
+                || pod.host_network
+                || !self.cluster.namespaces.contains_key(&pod.namespace)
+        };
+        let mut rules = unit.classes.iter().flatten().flat_map(|class| {
+            Direction::ALL.into_iter().filter_map(|d| self.reach.isolation(*class, d))
+        });
+        let ports = rules.any(|rules| !rules.doubtful.is_empty());
+        ports || unit.pods.iter().any(of_pod) || self.has_node(unit)
+    }
+
+    /// Whether an address of a node is in a unit.
+    fn has_node(&self, unit: &Unit) -> bool {
+        let mut nodes = self.nodes.iter();
+        nodes.any(|node| unit.addresses.iter().any(|range| range.contains(*node)))
+    }
+
     /// A connection between two units that policies can be asked about, on a family if one is
     /// given. Of addresses it is one that nobody has, if there is one.
     pub(super) fn example(
@@ -411,17 +504,27 @@ impl<'a> World<'a> {
     }
 
     /// A connection between a pod and its own node, which passes whatever policies say.
-    pub(super) fn own_node(&mut self, from: &Set, to: &Set) -> Option<(End, End)> {
+    pub(super) fn own_node(&self, from: &Set, to: &Set) -> Option<(End, End)> {
+        self.of_node(from, to, |path| self.program.exempt(path) == Some(Exemption::OwnNode))
+    }
+
+    /// A connection between a pod and what may be its own node, and that may so pass.
+    pub(super) fn perhaps_own_node(&self, from: &Side, to: &Side) -> Option<(End, End)> {
+        let traffic = to.claim.example();
+        let is_node = |fact: &Fact| matches!(fact, Fact::Node(_));
+        let missing = |path: &Path| self.program.missing(path, traffic).iter().any(is_node);
+        self.of_node(&from.set, &to.set, missing)
+    }
+
+    fn of_node(&self, from: &Set, to: &Set, is: impl Fn(&Path) -> bool) -> Option<(End, End)> {
         let (sources, destinations) = (self.on_nodes(from), self.on_nodes(to));
         let pods = |set: &Set| set.pods.keys().map(|pod| End::Pod(*pod)).collect::<Vec<_>>();
         let outward = (sources, pods(to));
         let inward = (pods(from), destinations);
         for (sources, destinations) in [outward, inward] {
             for source in &sources {
-                for destination in &destinations {
-                    let exempt =
-                        |path: Path| self.program.exempt(&path) == Some(Exemption::OwnNode);
-                    if self.paths(*source, *destination, None).any(exempt) {
+                for destination in destinations.iter().filter(|end| *end != source) {
+                    if self.paths(*source, *destination, None).any(|path| is(&path)) {
                         return Some((*source, *destination));
                     }
                 }
@@ -535,6 +638,28 @@ impl Set {
         }
         self.ranges = settled;
     }
+}
+
+/// All traffic, cut where any rule begins or ends.
+fn pieces(program: &Program) -> Vec<(Traffic, Claim)> {
+    let mut firsts: BTreeSet<(Protocol, u16)> = BTreeSet::new();
+    for rules in program.rule_sets() {
+        for ports in rules.entries.iter().chain(&rules.doubtful).filter_map(|entry| entry.ports) {
+            firsts.insert((ports.protocol, ports.first));
+            firsts.extend(ports.last.checked_add(1).map(|next| (ports.protocol, next)));
+        }
+    }
+    let mut pieces = vec![(Traffic::Other, Claim::one(Traffic::Other))];
+    for protocol in Protocol::ALL {
+        let ours = firsts.range((protocol, 2)..=(protocol, u16::MAX)).map(|(_, port)| *port);
+        let firsts: Vec<u16> = std::iter::once(1).chain(ours).collect();
+        let lasts = firsts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+        for (first, last) in firsts.iter().copied().zip(lasts) {
+            let ports = program::Ports { protocol, first, last };
+            pieces.push((Traffic::Port(protocol, first), Claim::of(&PortSet::of([Some(ports)]))));
+        }
+    }
+    pieces
 }
 
 fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
