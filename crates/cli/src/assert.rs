@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use portcullis_core::Program;
+use portcullis_core::net::IpNet;
 use portcullis_kube::{Diagnostic, Options, Severity, Source, read_values};
 
 use self::file::{File, Test};
@@ -58,6 +59,9 @@ pub(crate) struct Assert {
     output: Format,
 }
 
+/// What files of tests are about: manifests, and where pods without addresses get theirs.
+type About = (Vec<PathBuf>, Vec<IpNet>);
+
 impl Assert {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         if self.schema {
@@ -84,9 +88,10 @@ impl Assert {
         }
         let mut results = Vec::new();
         let mut diagnostics = Vec::new();
-        for (manifests, files) in self.by_manifests(files)? {
+        for ((manifests, pod_cidrs), files) in self.by_manifests(files)? {
             let args = InputArgs { filename: manifests, ..self.input.clone() };
-            let input = args.read_sound()?;
+            let mut input = args.read_sound()?;
+            world::give_addresses(&mut input.cluster, &pod_cidrs);
             let tests: Vec<&Test> = files.iter().flat_map(|file| &file.tests).collect();
             let outcomes = match self.lab {
                 true => packets::run(&input, &args.namespace, &tests, &mut diagnostics)?,
@@ -126,8 +131,8 @@ impl Assert {
     }
 
     /// The files that are about the same manifests together.
-    fn by_manifests(&self, files: Vec<File>) -> Result<Vec<(Vec<PathBuf>, Vec<File>)>, Trouble> {
-        let mut groups: BTreeMap<Vec<PathBuf>, Vec<File>> = BTreeMap::new();
+    fn by_manifests(&self, files: Vec<File>) -> Result<Vec<(About, Vec<File>)>, Trouble> {
+        let mut groups: BTreeMap<About, Vec<File>> = BTreeMap::new();
         for file in files {
             let manifests = if self.input.filename.is_empty() {
                 let beside = Path::new(&file.name).parent().unwrap_or(Path::new(""));
@@ -138,7 +143,7 @@ impl Assert {
             if manifests.is_empty() {
                 return Err(Trouble::NoManifests(file.name));
             }
-            groups.entry(manifests).or_default().push(file);
+            groups.entry((manifests, file.pod_cidrs.clone())).or_default().push(file);
         }
         Ok(groups.into_iter().collect())
     }

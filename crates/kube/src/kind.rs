@@ -160,7 +160,7 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
 /// Whether a document is one of `portcullis test`, which may lie beside the manifests.
 fn is_tests(entries: &[Entry<'_>]) -> bool {
     entries.iter().any(|e| e.key == "tests")
-        && entries.iter().all(|e| ["tests", "manifests"].contains(&&*e.key))
+        && entries.iter().all(|e| ["tests", "manifests", "podCIDRs"].contains(&&*e.key))
 }
 
 /// The type that the items of a `PodList` have without saying so.

@@ -18,6 +18,8 @@ pub(super) struct File {
     pub(super) name: String,
     /// The manifests that it is about, as paths from the file; none if it leaves that open.
     pub(super) manifests: Vec<String>,
+    /// Where pods that have no address yet get theirs.
+    pub(super) pod_cidrs: Vec<IpNet>,
     pub(super) tests: Vec<Test>,
 }
 
@@ -101,7 +103,7 @@ pub(super) struct Because {
 }
 
 /// The fields of a file of tests.
-pub(super) const FILE: &[&str] = &["manifests", "tests"];
+pub(super) const FILE: &[&str] = &["manifests", "podCIDRs", "tests"];
 /// The assertions, each with its fields and those of them that must be there.
 pub(super) const ASSERTIONS: &[(&str, &[&str], &[&str])] = &[
     ("allow", &["from", "to", "port", "family", "because"], &["from", "to", "port"]),
@@ -125,8 +127,13 @@ pub(super) fn read(values: &[Value], out: &mut Vec<Diagnostic>) -> Vec<File> {
         let file = reader.file(value);
         match files.iter_mut().find(|f| f.name == file.name) {
             // Documents of one file are about one thing.
-            Some(known) if file.manifests.is_empty() => known.tests.extend(file.tests),
-            Some(_) => reader.wrong(value, "only the first document of a file names manifests"),
+            Some(known) if file.manifests.is_empty() && file.pod_cidrs.is_empty() => {
+                known.tests.extend(file.tests);
+            }
+            Some(_) => {
+                let why = "only the first document of a file has manifests and podCIDRs";
+                reader.wrong(value, why);
+            }
             None => files.push(file),
         }
     }
@@ -164,6 +171,9 @@ impl Reader<'_> {
         if let Some(manifests) = get(fields, "manifests") {
             let texts = self.one_or_more(manifests, Self::text);
             file.manifests = texts.into_iter().flatten().collect();
+        }
+        if let Some(blocks) = get(fields, "podCIDRs") {
+            file.pod_cidrs = self.some(blocks, Self::block).unwrap_or_default();
         }
         match get(fields, "tests") {
             Some(Value { content: Content::List(items), .. }) if !items.is_empty() => {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_core::Program;
-use portcullis_core::model::{Cluster, Direction, Pod};
+use portcullis_core::model::{Cluster, Direction, Peer, Pod};
 use portcullis_core::net::{Family, IpNet, IpRange, Protocol, Traffic, next_address};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{self, End, Exemption, Fact, Judgement, Path};
@@ -16,6 +16,39 @@ use super::ports::{Claim, Ports};
 use crate::ends::{Names, Target, shown_pod};
 use crate::groups::{By, Groups, complement};
 use crate::reach::groups;
+
+/// Gives addresses of these blocks to pods that have none, for rules that ask for addresses: of each
+/// family the first block. But where a rule tells addresses of a block apart, nobody knows which of
+/// them a pod will have: then it gets none.
+pub(super) fn give_addresses(cluster: &mut Cluster, blocks: &[IpNet]) {
+    let rules = cluster.policies.iter().flat_map(|p| p.ingress.iter().chain(&p.egress)).flatten();
+    let asked = rules.flat_map(|rule| &rule.peers).filter_map(|peer| match peer {
+        Peer::Block(block) => Some(std::iter::once(&block.cidr).chain(&block.except)),
+        Peer::Pods { .. } => None,
+    });
+    let asked: Vec<IpNet> = asked.flatten().copied().collect();
+    let owned = cluster.pods.iter().flat_map(|pod| &pod.addresses);
+    let owned = owned.chain(cluster.nodes.iter().flat_map(|node| &node.addresses));
+    let owned: BTreeSet<IpAddr> = owned.copied().collect();
+    // Nets are within each other or apart.
+    let cut = |net: &IpNet| asked.iter().any(|other| net.contains(other) && net != other);
+    if blocks.iter().any(cut) {
+        return;
+    }
+    let first = |family: Family| blocks.iter().find(|net| Family::of(net.addr()) == family);
+    let mut free: Vec<_> = Family::ALL
+        .into_iter()
+        .filter_map(first)
+        .map(|net| {
+            let all = std::iter::successors(next_address(net.network()), |a| next_address(*a));
+            all.take_while(|address| net.contains(address)).filter(|a| !owned.contains(a))
+        })
+        .collect();
+    let bare = |pod: &&mut Pod| !pod.finished && !pod.host_network && pod.addresses.is_empty();
+    for pod in cluster.pods.iter_mut().filter(bare) {
+        pod.addresses = free.iter_mut().filter_map(Iterator::next).collect();
+    }
+}
 
 /// A cluster that tests are held against.
 pub(super) struct World<'a> {
@@ -416,7 +449,10 @@ impl<'a> World<'a> {
             from.classes[family].is_some() && to.classes[family].is_some()
         };
         let doubt = self.is_doubtful(from) || self.is_doubtful(to);
-        if !doubt || matches!(allowed, Allowed::NoFamily(_)) {
+        let by_family = Family::ALL.into_iter().filter(|family| doubt && shared(family));
+        let judged = by_family.filter_map(|family| self.judged(from, to, family, named));
+        let mut open: Vec<Open> = judged.collect();
+        if open.is_empty() {
             let known = |(family, set)| Open {
                 family,
                 open: Claim::of(self.reach.set(set)),
@@ -424,11 +460,6 @@ impl<'a> World<'a> {
             };
             return sets.into_iter().map(known).collect();
         }
-        let by_family = Family::ALL.into_iter().filter(shared).map(|family| {
-            let judged = self.judged(from, to, family, named);
-            judged.map(|open| Open { family: Some(family), ..open })
-        });
-        let mut open: Vec<Open> = by_family.flatten().collect();
         if let [a, b] = open.as_mut_slice()
             && (&a.open, &a.unknown) == (&b.open, &b.unknown)
         {
