@@ -91,7 +91,7 @@ impl Assert {
         for ((manifests, pod_cidrs), files) in self.by_manifests(files)? {
             let args = InputArgs { filename: manifests, ..self.input.clone() };
             let mut input = args.read_sound()?;
-            world::give_addresses(&mut input.cluster, &pod_cidrs);
+            input.cluster.pod_cidrs.extend(pod_cidrs);
             let tests: Vec<&Test> = files.iter().flat_map(|file| &file.tests).collect();
             let outcomes = match self.lab {
                 true => packets::run(&input, &args.namespace, &tests, &mut diagnostics)?,

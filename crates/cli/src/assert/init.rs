@@ -33,6 +33,8 @@ struct Atom {
 /// What may be opened to one unit from each, and what depends on a fact that is missing: `None`
 /// where there is nothing to say.
 type Column = Vec<Option<[Claim; 2]>>;
+/// The columns of a unit: one for both families, or one for each.
+type Columns = Vec<(Option<Family>, Column)>;
 
 /// Tests of everything that there is in a world; `None` where that is nothing.
 pub(super) fn text(mut world: World<'_>) -> Option<String> {
@@ -40,7 +42,7 @@ pub(super) fn text(mut world: World<'_>) -> Option<String> {
     let atoms = atoms(&world, &units);
     let rows: Vec<Vec<Allowed>> =
         units.iter().map(|source| world.reach.unit_row(&units, source)).collect();
-    let mut by_columns: Vec<(Vec<(Option<Family>, Column)>, Vec<usize>)> = Vec::new();
+    let mut by_columns: Vec<(Columns, Vec<usize>)> = Vec::new();
     for (j, to) in units.iter().enumerate() {
         let columns = columns(&world, &units, &rows, j);
         let testable = |from: &Unit| world.example(from, to, None).is_some();
@@ -114,18 +116,13 @@ fn atoms(world: &World<'_>, units: &[Unit]) -> Vec<Atom> {
 }
 
 /// What may be opened to a unit: for both families at once if they do not differ.
-fn columns(
-    world: &World<'_>,
-    units: &[Unit],
-    rows: &[Vec<Allowed>],
-    to: usize,
-) -> Vec<(Option<Family>, Column)> {
+fn columns(world: &World<'_>, units: &[Unit], rows: &[Vec<Allowed>], to: usize) -> Columns {
     let cells: Vec<Vec<Open>> = (0..units.len())
         .map(|from| {
             let asked = !units[from].pods.is_empty() || !units[to].pods.is_empty();
             match rows[from][to] {
                 Allowed::Alike(_) | Allowed::ByFamily(_) if asked => {
-                    world.open(&units[from], &units[to], rows[from][to], false)
+                    world.open(&units[from], &units[to], rows[from][to], &Claim::all(), false)
                 }
                 _ => Vec::new(),
             }
@@ -157,7 +154,7 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    fn section(&self, columns: &[(Option<Family>, Column)], to: &[usize], text: &mut String) {
+    fn section(&self, columns: &Columns, to: &[usize], text: &mut String) {
         let to: Vec<&Atom> = self.atoms.iter().filter(|atom| to.contains(&atom.unit)).collect();
         let targets = self.list(&to);
         let plain = targets.join(", ").replace(['{', '}', '[', ']', '"'], "").replace(": ", " ");

@@ -225,7 +225,8 @@ impl World<'_> {
                 if rest && matches!(allowed, Allowed::NoFamily(_)) {
                     continue;
                 }
-                for Open { family, open, unknown } in self.open(source, destination, allowed, !rest)
+                for Open { family, open, unknown } in
+                    self.open(source, destination, allowed, claim, !rest)
                 {
                     let wrongs_here = Self::wrong([&open, &unknown], claim, *want);
                     let mut wrongs_here: Vec<(Claim, How)> =
@@ -405,7 +406,8 @@ impl World<'_> {
             let key = (wrong.to, (wrong.how, wrong.family, &wrong.claim));
             rows.entry(key).or_default().push((wrong.from, wrong));
         }
-        let mut products: BTreeMap<(Vec<usize>, Key<'_>), (Vec<usize>, &Wrong)> = BTreeMap::new();
+        type Products<'k> = BTreeMap<(Vec<usize>, Key<'k>), (Vec<usize>, &'k Wrong)>;
+        let mut products: Products<'_> = BTreeMap::new();
         for ((to, key), from) in rows {
             let first = from[0].1;
             let from = from.into_iter().map(|(from, _)| from).collect();
@@ -516,3 +518,117 @@ impl World<'_> {
 /// A test must be able to fail.
 const NOTHING: &str = "this tests nothing: policies do not decide what a pod opens to itself, what \
                        addresses outside open among themselves, and families that no pod has";
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeSet;
+
+    use portcullis_core::Program;
+    use portcullis_core::model::Cluster;
+    use portcullis_core::program::Judgement;
+    use portcullis_kube::{Input, Options, Source, read_values};
+    use portcullis_tests::engine::{cluster, end};
+    use portcullis_tests::generate::{Size, flows, world};
+    use portcullis_tests::oracle::{self, End as OracleEnd};
+    use portcullis_tests::property::holds;
+    use proptest::test_runner::TestCaseError;
+
+    use super::super::file;
+    use super::*;
+
+    /// Whether tests hold, one by one; an error where one cannot be run.
+    fn judged(cluster: &Cluster, tests: &str) -> Vec<Result<bool, String>> {
+        let mut input = Input::default();
+        input.cluster = cluster.clone();
+        let text = format!("tests:\n{tests}");
+        let (values, mut diagnostics) =
+            read_values(&[Source::Text { name: "t.yaml".to_owned(), text }], &Options::default());
+        let files = file::read(&values, &mut diagnostics);
+        assert_eq!(diagnostics, []);
+        let program = Program::compile(cluster);
+        let mut world = World::of(&input, cluster, &program, "default");
+        let tests = files.iter().flat_map(|file| &file.tests);
+        let judge = |test| world.judge(test).map(|problems| problems.is_empty());
+        tests.map(judge).map(|judged| judged.map_err(|d| d.to_string())).collect()
+    }
+
+    #[test]
+    fn what_is_allowed_and_denied_is_so_for_the_oracle() {
+        let told = Cell::new([0; 2]);
+        holds(world(Size::MEDIUM), |world| {
+            let cluster = cluster(&world);
+            let program = Program::compile(&cluster);
+            let name = |end| match end {
+                OracleEnd::Pod(pod) => {
+                    let pod = &cluster.pods[pod];
+                    format!("{}/pod/{}", pod.namespace, pod.name)
+                }
+                OracleEnd::Address(address) => format!("\"{address}\""),
+            };
+            let is_there = |end: OracleEnd| match end {
+                OracleEnd::Pod(pod) => !cluster.pods[pod].finished,
+                OracleEnd::Address(_) => true,
+            };
+            let mut expected = Vec::new();
+            let mut tests = String::new();
+            let mut seen = BTreeSet::new();
+            for flow in flows(&world, 300) {
+                let ends = [flow.source, flow.destination];
+                let some_pod = ends.iter().any(|end| match end {
+                    OracleEnd::Pod(_) => true,
+                    OracleEnd::Address(address) => program.endpoint(*address).pod.is_some(),
+                });
+                if !some_pod
+                    || !ends.into_iter().all(is_there)
+                    || !seen.insert((ends, flow.traffic))
+                {
+                    continue;
+                }
+                let mut paths = program.paths(end(flow.source), end(flow.destination)).peekable();
+                // What is not known, and what a pod opens to itself or on its own node, is apart.
+                let apart = |path| {
+                    program.exempt(&path).is_some()
+                        || program.judge(&path, flow.traffic) == Judgement::Undetermined
+                };
+                let itself = flow.source == flow.destination;
+                if itself || paths.peek().is_none() || paths.any(apart) {
+                    continue;
+                }
+                let port = match flow.traffic {
+                    Traffic::Other => "icmp".to_owned(),
+                    Traffic::Port(_, 0) => continue,
+                    Traffic::Port(protocol, port) => {
+                        format!("{port}/{}", protocol.as_str().to_lowercase())
+                    }
+                };
+                let answers = oracle::allowed(&world, flow.source, flow.destination, flow.traffic);
+                let (from, to) = (name(flow.source), name(flow.destination));
+                for keyword in ["allow", "deny"] {
+                    tests.push_str(&format!(
+                        "- {keyword}: {{from: {from}, to: {to}, port: {port}}}\n"
+                    ));
+                }
+                let all = answers.values().all(|allowed| *allowed);
+                let none = answers.values().all(|allowed| !*allowed);
+                let [allows, denies] = told.get();
+                told.set([allows + usize::from(all), denies + usize::from(none)]);
+                expected.extend([Ok(all), Ok(none)]);
+            }
+            if expected.is_empty() {
+                return Ok(());
+            }
+            let found = judged(&cluster, &tests);
+            let lines = tests.lines().zip(found).zip(expected);
+            for ((line, found), expected) in lines {
+                // An address that a host has is every pod on it, and each is judged.
+                if found != expected && !line.contains('"') {
+                    let why = format!("{line}: {found:?} and not {expected:?}\n{cluster:#?}");
+                    return Err(TestCaseError::fail(why));
+                }
+            }
+            Ok(())
+        });
+        assert!(told.get().iter().all(|n| *n > 1_000), "only {told:?} connections");
+    }
+}

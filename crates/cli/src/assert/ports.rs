@@ -75,11 +75,17 @@ impl Ports {
 
     /// The names that are ports of a Service, which are told one by one; `None` for the rest.
     pub(super) fn names(&self) -> Option<Vec<&PortName>> {
-        let name = |item| match item {
-            &PortItem::One(ref name) => Some(name),
-            PortItem::Range(_) => None,
-        };
-        if self.all_but { None } else { self.items.iter().map(name).collect() }
+        if self.all_but {
+            return None;
+        }
+        let mut names = Vec::new();
+        for item in &self.items {
+            match item {
+                PortItem::One(name) => names.push(name),
+                PortItem::Range(_) => return None,
+            }
+        }
+        Some(names)
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_core::Program;
-use portcullis_core::model::{Cluster, Direction, Peer, Pod};
+use portcullis_core::model::{Cluster, Direction, Pod};
 use portcullis_core::net::{Family, IpNet, IpRange, Protocol, Traffic, next_address};
 use portcullis_core::portset::PortSet;
-use portcullis_core::program::{self, End, Exemption, Fact, Judgement, Path};
+use portcullis_core::program::{self, End, Exemption, Fact, Judgement, Path, RuleSet};
 use portcullis_core::reach::{Allowed, ClassId, Reach, SetId, Unit};
 use portcullis_kube::{Diagnostic, Input, Place, Reason, closest};
 
@@ -16,39 +16,6 @@ use super::ports::{Claim, Ports};
 use crate::ends::{Names, Target, shown_pod};
 use crate::groups::{By, Groups, complement};
 use crate::reach::groups;
-
-/// Gives addresses of these blocks to pods that have none, for rules that ask for addresses: of each
-/// family the first block. But where a rule tells addresses of a block apart, nobody knows which of
-/// them a pod will have: then it gets none.
-pub(super) fn give_addresses(cluster: &mut Cluster, blocks: &[IpNet]) {
-    let rules = cluster.policies.iter().flat_map(|p| p.ingress.iter().chain(&p.egress)).flatten();
-    let asked = rules.flat_map(|rule| &rule.peers).filter_map(|peer| match peer {
-        Peer::Block(block) => Some(std::iter::once(&block.cidr).chain(&block.except)),
-        Peer::Pods { .. } => None,
-    });
-    let asked: Vec<IpNet> = asked.flatten().copied().collect();
-    let owned = cluster.pods.iter().flat_map(|pod| &pod.addresses);
-    let owned = owned.chain(cluster.nodes.iter().flat_map(|node| &node.addresses));
-    let owned: BTreeSet<IpAddr> = owned.copied().collect();
-    // Nets are within each other or apart.
-    let cut = |net: &IpNet| asked.iter().any(|other| net.contains(other) && net != other);
-    if blocks.iter().any(cut) {
-        return;
-    }
-    let first = |family: Family| blocks.iter().find(|net| Family::of(net.addr()) == family);
-    let mut free: Vec<_> = Family::ALL
-        .into_iter()
-        .filter_map(first)
-        .map(|net| {
-            let all = std::iter::successors(next_address(net.network()), |a| next_address(*a));
-            all.take_while(|address| net.contains(address)).filter(|a| !owned.contains(a))
-        })
-        .collect();
-    let bare = |pod: &&mut Pod| !pod.finished && !pod.host_network && pod.addresses.is_empty();
-    for pod in cluster.pods.iter_mut().filter(bare) {
-        pod.addresses = free.iter_mut().filter_map(Iterator::next).collect();
-    }
-}
 
 /// A cluster that tests are held against.
 pub(super) struct World<'a> {
@@ -68,6 +35,8 @@ pub(super) struct World<'a> {
     nodes: BTreeSet<IpAddr>,
     /// All traffic, cut where any rule begins or ends, each part with one kind of it.
     pieces: Vec<(Traffic, Claim)>,
+    /// The rule sets that ask for addresses.
+    with_blocks: BTreeSet<*const RuleSet>,
 }
 
 /// What may be opened between two units, and what depends on facts that are missing.
@@ -107,6 +76,10 @@ impl<'a> World<'a> {
         let mut reach = Reach::of(program);
         let units = reach.units(cluster);
         let pods = cluster.pods.iter().filter(|pod| !pod.finished && !pod.host_network);
+        let has_blocks = |rules: &&RuleSet| {
+            rules.entries.iter().any(|entry| program.peer_block(entry.peer).is_some())
+        };
+        let with_blocks = program.rule_sets().iter().filter(has_blocks);
         World {
             input,
             cluster,
@@ -119,6 +92,7 @@ impl<'a> World<'a> {
             owned: pods.flat_map(|pod| &pod.addresses).copied().collect(),
             nodes: cluster.nodes.iter().flat_map(|node| &node.addresses).copied().collect(),
             pieces: pieces(program),
+            with_blocks: with_blocks.map(std::ptr::from_ref).collect(),
         }
     }
 
@@ -277,7 +251,8 @@ impl<'a> World<'a> {
                 let holes: Vec<IpRange> = except.iter().map(|net| IpRange::from(*net)).collect();
                 let [mut set, mut holes] =
                     [inside, holes].map(|ranges| Set { ranges, rest: true, ..Set::default() });
-                (set.settle(), holes.settle());
+                set.settle();
+                holes.settle();
                 let rest = Family::ALL.map(|f| complement(&holes.ranges_of(f), everywhere(f)));
                 let left = |range| rest.iter().flatten().filter_map(move |r| overlap(range, r));
                 set.ranges = set.ranges.iter().flat_map(left).collect();
@@ -435,8 +410,16 @@ impl<'a> World<'a> {
 
     /// What may be opened from one unit to another, by family where the families differ. Nothing
     /// where they are of different families and one is of addresses. What depends on which node a
-    /// pod runs on is left open only where somebody is named.
-    pub(super) fn open(&self, from: &Unit, to: &Unit, allowed: Allowed, named: bool) -> Vec<Open> {
+    /// pod runs on is left open only where somebody is named. It is right for the claim, and need
+    /// not be for other traffic.
+    pub(super) fn open(
+        &self,
+        from: &Unit,
+        to: &Unit,
+        allowed: Allowed,
+        claim: &Claim,
+        named: bool,
+    ) -> Vec<Open> {
         let sets: Vec<(Option<Family>, SetId)> = match allowed {
             Allowed::Alike(set) => vec![(None, set)],
             Allowed::ByFamily(sets) => Family::ALL.into_iter().map(Some).zip(sets).collect(),
@@ -448,9 +431,9 @@ impl<'a> World<'a> {
             let family = *family as usize;
             from.classes[family].is_some() && to.classes[family].is_some()
         };
-        let doubt = self.is_doubtful(from) || self.is_doubtful(to);
+        let doubt = self.is_doubtful(from, to);
         let by_family = Family::ALL.into_iter().filter(|family| doubt && shared(family));
-        let judged = by_family.filter_map(|family| self.judged(from, to, family, named));
+        let judged = by_family.filter_map(|family| self.judged(from, to, family, claim, named));
         let mut open: Vec<Open> = judged.collect();
         if open.is_empty() {
             let known = |(family, set)| Open {
@@ -472,11 +455,18 @@ impl<'a> World<'a> {
     }
 
     /// The same on one family as the program judges an example.
-    fn judged(&self, from: &Unit, to: &Unit, family: Family, named: bool) -> Option<Open> {
+    fn judged(
+        &self,
+        from: &Unit,
+        to: &Unit,
+        family: Family,
+        claim: &Claim,
+        named: bool,
+    ) -> Option<Open> {
         let (source, destination) = self.example(from, to, Some(family))?;
         let path = self.paths(source, destination, Some(family)).next()?;
         let (mut open, mut unknown) = (Vec::new(), Vec::new());
-        for (traffic, piece) in &self.pieces {
+        for (traffic, piece) in self.pieces.iter().filter(|(_, p)| !p.and(claim).is_nothing()) {
             match self.program.judge(&path, *traffic) {
                 Judgement::Allowed => open.push(piece),
                 Judgement::Refused => {}
@@ -491,19 +481,31 @@ impl<'a> World<'a> {
         Some(Open { family: Some(family), open: Claim::any(open), unknown: Claim::any(unknown) })
     }
 
-    /// Whether something is not known of a unit that a rule could ask for.
-    fn is_doubtful(&self, unit: &Unit) -> bool {
-        let of_pod = |pod: &usize| {
+    /// Whether a rule at one of the ends asks for something that is not known of the other.
+    fn is_doubtful(&self, from: &Unit, to: &Unit) -> bool {
+        let known = |pod: &usize| {
             let pod = &self.cluster.pods[*pod];
-            pod.addresses.is_empty()
-                || pod.host_network
-                || !self.cluster.namespaces.contains_key(&pod.namespace)
+            (!pod.addresses.is_empty(), self.cluster.namespaces.contains_key(&pod.namespace))
         };
-        let mut rules = unit.classes.iter().flatten().flat_map(|class| {
-            Direction::ALL.into_iter().filter_map(|d| self.reach.isolation(*class, d))
-        });
-        let ports = rules.any(|rules| !rules.doubtful.is_empty());
-        ports || unit.pods.iter().any(of_pod) || self.has_node(unit)
+        let host = |pod: &usize| self.cluster.pods[*pod].host_network;
+        let node = |unit: &Unit| unit.pods.iter().any(host) || self.has_node(unit);
+        [(from, to, Direction::Egress), (to, from, Direction::Ingress)].into_iter().any(
+            |(subject, remote, direction)| {
+                let classes = subject.classes.iter().flatten();
+                let mut rules = classes.filter_map(|c| self.reach.isolation(*c, direction));
+                rules.any(|rules| {
+                    let blocks = self.with_blocks.contains(&std::ptr::from_ref(rules));
+                    let doubt = |pod: &usize| {
+                        let (address, namespace) = known(pod);
+                        blocks && !address || !namespace
+                    };
+                    !rules.doubtful.is_empty()
+                        || remote.pods.iter().any(doubt)
+                        || node(subject)
+                        || node(remote)
+                })
+            },
+        )
     }
 
     /// Whether an address of a node is in a unit.
