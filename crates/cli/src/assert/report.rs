@@ -224,3 +224,54 @@ struct JsonTest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tried: Option<usize>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn report() -> Report {
+        let location = |line| Location { file: Arc::from("t's.yaml"), line, column: 3 };
+        let fine = Outcome { problems: Vec::new(), why: String::new(), tried: Some(2) };
+        let problems = (0..10).map(|n| format!("a -> <{n}> is \"open\" & more"));
+        let why = format!("{BOLD}a -> b{BOLD:#}: allowed\n  egress  open\n");
+        let wrong = Outcome { problems: problems.collect(), why, tried: Some(3) };
+        let result = |name: &str, line, outcome| Result {
+            name: name.to_owned(),
+            location: location(line),
+            outcome,
+        };
+        Report { results: vec![result("fine #1", 2, fine), result("wrong", 7, wrong)] }
+    }
+
+    #[test]
+    fn junit_escapes_what_it_must_and_counts() {
+        let text = report().junit();
+        let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+                    <testsuites name=\"portcullis\" tests=\"2\" failures=\"1\" errors=\"0\">\n  \
+                    <testsuite name=\"t's.yaml\" tests=\"2\" failures=\"1\" errors=\"0\">\n    \
+                    <testcase name=\"fine #1\" classname=\"t's.yaml\" file=\"t's.yaml\" line=\"2\"/>\n";
+        assert!(text.starts_with(head), "{text}");
+        let failure = "<failure message=\"a -&gt; &lt;0&gt; is &quot;open&quot; &amp; more\">";
+        assert!(text.contains(failure), "{text}");
+        assert!(text.contains("a -&gt; b: allowed\n  egress  open\n</failure>"), "{text}");
+    }
+
+    #[test]
+    fn tap_has_a_line_for_each_test_and_a_block_for_what_is_wrong() {
+        let text = report().tap();
+        let head = "TAP version 14\n1..2\nok 1 - fine \\#1\nnot ok 2 - wrong\n  ---\n  \
+                    at: 't''s.yaml:7:3'\n  message: |\n    a -> <0> is \"open\" & more\n";
+        assert!(text.starts_with(head), "{text}");
+        assert!(text.ends_with("    and 2 more\n    a -> b: allowed\n      egress  open\n  ...\n"));
+    }
+
+    #[test]
+    fn people_are_told_what_was_tried_and_how_many_failed() {
+        let text = anstream::adapter::strip_str(&report().text()).to_string();
+        assert!(text.starts_with("✓ fine #1\n✗ wrong (t's.yaml:7:3)\n    a -> <0>"), "{text}");
+        let end = "2 tests, 1 failed, 5 connections tried with real packets\n";
+        assert!(text.ends_with(end), "{text}");
+    }
+}
