@@ -71,7 +71,7 @@ impl Assert {
         if self.init {
             let input = self.input.read_sound()?;
             let program = Program::compile(&input.cluster);
-            let world = World::of(&input, &input.cluster, &program, &self.input.namespace);
+            let world = World::of(&input, &input.cluster, &program);
             print(&init::text(world).ok_or(Trouble::NothingToTry)?)?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -94,10 +94,10 @@ impl Assert {
             input.cluster.pod_cidrs.extend(pod_cidrs);
             let tests: Vec<&Test> = files.iter().flat_map(|file| &file.tests).collect();
             let outcomes = match self.lab {
-                true => packets::run(&input, &args.namespace, &tests, &mut diagnostics)?,
+                true => packets::run(&input, &tests, &mut diagnostics)?,
                 false => {
                     let program = Program::compile(&input.cluster);
-                    let mut world = World::of(&input, &input.cluster, &program, &args.namespace);
+                    let mut world = World::of(&input, &input.cluster, &program);
                     judge_all(&mut world, &tests, &mut diagnostics)
                 }
             };
@@ -140,9 +140,6 @@ impl Assert {
             } else {
                 self.input.filename.clone()
             };
-            if manifests.is_empty() {
-                return Err(Trouble::NoManifests(file.name));
-            }
             groups.entry((manifests, file.pod_cidrs.clone())).or_default().push(file);
         }
         Ok(groups.into_iter().collect())

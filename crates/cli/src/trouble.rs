@@ -15,18 +15,32 @@ pub(crate) enum Trouble {
     /// The input has errors that were already printed.
     #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
     Input(String),
-    /// No `-f`.
-    #[error("no input: pass -f with a file, a directory, or - for standard input")]
-    NoInput,
     /// Errors in files of tests that were already printed.
     #[error("the tests have {0}: nothing was told of any of them")]
     Tests(String),
     /// No test is left, by the pattern that was given.
     #[error("no test has {0:?} in its name: nothing was tested")]
     NoTests(String),
-    /// Neither `-f` nor a file of tests says what it is about.
-    #[error("{0} names no manifests: pass -f, or write `manifests:` and their path from the file")]
-    NoManifests(String),
+    /// No `-f`, and no cluster: the first thing that somebody new types.
+    #[error(
+        "nothing to read: -f is not given, and there is no cluster: {0}\n  \
+         manifests     -f FILE, -f DIRECTORY -R, or -k DIRECTORY with a kustomization\n  \
+         a Helm chart  helm template CHART | portcullis ... -f -\n  \
+         a cluster     --kubeconfig FILE, and --context NAME if it has several"
+    )]
+    NoInput(String),
+    /// A live cluster that cannot be read.
+    #[error(transparent)]
+    Live(#[from] portcullis_kube::live::Error),
+    /// `-k` without the program for it.
+    #[error(
+        "-k needs kustomize or kubectl, and neither is installed: install one, or pass what \
+         `kustomize build {0}` prints elsewhere with -f -"
+    )]
+    NoKustomize(String),
+    /// `-k`, and the program for it says no.
+    #[error("{0}")]
+    Kustomize(String),
     /// More than one thing is to be read from it.
     #[error("standard input (-) can be read once: give a file for the other")]
     StdinTwice,
@@ -42,6 +56,12 @@ pub(crate) enum Trouble {
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A picture of what is a list.
+    #[error("--routes has no picture: take -o table, wide, md, csv, json or yaml")]
+    NoPicture,
+    /// A revision, or what is to be read of it.
+    #[error("{0}")]
+    Git(String),
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },

@@ -36,7 +36,9 @@ pub enum Severity {
 /// A place in an input.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
-    /// The path as given, `<stdin>`, or the name of the text.
+    /// The path as given, `<stdin>`, or the name of the text. For an object of a live cluster
+    /// `cluster/prod networkpolicies/shop/web`, followed by the field path where one is meant; the
+    /// line is 0.
     pub file: Arc<str>,
     /// The line, from 1; 0 for a file as a whole.
     pub line: u32,
@@ -93,6 +95,8 @@ pub enum Reason {
     NoPods,
     /// Something in a file of tests that cannot be tested.
     Test,
+    /// A kind that may not be listed in a live cluster.
+    NotPermitted,
 }
 
 impl Reason {
@@ -126,6 +130,7 @@ impl Reason {
             Reason::NamespaceName => "namespace-name",
             Reason::NoPods => "no-pods",
             Reason::Test => "test",
+            Reason::NotPermitted => "not-permitted",
         }
     }
 }

@@ -122,7 +122,7 @@ fn columns(world: &World<'_>, units: &[Unit], rows: &[Vec<Allowed>], to: usize) 
             let asked = !units[from].pods.is_empty() || !units[to].pods.is_empty();
             match rows[from][to] {
                 Allowed::Alike(_) | Allowed::ByFamily(_) if asked => {
-                    world.open(&units[from], &units[to], rows[from][to], &Claim::all(), false)
+                    world.open(&units[from], &units[to], rows[from][to], None)
                 }
                 _ => Vec::new(),
             }
@@ -469,6 +469,7 @@ mod tests {
     fn problems(cluster: &Cluster, text: &str) -> Result<Vec<String>, String> {
         let mut input = Input::default();
         input.cluster = cluster.clone();
+        input.namespace = "default".to_owned();
         let source = Source::Text { name: "tests.yaml".to_owned(), text: text.to_owned() };
         let (values, mut diagnostics) = read_values(&[source], &Options::default());
         let files = file::read(&values, &mut diagnostics);
@@ -476,7 +477,7 @@ mod tests {
             return Err(diagnostic.to_string());
         }
         let program = Program::compile(cluster);
-        let mut world = World::of(&input, cluster, &program, "default");
+        let mut world = World::of(&input, cluster, &program);
         let mut problems = Vec::new();
         for test in files.iter().flat_map(|file| &file.tests) {
             let judged = world.judge(test).map_err(|diagnostic| diagnostic.to_string())?;
@@ -493,8 +494,9 @@ mod tests {
     fn init(cluster: &Cluster) -> Option<String> {
         let mut input = Input::default();
         input.cluster = cluster.clone();
+        input.namespace = "default".to_owned();
         let program = Program::compile(cluster);
-        text(World::of(&input, cluster, &program, "default"))
+        text(World::of(&input, cluster, &program))
     }
 
     /// Whether a connection that is tried, and of which one state is sure, fares otherwise in the

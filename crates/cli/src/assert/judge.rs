@@ -226,7 +226,7 @@ impl World<'_> {
                     continue;
                 }
                 for Open { family, open, unknown } in
-                    self.open(source, destination, allowed, claim, !rest)
+                    self.open(source, destination, allowed, (!rest).then_some(claim))
                 {
                     let wrongs_here = Self::wrong([&open, &unknown], claim, *want);
                     let mut wrongs_here: Vec<(Claim, How)> =
@@ -344,11 +344,11 @@ impl World<'_> {
         let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
         let mut classes = families
             .into_iter()
-            .filter_map(|family| from.classes[family as usize].zip(to.classes[family as usize]));
+            .filter_map(|f| Some((f, from.classes[f as usize]?, to.classes[f as usize]?)));
         let mut some = false;
-        let all = classes.all(|(from, to)| {
+        let all = classes.all(|(family, from, to)| {
             some = true;
-            self.is_reason_of(reason, from, to, claim, want)
+            self.is_reason_of(reason, family, from, to, claim, want)
         });
         some && all
     }
@@ -356,6 +356,7 @@ impl World<'_> {
     fn is_reason_of(
         &self,
         reason: &Expected,
+        family: Family,
         from: ClassId,
         to: ClassId,
         claim: &Claim,
@@ -373,7 +374,7 @@ impl World<'_> {
             if !isolation.is_some_and(|rules| rules.policies.contains(&reason.policy)) {
                 return false;
             }
-            let entries = self.reach.entries(subject, direction, remote);
+            let entries = self.reach.entries(subject, direction, remote, family);
             let allowed = |ours: &dyn Fn(u32, u32) -> bool| {
                 let entries = entries.iter().filter(|e| ours(e.origin.policy, e.origin.rule));
                 Claim::of(&PortSet::of(entries.map(|entry| entry.ports)))
@@ -541,13 +542,14 @@ mod tests {
     fn judged(cluster: &Cluster, tests: &str) -> Vec<Result<bool, String>> {
         let mut input = Input::default();
         input.cluster = cluster.clone();
+        input.namespace = "default".to_owned();
         let text = format!("tests:\n{tests}");
         let (values, mut diagnostics) =
             read_values(&[Source::Text { name: "t.yaml".to_owned(), text }], &Options::default());
         let files = file::read(&values, &mut diagnostics);
         assert_eq!(diagnostics, []);
         let program = Program::compile(cluster);
-        let mut world = World::of(&input, cluster, &program, "default");
+        let mut world = World::of(&input, cluster, &program);
         let tests = files.iter().flat_map(|file| &file.tests);
         let judge = |test| world.judge(test).map(|problems| problems.is_empty());
         tests.map(judge).map(|judged| judged.map_err(|d| d.to_string())).collect()

@@ -22,13 +22,12 @@ use crate::trouble::Trouble;
 /// test speaks of has to come out as the engine says.
 pub(super) fn run(
     input: &Input,
-    namespace: &str,
     tests: &[&Test],
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Result<Vec<Outcome>, Trouble> {
-    let plan = with_hosts(input, namespace, tests)?;
+    let plan = with_hosts(input, tests)?;
     let program = Program::compile(&plan.cluster);
-    let mut world = World::of(input, &plan.cluster, &program, namespace);
+    let mut world = World::of(input, &plan.cluster, &program);
     let mut outcomes = super::judge_all(&mut world, tests, diagnostics);
     if !diagnostics.is_empty() {
         return Ok(outcomes);
@@ -73,10 +72,10 @@ pub(super) fn run(
 }
 
 /// The lab of an input, with a host for each address outside that tests speak of.
-fn with_hosts(input: &Input, namespace: &str, tests: &[&Test]) -> Result<Plan, Trouble> {
+fn with_hosts(input: &Input, tests: &[&Test]) -> Result<Plan, Trouble> {
     let first = plan(&input.cluster, &Options::default())?;
     let program = Program::compile(&first.cluster);
-    let world = World::of(input, &first.cluster, &program, namespace);
+    let world = World::of(input, &first.cluster, &program);
     let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
     for test in tests {
         // What cannot be asked is told when it is asked.

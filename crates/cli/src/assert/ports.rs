@@ -140,18 +140,6 @@ impl Claim {
         self.and(&other.complement())
     }
 
-    /// All that is in any of these.
-    pub(super) fn any<'c>(claims: impl IntoIterator<Item = &'c Claim>) -> Claim {
-        let (mut ports, mut other) = (Vec::new(), false);
-        for claim in claims {
-            other |= claim.other;
-            if let PortSet::Ports(more) = &claim.ports {
-                ports.extend(more.iter().copied().map(Some));
-            }
-        }
-        Claim { ports: PortSet::of(ports), other }
-    }
-
     /// What is in either.
     pub(super) fn or(&self, other: &Claim) -> Claim {
         Claim { ports: self.ports.union(&other.ports), other: self.other || other.other }

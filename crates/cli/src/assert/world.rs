@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_core::Program;
-use portcullis_core::model::{Cluster, Direction, Pod};
-use portcullis_core::net::{Family, IpNet, IpRange, Protocol, Traffic, next_address};
-use portcullis_core::portset::PortSet;
-use portcullis_core::program::{self, End, Exemption, Fact, Judgement, Path, RuleSet};
-use portcullis_core::reach::{Allowed, ClassId, Reach, SetId, Unit};
+use portcullis_core::model::{Cluster, Pod};
+use portcullis_core::net::{Family, IpNet, IpRange, Traffic, next_address};
+use portcullis_core::program::{End, Exemption, Fact, Path};
+use portcullis_core::reach::{Allowed, ClassId, Opens, Reach, Unit};
 use portcullis_kube::{Diagnostic, Input, Place, Reason, closest};
 
 use super::file::{EndItem, Ends, Selection, What};
@@ -33,10 +32,6 @@ pub(super) struct World<'a> {
     /// Addresses of pods that are not finished.
     owned: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
-    /// All traffic, cut where any rule begins or ends, each part with one kind of it.
-    pieces: Vec<(Traffic, Claim)>,
-    /// The rule sets that ask for addresses.
-    with_blocks: BTreeSet<*const RuleSet>,
 }
 
 /// What may be opened between two units, and what depends on facts that are missing.
@@ -67,32 +62,21 @@ pub(super) struct Side {
 }
 
 impl<'a> World<'a> {
-    pub(super) fn of(
-        input: &'a Input,
-        cluster: &'a Cluster,
-        program: &'a Program,
-        namespace: &'a str,
-    ) -> World<'a> {
+    pub(super) fn of(input: &'a Input, cluster: &'a Cluster, program: &'a Program) -> World<'a> {
         let mut reach = Reach::of(program);
         let units = reach.units(cluster);
         let pods = cluster.pods.iter().filter(|pod| !pod.finished && !pod.host_network);
-        let has_blocks = |rules: &&RuleSet| {
-            rules.entries.iter().any(|entry| program.peer_block(entry.peer).is_some())
-        };
-        let with_blocks = program.rule_sets().iter().filter(has_blocks);
         World {
             input,
             cluster,
             program,
             names: Names::of(cluster),
-            namespace,
+            namespace: &input.namespace,
             groups: groups(cluster, &units, By::Workload),
             units,
             reach,
             owned: pods.flat_map(|pod| &pod.addresses).copied().collect(),
             nodes: cluster.nodes.iter().flat_map(|node| &node.addresses).copied().collect(),
-            pieces: pieces(program),
-            with_blocks: with_blocks.map(std::ptr::from_ref).collect(),
         }
     }
 
@@ -409,103 +393,89 @@ impl<'a> World<'a> {
     }
 
     /// What may be opened from one unit to another, by family where the families differ. Nothing
-    /// where they are of different families and one is of addresses. What depends on which node a
-    /// pod runs on is left open only where somebody is named. It is right for the claim, and need
-    /// not be for other traffic.
+    /// where they are of different families and one is of addresses. Where somebody is named, what
+    /// is refused of a claim is unknown if the one may be the node that the other runs on.
     pub(super) fn open(
         &self,
         from: &Unit,
         to: &Unit,
         allowed: Allowed,
-        claim: &Claim,
-        named: bool,
+        named: Option<&Claim>,
     ) -> Vec<Open> {
-        let sets: Vec<(Option<Family>, SetId)> = match allowed {
-            Allowed::Alike(set) => vec![(None, set)],
-            Allowed::ByFamily(sets) => Family::ALL.into_iter().map(Some).zip(sets).collect(),
+        let claims = |opens: Opens| {
+            let [surely, perhaps] =
+                [opens.surely, opens.perhaps].map(|set| Claim::of(self.reach.set(set)));
+            [surely, perhaps]
+        };
+        let by_family: Vec<(Option<Family>, [Claim; 2])> = match allowed {
+            Allowed::Alike(opens) => vec![(None, claims(opens))],
+            // Which of the families they will talk on nobody knows.
+            Allowed::ByFamily(opens) if [from, to].iter().all(|unit| self.is_unaddressed(unit)) => {
+                let families = self.families_between(from, to).into_iter();
+                let each = families.map(|family| claims(opens[family as usize]));
+                let all = each.reduce(|[a, b], [c, d]| [a.and(&c), b.or(&d)]);
+                all.into_iter().map(|all| (None, all)).collect()
+            }
+            Allowed::ByFamily(opens) => {
+                Family::ALL.into_iter().map(Some).zip(opens.map(claims)).collect()
+            }
             // Pods that have no family in common cannot talk, whatever policies say.
             Allowed::NoFamily(_) if from.pods.is_empty() || to.pods.is_empty() => Vec::new(),
-            Allowed::NoFamily(_) => vec![(None, SetId::NOTHING)],
+            Allowed::NoFamily(_) => vec![(None, claims(Opens::default()))],
         };
-        let shared = |family: &Family| {
-            let family = *family as usize;
-            from.classes[family].is_some() && to.classes[family].is_some()
+        let known = |(family, [open, mut perhaps]): (Option<Family>, [Claim; 2])| {
+            let refused = named.map_or(Claim::NOTHING, |claim| claim.without(&perhaps));
+            if !refused.is_nothing() && self.is_perhaps_own_node(from, to, family, &refused) {
+                perhaps = perhaps.or(&refused);
+            }
+            Open { family, unknown: perhaps.without(&open), open }
         };
-        let doubt = self.is_doubtful(from, to);
-        let by_family = Family::ALL.into_iter().filter(|family| doubt && shared(family));
-        let judged = by_family.filter_map(|family| self.judged(from, to, family, claim, named));
-        let mut open: Vec<Open> = judged.collect();
-        if open.is_empty() {
-            let known = |(family, set)| Open {
-                family,
-                open: Claim::of(self.reach.set(set)),
-                unknown: Claim::NOTHING,
-            };
-            return sets.into_iter().map(known).collect();
-        }
-        if let [a, b] = open.as_mut_slice()
-            && (&a.open, &a.unknown) == (&b.open, &b.unknown)
-        {
-            a.family = None;
-            open.truncate(1);
-        } else if let [only] = open.as_mut_slice() {
-            only.family = None;
-        }
-        open
+        by_family.into_iter().map(known).collect()
     }
 
-    /// The same on one family as the program judges an example.
-    fn judged(
+    /// The families that two units can talk on: those that both have, and while neither has an
+    /// address, those that pods get.
+    pub(super) fn families_between(&self, from: &Unit, to: &Unit) -> Vec<Family> {
+        let mut families = Family::ALL.to_vec();
+        families.retain(|f| [from, to].iter().all(|unit| unit.classes[*f as usize].is_some()));
+        let (cidrs, none_yet) = (&self.cluster.pod_cidrs, |u: &&Unit| self.is_unaddressed(u));
+        if !cidrs.is_empty() && [from, to].iter().all(none_yet) {
+            families.retain(|family| cidrs.iter().any(|net| Family::of(net.addr()) == *family));
+        }
+        families
+    }
+
+    /// Whether these are pods that will get an address and have none yet.
+    fn is_unaddressed(&self, unit: &Unit) -> bool {
+        unit.pods.first().is_some_and(|pod| {
+            let mut endpoints = self.program.endpoints(End::Pod(*pod)).into_iter().flatten();
+            !self.cluster.pods[*pod].host_network && endpoints.all(|e| e.address.is_none())
+        })
+    }
+
+    /// Whether refused traffic may pass, because the one end may be the node of the other.
+    fn is_perhaps_own_node(
         &self,
         from: &Unit,
         to: &Unit,
-        family: Family,
-        claim: &Claim,
-        named: bool,
-    ) -> Option<Open> {
-        let (source, destination) = self.example(from, to, Some(family))?;
-        let path = self.paths(source, destination, Some(family)).next()?;
-        let (mut open, mut unknown) = (Vec::new(), Vec::new());
-        for (traffic, piece) in self.pieces.iter().filter(|(_, p)| !p.and(claim).is_nothing()) {
-            match self.program.judge(&path, *traffic) {
-                Judgement::Allowed => open.push(piece),
-                Judgement::Refused => {}
-                Judgement::Undetermined => {
-                    let facts = self.program.missing(&path, *traffic);
-                    if named || facts.iter().any(|fact| !matches!(fact, Fact::Node(_))) {
-                        unknown.push(piece);
-                    }
-                }
-            }
-        }
-        Some(Open { family: Some(family), open: Claim::any(open), unknown: Claim::any(unknown) })
+        family: Option<Family>,
+        refused: &Claim,
+    ) -> bool {
+        let on_node = |unit: &Unit| {
+            let on_host = |pod: &usize| self.cluster.pods[*pod].host_network;
+            unit.pods.iter().any(on_host) || self.has_node(unit)
+        };
+        (on_node(from) || on_node(to))
+            && self.example(from, to, family).is_some_and(|(source, destination)| {
+                let mut paths = self.paths(source, destination, family);
+                paths.any(|path| self.misses_node(&path, refused.example()))
+            })
     }
 
-    /// Whether a rule at one of the ends asks for something that is not known of the other.
-    fn is_doubtful(&self, from: &Unit, to: &Unit) -> bool {
-        let known = |pod: &usize| {
-            let pod = &self.cluster.pods[*pod];
-            (!pod.addresses.is_empty(), self.cluster.namespaces.contains_key(&pod.namespace))
-        };
-        let host = |pod: &usize| self.cluster.pods[*pod].host_network;
-        let node = |unit: &Unit| unit.pods.iter().any(host) || self.has_node(unit);
-        [(from, to, Direction::Egress), (to, from, Direction::Ingress)].into_iter().any(
-            |(subject, remote, direction)| {
-                let classes = subject.classes.iter().flatten();
-                let mut rules = classes.filter_map(|c| self.reach.isolation(*c, direction));
-                rules.any(|rules| {
-                    let blocks = self.with_blocks.contains(&std::ptr::from_ref(rules));
-                    let doubt = |pod: &usize| {
-                        let (address, namespace) = known(pod);
-                        blocks && !address || !namespace
-                    };
-                    !rules.doubtful.is_empty()
-                        || remote.pods.iter().any(doubt)
-                        || node(subject)
-                        || node(remote)
-                })
-            },
-        )
+    /// Whether a connection depends on which node a pod runs on.
+    fn misses_node(&self, path: &Path, traffic: Traffic) -> bool {
+        let facts = self.program.missing(path, traffic);
+        facts.iter().any(|fact| matches!(fact, Fact::Node(_)))
     }
 
     /// Whether an address of a node is in a unit.
@@ -544,9 +514,7 @@ impl<'a> World<'a> {
     /// A connection between a pod and what may be its own node, and that may so pass.
     pub(super) fn perhaps_own_node(&self, from: &Side, to: &Side) -> Option<(End, End)> {
         let traffic = to.claim.example();
-        let is_node = |fact: &Fact| matches!(fact, Fact::Node(_));
-        let missing = |path: &Path| self.program.missing(path, traffic).iter().any(is_node);
-        self.of_node(&from.set, &to.set, missing)
+        self.of_node(&from.set, &to.set, |path| self.misses_node(path, traffic))
     }
 
     fn of_node(&self, from: &Set, to: &Set, is: impl Fn(&Path) -> bool) -> Option<(End, End)> {
@@ -671,28 +639,6 @@ impl Set {
         }
         self.ranges = settled;
     }
-}
-
-/// All traffic, cut where any rule begins or ends.
-fn pieces(program: &Program) -> Vec<(Traffic, Claim)> {
-    let mut firsts: BTreeSet<(Protocol, u16)> = BTreeSet::new();
-    for rules in program.rule_sets() {
-        for ports in rules.entries.iter().chain(&rules.doubtful).filter_map(|entry| entry.ports) {
-            firsts.insert((ports.protocol, ports.first));
-            firsts.extend(ports.last.checked_add(1).map(|next| (ports.protocol, next)));
-        }
-    }
-    let mut pieces = vec![(Traffic::Other, Claim::one(Traffic::Other))];
-    for protocol in Protocol::ALL {
-        let ours = firsts.range((protocol, 2)..=(protocol, u16::MAX)).map(|(_, port)| *port);
-        let firsts: Vec<u16> = std::iter::once(1).chain(ours).collect();
-        let lasts = firsts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
-        for (first, last) in firsts.iter().copied().zip(lasts) {
-            let ports = program::Ports { protocol, first, last };
-            pieces.push((Traffic::Port(protocol, first), Claim::of(&PortSet::of([Some(ports)]))));
-        }
-    }
-    pieces
 }
 
 fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
