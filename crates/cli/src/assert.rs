@@ -59,8 +59,9 @@ pub(crate) struct Assert {
     output: Format,
 }
 
-/// What files of tests are about: manifests, and where pods without addresses get theirs.
-type About = (Vec<PathBuf>, Vec<IpNet>);
+/// Files of tests, by the manifests that they are about, and by where pods without an address get
+/// theirs.
+type Grouped = BTreeMap<Vec<PathBuf>, BTreeMap<Vec<IpNet>, Vec<File>>>;
 
 impl Assert {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
@@ -88,24 +89,26 @@ impl Assert {
         }
         let mut results = Vec::new();
         let mut diagnostics = Vec::new();
-        for ((manifests, pod_cidrs), files) in self.by_manifests(files)? {
+        for (manifests, by_pod_cidrs) in self.by_manifests(files) {
             let args = InputArgs { filename: manifests, ..self.input.clone() };
             let mut input = args.read_sound()?;
-            input.cluster.pod_cidrs.extend(pod_cidrs);
-            let tests: Vec<&Test> = files.iter().flat_map(|file| &file.tests).collect();
-            let outcomes = match self.lab {
-                true => packets::run(&input, &tests, &mut diagnostics)?,
-                false => {
-                    let program = Program::compile(&input.cluster);
-                    let mut world = World::of(&input, &input.cluster, &program);
-                    judge_all(&mut world, &tests, &mut diagnostics)
-                }
-            };
-            results.extend(tests.iter().zip(outcomes).map(|(test, outcome)| TestResult {
-                name: test.name.clone(),
-                location: test.at.location.clone(),
-                outcome,
-            }));
+            for (pod_cidrs, files) in by_pod_cidrs {
+                input.cluster.pod_cidrs = pod_cidrs;
+                let tests: Vec<&Test> = files.iter().flat_map(|file| &file.tests).collect();
+                let outcomes = match self.lab {
+                    true => packets::run(&input, &tests, &mut diagnostics)?,
+                    false => {
+                        let program = Program::compile(&input.cluster);
+                        let mut world = World::of(&input, &input.cluster, &program);
+                        judge_all(&mut world, &tests, &mut diagnostics)
+                    }
+                };
+                results.extend(tests.iter().zip(outcomes).map(|(test, outcome)| TestResult {
+                    name: test.name.clone(),
+                    location: test.at.location.clone(),
+                    outcome,
+                }));
+            }
         }
         tell(&diagnostics)?;
         let report = Report { results };
@@ -130,19 +133,25 @@ impl Assert {
         Ok(files)
     }
 
-    /// The files that are about the same manifests together.
-    fn by_manifests(&self, files: Vec<File>) -> Result<Vec<(About, Vec<File>)>, Trouble> {
-        let mut groups: BTreeMap<About, Vec<File>> = BTreeMap::new();
+    /// The files that are about the same manifests together; about none where the command line says
+    /// what they are about, or nothing does, and a live cluster is read.
+    fn by_manifests(&self, files: Vec<File>) -> Grouped {
+        let input = &self.input;
+        let is_said = !input.filename.is_empty()
+            || !input.kustomize.is_empty()
+            || input.live.kubeconfig.is_some()
+            || input.live.context.is_some();
+        let mut groups = Grouped::new();
         for file in files {
-            let manifests = if self.input.filename.is_empty() {
-                let beside = Path::new(&file.name).parent().unwrap_or(Path::new(""));
-                file.manifests.iter().map(|path| plain(&beside.join(path))).collect()
-            } else {
-                self.input.filename.clone()
+            let beside = Path::new(&file.name).parent().unwrap_or(Path::new(""));
+            let manifests = match is_said {
+                true => input.filename.clone(),
+                false => file.manifests.iter().map(|path| plain(&beside.join(path))).collect(),
             };
-            groups.entry((manifests, file.pod_cidrs.clone())).or_default().push(file);
+            let by_pod_cidrs = groups.entry(manifests).or_default();
+            by_pod_cidrs.entry(file.pod_cidrs.clone()).or_default().push(file);
         }
-        Ok(groups.into_iter().collect())
+        groups
     }
 }
 

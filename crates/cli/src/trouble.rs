@@ -47,6 +47,12 @@ pub(crate) enum Trouble {
     /// `--explain` of what is no rule.
     #[error("no rule {id:?}; the rules are {known}")]
     UnknownRule { id: String, known: String },
+    /// What is wrong with the configuration, a line for each.
+    #[error("the configuration cannot be read:\n{0}")]
+    Config(String),
+    /// There is no file to write.
+    #[error("--fix cannot write to standard input: give files, or print the patch with --diff")]
+    FixStdin,
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,

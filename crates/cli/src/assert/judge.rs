@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use portcullis_core::model::Direction;
 use portcullis_core::net::{Family, Traffic};
 use portcullis_core::portset::PortSet;
-use portcullis_core::program::End;
-use portcullis_core::reach::{Allowed, ClassId, Unit};
+use portcullis_core::program::{End, Entry, Path};
+use portcullis_core::reach::{Allowed, Unit};
 use portcullis_kube::{Diagnostic, Reason, closest};
 
 use super::file::{Assertion, Because, Ends, Test};
@@ -232,7 +232,8 @@ impl World<'_> {
                     let mut wrongs_here: Vec<(Claim, How)> =
                         wrongs_here.into_iter().filter(|(claim, _)| !claim.is_nothing()).collect();
                     let is_reason = |reason: &Expected| {
-                        self.is_reason(reason, source, destination, family, claim, *want)
+                        let (ends, claims) = ([source, destination], [claim, &open]);
+                        self.is_reason(reason, ends, family, claims, *want)
                     };
                     if wrongs_here.is_empty() && !reason.is_none_or(is_reason) {
                         wrongs_here.push((claim.clone(), How::Reason));
@@ -331,64 +332,61 @@ impl World<'_> {
         }
     }
 
-    /// Whether a policy, or a rule of it, allows or refuses all of a claim between two classes.
+    /// Whether a policy, or a rule of it, surely allows or refuses all of a claim between two
+    /// units, of which what is open is known.
     fn is_reason(
         &self,
         reason: &Expected,
-        from: &Unit,
-        to: &Unit,
+        [from, to]: [&Unit; 2],
         family: Option<Family>,
-        claim: &Claim,
+        [claim, open]: [&Claim; 2],
         want: Want,
     ) -> bool {
-        let families = family.map_or(Family::ALL.to_vec(), |family| vec![family]);
-        let mut classes = families
-            .into_iter()
-            .filter_map(|f| Some((f, from.classes[f as usize]?, to.classes[f as usize]?)));
-        let mut some = false;
-        let all = classes.all(|(family, from, to)| {
-            some = true;
-            self.is_reason_of(reason, family, from, to, claim, want)
-        });
-        some && all
-    }
-
-    fn is_reason_of(
-        &self,
-        reason: &Expected,
-        family: Family,
-        from: ClassId,
-        to: ClassId,
-        claim: &Claim,
-        want: Want,
-    ) -> bool {
-        Direction::ALL.into_iter().any(|direction| {
-            if reason.direction.is_some_and(|asked| asked != direction) {
-                return false;
-            }
+        let mut families = self.families_between(from, to);
+        families.retain(|here| family.is_none_or(|family| family == *here));
+        let by_direction = |family: Family, path: &Path, direction| {
+            let at = family as usize;
+            let [from, to] = [from.classes[at]?, to.classes[at]?];
             let (subject, remote) = match direction {
                 Direction::Egress => (from, to),
                 Direction::Ingress => (to, from),
             };
-            let isolation = self.reach.isolation(subject, direction);
-            if !isolation.is_some_and(|rules| rules.policies.contains(&reason.policy)) {
-                return false;
+            let rules = self.reach.isolation(subject, direction)?;
+            let mut entries = self.reach.entries(subject, direction, remote, family);
+            if !rules.policies.contains(&reason.policy) {
+                return None;
             }
-            let entries = self.reach.entries(subject, direction, remote, family);
-            let allowed = |ours: &dyn Fn(u32, u32) -> bool| {
-                let entries = entries.iter().filter(|e| ours(e.origin.policy, e.origin.rule));
-                Claim::of(&PortSet::of(entries.map(|entry| entry.ports)))
-            };
-            match want {
-                Want::Nothing => claim.and(&allowed(&|_, _| true)).is_nothing(),
-                Want::All | Want::Something => {
-                    let ours = |policy, rule| {
-                        policy == reason.policy && reason.rule.is_none_or(|asked| asked == rule)
-                    };
-                    claim.without(&allowed(&ours)).is_nothing()
-                }
+            let all = |entries: &[Entry]| Claim::of(&PortSet::of(entries.iter().map(|e| e.ports)));
+            if want == Want::Nothing {
+                return Some(claim.and(&all(&entries)).is_nothing());
             }
-        })
+            let others = entries.extract_if(.., |Entry { origin, .. }| {
+                origin.policy != reason.policy
+                    || reason.rule.is_some_and(|rule| rule != origin.rule)
+            });
+            let others: Vec<Entry> = others.collect();
+            // What is open, and by nobody else, is open by these, whatever is not known.
+            let alone = all(&entries).without(&all(&others)).and(open);
+            let (_, remote) = path.subject_and_remote(direction);
+            entries.retain(|entry| {
+                let traffic = entry
+                    .ports
+                    .map_or(Traffic::Other, |ports| Traffic::Port(ports.protocol, ports.first));
+                let mut sure = self.program.allowing(rules, remote.identity, traffic);
+                sure.any(|sure| sure == *entry)
+            });
+            Some(claim.without(&alone.or(&all(&entries))).is_nothing())
+        };
+        let is_of = |family: Family| {
+            let (source, destination) = self.example(from, to, Some(family))?;
+            let path = self.paths(source, destination, Some(family)).next()?;
+            let mut directions = Direction::ALL.into_iter();
+            directions.find(|direction| {
+                reason.direction.is_none_or(|asked| asked == *direction)
+                    && by_direction(family, &path, *direction) == Some(true)
+            })
+        };
+        !families.is_empty() && families.into_iter().all(|family| is_of(family).is_some())
     }
 
     /// Tells what is wrong in as few words as say it exactly.
@@ -553,6 +551,46 @@ mod tests {
         let tests = files.iter().flat_map(|file| &file.tests);
         let judge = |test| world.judge(test).map(|problems| problems.is_empty());
         tests.map(judge).map(|judged| judged.map_err(|d| d.to_string())).collect()
+    }
+
+    #[test]
+    fn a_policy_that_only_perhaps_allows_is_not_the_reason() {
+        // Pods of a workload have no address yet.
+        let policy = |name: &str, from: &str| {
+            format!(
+                "{{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {{name: {name}}}, \
+                 spec: {{podSelector: {{matchLabels: {{app: b}}}}, ingress: [{{from: [{from}]}}]}}}}"
+            )
+        };
+        let pod = |name: &str| {
+            format!(
+                "{{kind: Deployment, apiVersion: apps/v1, metadata: {{name: {name}}}, spec: {{replicas: \
+                 1, selector: {{matchLabels: {{app: {name}}}}}, template: {{metadata: {{labels: {{app: \
+                 {name}}}}}, spec: {{containers: [{{name: c, image: i}}]}}}}}}}}"
+            )
+        };
+        let judge = |policies: &[String], pod_cidrs: &[&str], tests: &str| {
+            let all = [policies, &[pod("a"), pod("b")]].concat();
+            let text = all.join("\n---\n");
+            let source = Source::Text { name: "m.yaml".to_owned(), text };
+            let mut cluster = portcullis_kube::load(&[source], &Options::default()).cluster;
+            assert_eq!((cluster.pods.len(), cluster.policies.len()), (2, policies.len()));
+            cluster.pod_cidrs = pod_cidrs.iter().map(|net| net.parse().unwrap()).collect();
+            judged(&cluster, tests)
+        };
+        let block = policy("block", "{ipBlock: {cidr: 10.0.0.0/8}}");
+        let labels = policy("labels", "{podSelector: {matchLabels: {app: a}}}");
+        let tests = "- allow: {from: a, to: b, port: 80, because: block}\n\
+                     - allow: {from: a, to: b, port: 80, because: labels}\n";
+        let (holds, fails) = (Ok(true), Ok(false));
+        assert_eq!(judge(&[block.clone(), labels], &[], tests), [fails.clone(), holds.clone()]);
+        // One that has all addresses that pods get allows them surely, and another does not matter.
+        let tests = "- allow: {from: a, to: b, port: 80, because: block}\n";
+        let other = policy("other", "{podSelector: {matchLabels: {app: c}}}");
+        let both = [block, other];
+        assert_eq!(judge(&both, &["10.244.0.0/16"], tests), [holds]);
+        assert_eq!(judge(&both, &["10.244.0.0/16", "fd00::/64"], tests), [fails.clone()]);
+        assert_eq!(judge(&both, &[], tests), [fails]);
     }
 
     #[test]

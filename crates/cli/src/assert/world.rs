@@ -541,7 +541,7 @@ impl<'a> World<'a> {
         pods.map(|pod| End::Pod(*pod)).chain(addresses).collect()
     }
 
-    fn paths(
+    pub(super) fn paths(
         &self,
         source: End,
         destination: End,
