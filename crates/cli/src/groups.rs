@@ -288,7 +288,7 @@ fn but(all: &str, mut items: Vec<String>) -> Vec<String> {
 }
 
 /// Ranges that are ascending as the fewest CIDRs; a single address without its length.
-fn cidrs(ranges: &[IpRange]) -> Vec<String> {
+pub(crate) fn cidrs(ranges: &[IpRange]) -> Vec<String> {
     let ranges = Family::ALL.map(|family| merged(ranges, family)).concat();
     let show = |net: IpNet| match net.prefix_len() == net.max_prefix_len() {
         true => net.addr().to_string(),
@@ -319,7 +319,7 @@ fn merged(ranges: &[IpRange], family: Family) -> Vec<IpRange> {
 }
 
 /// The smallest CIDR around ranges that are ascending.
-fn cover(ranges: &[IpRange]) -> Option<IpNet> {
+pub(crate) fn cover(ranges: &[IpRange]) -> Option<IpNet> {
     let (first, last) = (ranges.first()?.first, ranges.last()?.last);
     let mut net = IpNet::from(first);
     while !net.contains(&last) {
@@ -329,7 +329,7 @@ fn cover(ranges: &[IpRange]) -> Option<IpNet> {
 }
 
 /// What is left of a range without others that are in it, ascending, and do not touch.
-fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
+pub(crate) fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
     let mut rest = Vec::new();
     let mut next = Some(all.first);
     for range in ranges {

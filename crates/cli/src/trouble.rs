@@ -15,6 +15,12 @@ pub(crate) enum Trouble {
     /// The input has errors that were already printed.
     #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
     Input(String),
+    /// Errors in files of tests that were already printed.
+    #[error("the tests have {0}: nothing was told of any of them")]
+    Tests(String),
+    /// No test is left, by the pattern that was given.
+    #[error("no test has {0:?} in its name: nothing was tested")]
+    NoTests(String),
     /// No `-f`, and no cluster: the first thing that somebody new types.
     #[error(
         "nothing to read: -f is not given, and there is no cluster: {0}\n  \
