@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::print;
 use crate::trouble::Trouble;
-use crate::{check, diff, eval, lab, reach, why};
+use crate::{check, diff, eval, graph, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Who can reach whom, on what?
     Reach(reach::Reach),
+    /// Who can reach whom, as a picture
+    Graph(graph::Graph),
     /// Which connections does a change open and close?
     Diff(diff::Diff),
     /// Real packets without a cluster: pods as network namespaces, no root needed
@@ -61,6 +63,7 @@ impl Command {
             Command::Why(why) => why.run(),
             Command::Eval(eval) => eval.run(),
             Command::Reach(reach) => reach.run(),
+            Command::Graph(graph) => graph.run(),
             Command::Diff(diff) => diff.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {

@@ -139,6 +139,32 @@ impl Groups {
         &self.pods[&pod].0
     }
 
+    /// The numbers of the group and of the namespace of a pod.
+    pub(crate) fn place(&self, pod: usize) -> (usize, usize) {
+        let group = self.pods[&pod].1;
+        (group, self.groups[group].namespace)
+    }
+
+    /// The name of a namespace.
+    pub(crate) fn namespace(&self, namespace: usize) -> &str {
+        &self.namespaces[namespace].name
+    }
+
+    /// How many pods a namespace has, or all together.
+    pub(crate) fn pods_in(&self, namespace: Option<usize>) -> usize {
+        namespace.map_or(self.pods.len(), |n| self.namespaces[n].pods)
+    }
+
+    /// What pods of one group are called.
+    pub(crate) fn part(&self, pods: &[usize]) -> String {
+        let Group { name, pods: all, .. } = &self.groups[self.place(pods[0]).0];
+        match pods {
+            _ if pods.len() == all.len() => name.clone(),
+            [pod] => self.pod(*pod).to_owned(),
+            _ => format!("{name} ({} of {} pods)", pods.len(), all.len()),
+        }
+    }
+
     /// What a set is called, as the items of a list: the shortest of the ways to say it.
     pub(crate) fn describe(&self, set: &Members) -> Vec<String> {
         let mut inside = set.pods.iter().peekable();

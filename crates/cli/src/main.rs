@@ -6,6 +6,7 @@ mod check;
 mod diff;
 mod ends;
 mod eval;
+mod graph;
 mod groups;
 mod input;
 mod lab;

@@ -29,7 +29,17 @@ use crate::trouble::Trouble;
                         portcullis reach -f examples/three-tier --from 192.168.5.10 --port 80")]
 pub(crate) struct Reach {
     #[command(flatten)]
-    input: InputArgs,
+    question: Question,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// Which connections are asked about, and how their ends are named.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Question {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
     /// Only connections that X opens; may be repeated
     #[arg(long, value_name = "X")]
     from: Vec<String>,
@@ -44,10 +54,7 @@ pub(crate) struct Reach {
     within: Vec<String>,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
-    by: By,
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    pub(crate) by: By,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -69,32 +76,14 @@ enum Format {
 }
 
 /// What a pair may do, by family; both the same unless the families differ.
-type Cell = (SetId, SetId);
+pub(crate) type Cell = (SetId, SetId);
 
 impl Reach {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
-        let input = self.input.read_sound()?;
+        let input = self.question.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let from = self.selected(&self.from, &input.cluster, &program, &names)?;
-        let to = self.selected(&self.to, &input.cluster, &program, &names)?;
-        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
-
-        let mut reach = reach::Reach::of(&program);
-        let units = reach.units(&input.cluster);
-        let groups = groups(&input.cluster, &units, self.by);
-        let units = self.apart(units, &input.cluster);
-        let sources = restricted(&units, from.as_ref());
-        let destinations = restricted(&units, to.as_ref());
-        let mut page = Page {
-            cluster: &input.cluster,
-            groups: &groups,
-            sources: &sources,
-            destinations: &destinations,
-            reach,
-            traffic,
-            within: &self.within,
-        };
+        let mut page = self.question.page(&input.cluster, &program, &names)?;
         match self.output {
             Format::Json => json(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
@@ -115,6 +104,39 @@ impl Reach {
             Format::Mermaid => print(&mermaid(&page.rows()))?,
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Question {
+    /// Everything that answers it. The program and the names are of this cluster.
+    pub(crate) fn page<'a>(
+        &self,
+        cluster: &'a Cluster,
+        program: &'a Program,
+        names: &Names<'_>,
+    ) -> Result<Page<'a>, Trouble> {
+        let from = self.selected(&self.from, cluster, program, names)?;
+        let to = self.selected(&self.to, cluster, program, names)?;
+        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
+        let mut reach = reach::Reach::of(program);
+        let units = reach.units(cluster);
+        let groups = groups(cluster, &units, self.by);
+        let units = self.apart(units, cluster);
+        Ok(Page {
+            cluster,
+            groups,
+            sources: restricted(&units, from.as_ref()),
+            destinations: restricted(&units, to.as_ref()),
+            reach,
+            traffic,
+            within: self.within.clone(),
+        })
+    }
+
+    /// Whether some connections are left out.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.port.is_some()
+            || [&self.from, &self.to, &self.within].iter().any(|list| !list.is_empty())
     }
 
     /// What names stand for; `None` where there are none, and so no limit.
@@ -209,14 +231,17 @@ pub(crate) struct Row {
     rules: Vec<String>,
 }
 
-struct Page<'a> {
-    cluster: &'a Cluster,
-    groups: &'a Groups,
-    sources: &'a [Unit],
-    destinations: &'a [Unit],
-    reach: reach::Reach<'a>,
+/// What may be opened by whom.
+pub(crate) struct Page<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) groups: Groups,
+    /// Those who open connections.
+    pub(crate) sources: Vec<Unit>,
+    /// Those who accept them.
+    pub(crate) destinations: Vec<Unit>,
+    pub(crate) reach: reach::Reach<'a>,
     traffic: Option<Traffic>,
-    within: &'a [String],
+    within: Vec<String>,
 }
 
 impl Page<'_> {
@@ -227,9 +252,9 @@ impl Page<'_> {
 
     /// What a source may open to each destination: exactly, and only what was asked for.
     fn allowed(&mut self, source: &Unit) -> Vec<Allowed> {
-        let mut row = self.reach.unit_row(self.destinations, source);
+        let mut row = self.reach.unit_row(&self.destinations, source);
         if !self.within.is_empty() && !self.is_within(source) {
-            for (cell, to) in row.iter_mut().zip(self.destinations) {
+            for (cell, to) in row.iter_mut().zip(&self.destinations) {
                 if !self.is_within(to) {
                     *cell = Allowed::Alike(SetId::NOTHING);
                 }
@@ -262,12 +287,17 @@ impl Page<'_> {
     }
 
     fn products(&mut self) -> Vec<Product<Cell>> {
+        fold(self.cells())
+    }
+
+    /// What each source may open to each destination.
+    pub(crate) fn cells(&mut self) -> impl Iterator<Item = Vec<Cell>> {
         let cell = |allowed: Allowed| match allowed {
             Allowed::Alike(set) | Allowed::NoFamily(set) => (set, set),
             Allowed::ByFamily([v4, v6]) => (v4, v6),
         };
-        let sources = self.sources;
-        fold(sources.iter().map(|s| self.allowed(s).into_iter().map(cell).collect()))
+        let sources = self.sources.clone();
+        sources.into_iter().map(move |s| self.allowed(&s).into_iter().map(cell).collect())
     }
 
     fn rows(&mut self) -> Vec<Row> {
@@ -277,7 +307,7 @@ impl Page<'_> {
     fn rows_with(&mut self, rules: bool) -> Vec<Row> {
         let mut rows = Vec::new();
         for product in self.products() {
-            let (sources, destinations) = (self.sources, self.destinations);
+            let (sources, destinations) = (&self.sources, &self.destinations);
             let members = |units: &[Unit], of: &[usize]| {
                 let parts: Vec<Members> = of.iter().map(|i| members(&units[*i])).collect();
                 Members::of(parts.iter())
@@ -333,6 +363,15 @@ impl Page<'_> {
 
     /// The rules that allow what a product has, at both ends.
     fn rules(&self, product: &Product<Cell>) -> Vec<String> {
+        let origins = self.origins(product);
+        let mut rules: Vec<String> =
+            origins.iter().map(|o: &Origin| rule(self.cluster, o)).collect();
+        rules.dedup();
+        if rules.is_empty() { vec!["-".to_owned()] } else { rules }
+    }
+
+    /// The same as data.
+    pub(crate) fn origins(&self, product: &Product<Cell>) -> BTreeSet<Origin> {
         let mut origins = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for source in &product.sources {
@@ -345,17 +384,14 @@ impl Page<'_> {
                 }
             }
         }
-        let mut rules: Vec<String> =
-            origins.iter().map(|o: &Origin| rule(self.cluster, o)).collect();
-        rules.dedup();
-        if rules.is_empty() { vec!["-".to_owned()] } else { rules }
+        origins
     }
 
     /// Every pair of names, apart where the pods of a name do not fare alike.
     fn pairs(&mut self) -> Vec<Pair> {
-        let (sources, destinations) = (self.sources, self.destinations);
+        let (sources, destinations) = (self.sources.clone(), self.destinations.clone());
         let mut pairs = Vec::new();
-        for source in sources {
+        for source in &sources {
             let row = self.allowed(source);
             for (destination, allowed) in destinations.iter().zip(row) {
                 let (sets, families) = match allowed {

@@ -27,6 +27,12 @@ pub(crate) enum Trouble {
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,
+    /// Nobody reads markup.
+    #[error(
+        "a picture is no text to read: write it to a file, with `> picture.svg` or \
+         --output-file, or choose -o dot or -o mermaid"
+    )]
+    PictureOnTerminal,
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),

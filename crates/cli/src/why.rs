@@ -74,6 +74,14 @@ impl Why {
     }
 }
 
+/// Why a connection is allowed or refused, in words without colour.
+pub(crate) fn plain(input: &Input, program: &Program, names: &Names<'_>, flow: Flow) -> String {
+    let why = explain(&input.cluster, program, flow.source, flow.destination, flow.traffic);
+    let mut text = String::new();
+    Page { input, names, verbose: false }.answer(&Answer { flow, why }, &mut text);
+    anstream::adapter::strip_str(&text).to_string()
+}
+
 struct Answer {
     flow: Flow,
     why: Explanation,

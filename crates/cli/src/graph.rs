@@ -1,0 +1,270 @@
+//! `portcullis graph`: who can reach whom, as a picture.
+
+mod dot;
+mod html;
+mod layout;
+mod mermaid;
+mod picture;
+mod svg;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use indexmap::IndexSet;
+use portcullis_core::Program;
+use portcullis_core::fold::Product;
+use portcullis_core::model::Direction;
+use portcullis_core::net::{IpRange, Protocol, Traffic, next_address};
+use portcullis_core::portset::PortSet;
+use portcullis_core::program::{End, Verdict};
+use portcullis_core::reach::{SetId, Unit};
+use portcullis_kube::{Input, ObjectRef};
+
+use crate::ends::{Flow, Names};
+use crate::graph::layout::{Room, layout};
+use crate::graph::picture::{Kind, Picture, Scope, Side, Table, Tell, Told};
+use crate::groups::{By, Members};
+use crate::output::print;
+use crate::reach::{Cell, Page, Question, ports, rule};
+use crate::trouble::Trouble;
+use crate::why;
+
+/// Who can reach whom, as a picture
+#[derive(Debug, clap::Args)]
+#[command(after_help = "X is namespace/pod, namespace/kind/name of a workload, a Service, an IP \
+                        address, or namespace/* for all of a namespace.\n\n\
+                        Examples:\n  \
+                        portcullis graph -f examples/three-tier > three-tier.svg\n  \
+                        portcullis graph -f examples/three-tier -o html --output-file reach.html\n  \
+                        portcullis graph -f examples/three-tier --to shop/db -o mermaid")]
+pub(crate) struct Graph {
+    #[command(flatten)]
+    question: Question,
+    /// Also draw who may open nothing to whom
+    #[arg(long)]
+    refused: bool,
+    /// The width of an SVG to aim at, in pixels
+    #[arg(long, default_value_t = PAGE, value_name = "PIXELS",
+          value_parser = clap::value_parser!(u32).range(200..=10_000))]
+    width: u32,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Svg)]
+    output: Format,
+    /// Write to this file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    output_file: Option<PathBuf>,
+}
+
+/// How a picture is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// A picture for browsers and documents
+    Svg,
+    /// For Graphviz
+    Dot,
+    /// For Markdown
+    Mermaid,
+    /// A page to search and click in, which needs no network
+    Html,
+}
+
+/// The width of a page, in pixels.
+pub(crate) const PAGE: u32 = 1200;
+/// The width of a telephone.
+const TELEPHONE: u32 = 400;
+
+impl Graph {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        let input = self.question.input.read_sound()?;
+        let program = Program::compile(&input.cluster);
+        let names = Names::of(&input.cluster);
+        let page = self.question.page(&input.cluster, &program, &names)?;
+        let limited = self.question.is_limited();
+        let scope = Scope {
+            namespaces: self.question.by == By::Namespace,
+            refused: self.refused,
+            only_ends_of_flows: limited,
+        };
+        let asked = Asked { input: &input, program: &program, names: &names, limited };
+        let picture = asked.picture(page, scope, self.output == Format::Html);
+        let text = write(&picture, self.output, self.width);
+        if let Some(path) = &self.output_file {
+            let what = format!("cannot write {}", path.display());
+            std::fs::write(path, text).map_err(|source| Trouble::Io { what, source })?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let for_programs = matches!(self.output, Format::Svg | Format::Html);
+        if for_programs && std::io::stdout().is_terminal() {
+            return Err(Trouble::PictureOnTerminal);
+        }
+        print(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A picture as text.
+pub(crate) fn write(picture: &Picture, format: Format, width: u32) -> String {
+    match format {
+        Format::Svg => svg::svg(picture, &layout(picture, Room::of(width))),
+        Format::Dot => dot::dot(picture),
+        Format::Mermaid => mermaid::mermaid(picture),
+        Format::Html => html::html(picture, [PAGE, TELEPHONE].map(Room::of)),
+    }
+}
+
+/// What a picture of a cluster is made of.
+pub(crate) struct Asked<'a> {
+    pub(crate) input: &'a Input,
+    pub(crate) program: &'a Program,
+    pub(crate) names: &'a Names<'a>,
+    /// Whether only some connections are asked for. All of these are drawn then, also where
+    /// nothing is isolated.
+    pub(crate) limited: bool,
+}
+
+impl Asked<'_> {
+    /// The picture of what may be opened; each flow with an explanation if asked for.
+    pub(crate) fn picture(&self, mut page: Page<'_>, scope: Scope, explained: bool) -> Picture {
+        let side = |unit: &Unit, direction: Direction| {
+            let open = |class| page.reach.isolation(class, direction).is_none();
+            let mut classes = unit.classes.iter().flatten().peekable();
+            let open = classes.peek().is_some() && classes.all(|class| open(*class));
+            let Unit { pods, addresses, .. } = unit.clone();
+            Side { members: Members { pods, addresses }, open: open && !self.limited }
+        };
+        let sources = page.sources.iter().map(|unit| side(unit, Direction::Egress)).collect();
+        let destinations =
+            page.destinations.iter().map(|unit| side(unit, Direction::Ingress)).collect();
+        let mut distinct: IndexSet<Vec<Cell>> = IndexSet::new();
+        let rows = page.cells().map(|row| distinct.insert_full(row).0).collect();
+        let distinct = distinct.into_iter().collect();
+        let table = Table { sources, destinations, rows, distinct };
+        let mut tell = Allowances { asked: self, page, explained };
+        let groups = std::mem::take(&mut tell.page.groups);
+        table.draw(&groups, &mut tell, scope)
+    }
+}
+
+/// What may be opened, in words.
+struct Allowances<'a> {
+    asked: &'a Asked<'a>,
+    page: Page<'a>,
+    explained: bool,
+}
+
+impl Tell<Cell> for Allowances<'_> {
+    fn together(&mut self, values: &BTreeSet<Cell>) -> Vec<Cell> {
+        let mut values = values.iter().copied();
+        let Some(first) = values.next() else { return Vec::new() };
+        let reach = &mut self.page.reach;
+        let mut union = |a: SetId, b: SetId| {
+            let both = reach.set(a).union(reach.set(b));
+            reach.number(both)
+        };
+        vec![values.fold(first, |(a, b), (c, d)| (union(a, c), union(b, d)))]
+    }
+
+    fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<Cell>) -> Told {
+        let kind = if value.is_some() { Kind::Allowed } else { Kind::Refused };
+        let ports = match value {
+            Some(cell) => ports(&self.page.reach, cell).join(", "),
+            None => "nothing".to_owned(),
+        };
+        let rules = value.map_or(Vec::new(), |cell| self.rules(sources, destinations, cell));
+        let why = match self.explained {
+            true => self.why(sources, destinations, value).unwrap_or_default(),
+            false => String::new(),
+        };
+        Told { kind, ports, rules, why }
+    }
+}
+
+impl Allowances<'_> {
+    fn rules(&self, sources: &[usize], destinations: &[usize], value: Cell) -> Vec<String> {
+        let (sources, destinations) = (sources.to_vec(), destinations.to_vec());
+        let origins = self.page.origins(&Product { sources, destinations, value });
+        let input = self.asked.input;
+        let shown = |origin: &portcullis_core::program::Origin| {
+            let policy = ObjectRef::Policy(origin.policy as usize);
+            let place = input.locate(policy, &origin.rule_path());
+            let place = place.map_or(String::new(), |place| format!(" ({place})"));
+            format!("{}{place}", rule(self.page.cluster, origin))
+        };
+        origins.iter().map(shown).collect()
+    }
+
+    /// Why the first connection that shows it is allowed or refused.
+    fn why(
+        &self,
+        sources: &[usize],
+        destinations: &[usize],
+        value: Option<Cell>,
+    ) -> Option<String> {
+        let Asked { input, program, names, .. } = self.asked;
+        let expected = if value.is_some() { Verdict::Allowed } else { Verdict::Refused };
+        let mut mixed = None;
+        for source in sources.iter().flat_map(|i| some_ends(&self.page.sources[*i])) {
+            for destination in
+                destinations.iter().flat_map(|i| some_ends(&self.page.destinations[*i]))
+            {
+                if source == destination || program.paths(source, destination).next().is_none() {
+                    continue;
+                }
+                let traffic = self.traffic(destination, value);
+                let flow = Flow { source, destination, traffic };
+                match program.verdict(source, destination, traffic) {
+                    verdict if verdict == expected => {
+                        return Some(why::plain(input, program, names, flow));
+                    }
+                    Verdict::Mixed { .. } => mixed = mixed.or(Some(flow)),
+                    _ => {}
+                }
+            }
+        }
+        mixed.map(|flow| why::plain(input, program, names, flow))
+    }
+
+    /// Some traffic of a set; of everything, what the destination has a port for.
+    fn traffic(&self, destination: End, value: Option<Cell>) -> Traffic {
+        let set = value.map(|(v4, v6)| self.page.reach.set(v4.max(v6)));
+        match set {
+            Some(PortSet::Ports(ports)) if !ports.is_empty() => {
+                let ports = ports[0];
+                Traffic::Port(ports.protocol, ports.first.max(1))
+            }
+            _ => {
+                let declared = match destination {
+                    End::Pod(pod) => self.page.cluster.pods[pod].ports.first(),
+                    End::Address(_) => None,
+                };
+                declared.map_or(Traffic::Port(Protocol::Tcp, 443), |p| {
+                    Traffic::Port(p.protocol, p.port)
+                })
+            }
+        }
+    }
+}
+
+/// A few of those that a unit has, enough to find two that are not the same.
+fn some_ends(unit: &Unit) -> Vec<End> {
+    // Addresses that are there for examples (RFC 5737, RFC 3849), where they are among them.
+    let examples = [
+        IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10)),
+    ];
+    let address = |range: &IpRange| {
+        let example = examples.into_iter().find(|a| range.contains(*a));
+        let first = if range.first.is_unspecified() { next_address(range.first) } else { None };
+        example.or(first.filter(|a| range.contains(*a))).unwrap_or(range.first)
+    };
+    let mut by_example: BTreeMap<bool, Vec<IpAddr>> = BTreeMap::new();
+    for address in unit.addresses.iter().map(address) {
+        by_example.entry(!examples.contains(&address)).or_default().push(address);
+    }
+    let addresses = by_example.into_values().flatten().take(1).map(End::Address);
+    unit.pods.iter().take(2).map(|pod| End::Pod(*pod)).chain(addresses).collect()
+}
