@@ -168,10 +168,14 @@ impl Tell<Cell> for Allowances<'_> {
         vec![values.fold(first, |(a, b), (c, d)| (union(a, c), union(b, d)))]
     }
 
+    fn ports(&self, value: Cell) -> String {
+        ports(&self.page.reach, value).join(", ")
+    }
+
     fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<Cell>) -> Told {
         let kind = if value.is_some() { Kind::Allowed } else { Kind::Refused };
         let ports = match value {
-            Some(cell) => ports(&self.page.reach, cell).join(", "),
+            Some(cell) => self.ports(cell),
             None => "nothing".to_owned(),
         };
         let rules = value.map_or(Vec::new(), |cell| self.rules(sources, destinations, cell));

@@ -10,8 +10,7 @@ use crate::graph::text::escaped;
 /// The page. Of the two rooms the first is for wide screens, the second for narrow ones.
 pub(crate) fn html(picture: &Picture, [wide, narrow]: [Room; 2]) -> String {
     let mut out = String::new();
-    let dark = format!("{STYLE_DARK}{}", colours("html:not([data-theme=light]) ", &DARK));
-    let chosen = colours("html[data-theme=dark] ", &DARK);
+    let dark = |theme: &str| format!("{}{}", page_in_the_dark(theme), colours(theme, &DARK));
     let _ = write!(
         out,
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -20,8 +19,10 @@ pub(crate) fn html(picture: &Picture, [wide, narrow]: [Room; 2]) -> String {
          form-action 'none'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>Who can reach whom</title>\n<style>\n{STYLE}{SHAPES}{}\
-         @media (prefers-color-scheme: dark) {{\n{dark}}}\n{chosen}</style>\n</head>\n<body>\n",
-        colours("", &LIGHT)
+         @media (prefers-color-scheme: dark) {{\n{}}}\n{}</style>\n</head>\n<body>\n",
+        colours("", &LIGHT),
+        dark("html:not([data-theme=light]) "),
+        dark("html[data-theme=dark] ")
     );
     out.push_str(HEADER);
     out.push_str("<main>\n<div id=\"pictures\">\n");
@@ -75,8 +76,26 @@ fn item(out: &mut String, picture: &Picture, flow: &Flow) {
     out.push_str("</details></li>\n");
 }
 
+/// What is dark of the page itself, below a selector.
+fn page_in_the_dark(theme: &str) -> String {
+    let html = theme.trim_end();
+    let mut out = format!(
+        "{html} {{ color-scheme: dark }}\n\
+         {theme}body {{ background: #0f1318; color: #e8edf3 }}\n\
+         {theme}#tip {{ background: #e8edf3; color: #0f1318 }}\n"
+    );
+    for (kinds, colour) in [
+        ("allowed", "#74b4ff"),
+        ("refused", "#ff8a80"),
+        ("closed", "#ff8a80"),
+        ("opened", "#5fd38a"),
+        ("shifted", "#e6b450"),
+    ] {
+        let _ = writeln!(out, "{theme}#flows .{kinds} {{ color: {colour} }}");
+    }
+    out
+}
+
 const HEADER: &str = include_str!("page/header.html");
 const STYLE: &str = include_str!("page/style.css");
-/// What the dark rules of the page itself are.
-const STYLE_DARK: &str = include_str!("page/dark.css");
 const SCRIPT: &str = include_str!("page/script.js");

@@ -56,7 +56,6 @@ pub(crate) struct Drawn {
 /// A line between an end and the label of a flow.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
-    pub(crate) end: usize,
     /// From the end to the label. Each second piece, from the first on, is a curve.
     pub(crate) points: Vec<(f64, f64)>,
     /// Whether the end opens connections.
@@ -157,12 +156,18 @@ impl Grid {
         };
         let mut items: Vec<Item> = Vec::new();
         for end in &picture.ends {
-            let mut text = vec![shortened(&end.name, NAME, room.widest_end - 20.0)];
+            let most = room.widest_end - 20.0;
+            let mut text = vec![shortened(&end.name, NAME, most)];
             if !end.note.is_empty() {
-                text.extend(wrapped(&end.note, NOTE, room.widest_end - 20.0));
+                text.extend(wrapped(&end.note, NOTE, most));
             }
             let note = text[1..].iter().map(|line| width(line, NOTE)).fold(0.0, f64::max);
-            let widest = width(&text[0], NAME).max(note);
+            // A box around this end alone has room for its title.
+            let title = match end.place {
+                Place::Box(n) => (width(&picture.boxes[n], NAME) * BOLD - 20.0).min(most),
+                _ => 0.0,
+            };
+            let widest = width(&text[0], NAME).max(note).max(title);
             items.push(Item {
                 column: 0,
                 band: band_of(end.place),
@@ -283,8 +288,9 @@ impl Grid {
                 self.put(column, &|items: &[Item], item: &Item| {
                     let before = |n: &&usize| (items[**n].column < item.column) == rightwards;
                     let some: Vec<usize> = item.neighbours.iter().filter(before).copied().collect();
-                    mean(
+                    level(
                         items,
+                        item,
                         if some.is_empty() || round > 15 { &item.neighbours } else { &some },
                     )
                     .unwrap_or(item.y)
@@ -379,6 +385,7 @@ impl Grid {
         self.draw_boxes(picture, &columns, &mut layout);
         self.draw_lines(&columns, &mut layout);
         let widest = (layout.width - 2.0 * MARGIN).max(room.width.min(560.0) - 2.0 * MARGIN);
+        layout.height += if picture.caption.is_empty() { 0.0 } else { 8.0 };
         for sentence in &picture.caption {
             for line in wrapped(sentence, NOTE, widest) {
                 layout.width = layout.width.max((width(&line, NOTE) + 2.0 * MARGIN).ceil());
@@ -394,13 +401,20 @@ impl Grid {
     fn spans(&self) -> Vec<(f64, f64)> {
         let mut x: f64 = MARGIN;
         let mut spans = Vec::new();
-        let mut first = true;
+        let (mut first, mut after_edge) = (true, false);
         for column in &self.columns {
             let width = column.iter().map(|i| self.items[*i].width).fold(0.0, f64::max);
             // A column that nothing has a width in is only passed through.
             if width > 0.0 {
-                x += if first { PADDING } else { TURN };
-                first = false;
+                // Around the columns at the edges there are no boxes.
+                let edge = column.iter().any(|i| self.items[*i].band.is_none());
+                x += match (first, edge || after_edge) {
+                    (true, true) => 0.0,
+                    (true, false) => PADDING,
+                    (false, true) => TURN + PADDING,
+                    (false, false) => TURN,
+                };
+                (first, after_edge) = (false, edge);
             }
             spans.push((x, x + width));
             x += width;
@@ -429,8 +443,7 @@ impl Grid {
             }
             let title = &picture.boxes[number];
             let (above, below) = band.around();
-            let width_of_title = width(title, NAME) * BOLD + 2.0 * PADDING;
-            let most = (right - left + 2.0 * PADDING).max(width_of_title.min(160.0));
+            let most = right - left + 2.0 * PADDING;
             layout.boxes[number] = Labelled {
                 x: (left - PADDING).round(),
                 y: (MARGIN + self.bands[i].top - above).round(),
@@ -438,7 +451,6 @@ impl Grid {
                 height: (band.height + above + below).round(),
                 text: vec![shortened(title, NAME * BOLD, most - 2.0 * PADDING)],
             };
-            layout.width = layout.width.max(left - PADDING + most + MARGIN);
         }
     }
 
@@ -470,6 +482,9 @@ impl Grid {
             let mut points = vec![(sides(end.x, end.width).1, start)];
             for item in &way.items[1..way.items.len() - 1] {
                 let (left, right) = columns[self.items[*item].column];
+                if left == right {
+                    continue;
+                }
                 let (near, far) = sides(left, right - left);
                 let y = MARGIN + self.items[*item].y;
                 points.extend([(near, y), (far, y)]);
@@ -479,7 +494,7 @@ impl Grid {
             points.push((sides(label.x, label.width).0, label.middle()));
             let points = points.into_iter().map(|(x, y)| (round(x), round(y))).collect();
             let Way { opens, accepts, .. } = *way;
-            layout.flows[way.flow].lines.push(Line { end: way.end, points, opens, accepts });
+            layout.flows[way.flow].lines.push(Line { points, opens, accepts });
         }
     }
 }
@@ -496,9 +511,20 @@ fn round(value: f64) -> f64 {
     (value * 2.0).round() / 2.0
 }
 
-fn mean(items: &[Item], of: &[usize]) -> Option<f64> {
-    let sum: f64 = of.iter().map(|i| items[*i].y).sum();
-    (!of.is_empty()).then(|| sum / of.len() as f64)
+/// Where an item is level with its neighbours. Lines that only pass through keep straight.
+fn level(items: &[Item], item: &Item, neighbours: &[usize]) -> Option<f64> {
+    let passes = |item: &Item| item.width == 0.0;
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for neighbour in neighbours.iter().map(|i| &items[*i]) {
+        let weight = match (passes(item), passes(neighbour)) {
+            (true, true) => 8.0,
+            (false, false) => 1.0,
+            _ => 2.0,
+        };
+        sum += weight * neighbour.y;
+        weights += weight;
+    }
+    (weights > 0.0).then(|| sum / weights)
 }
 
 /// Where things of these sizes begin so that none overlap, in their order, between two bounds,
@@ -586,10 +612,47 @@ fn bands(picture: &Picture) -> Vec<Option<usize>> {
 fn ranks(picture: &Picture, items: &[Item], room: Room) -> Vec<Option<usize>> {
     let inside = |end: usize| matches!(picture.ends[end].place, Place::Box(_) | Place::Cluster);
     let count = picture.ends.len();
+    let most = most_columns(picture, items, room);
+    // Bands are apart from each other anyway: with too many steps those within one count.
+    let mut ranks = steps(picture, &|from, to| inside(from) && inside(to));
+    if ranks.iter().any(|rank| *rank >= most) {
+        ranks = steps(picture, &|from, to| {
+            inside(from) && inside(to) && items[from].band == items[to].band
+        });
+    }
+    ranks.iter_mut().for_each(|rank| *rank = (*rank).min(most - 1));
+    let columns = ranks.iter().max().map_or(1, |rank| rank + 1);
+    // Ends without a flow go where their band has room.
+    let idle = |end: usize| {
+        inside(end) && picture.flows.iter().all(|f| !f.from.contains(&end) && !f.to.contains(&end))
+    };
+    let mut filled: BTreeMap<(Option<usize>, usize), usize> = BTreeMap::new();
+    for end in (0..count).filter(|end| inside(*end) && !idle(*end)) {
+        *filled.entry((items[end].band, ranks[end])).or_default() += 1;
+    }
+    let mut of_band: BTreeMap<Option<usize>, usize> = BTreeMap::new();
+    for item in items.iter().filter(|item| item.band.is_some()) {
+        *of_band.entry(item.band).or_default() += 1;
+    }
+    for end in (0..count).filter(|end| idle(*end)) {
+        let band = items[end].band;
+        let wanted = of_band[&band].div_ceil(3).clamp(columns, most.max(columns));
+        let emptiest = (0..wanted).min_by_key(|c| filled.get(&(band, *c)).copied().unwrap_or(0));
+        ranks[end] = emptiest.unwrap_or(0);
+        *filled.entry((band, ranks[end])).or_default() += 1;
+    }
+    (0..count).map(|end| inside(end).then_some(ranks[end])).collect()
+}
+
+/// How many steps of flows lead to each end, of those between the pairs that count.
+fn steps(picture: &Picture, counts: &dyn Fn(usize, usize) -> bool) -> Vec<usize> {
+    let count = picture.ends.len();
     let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for flow in &picture.flows {
-        for from in flow.from.iter().filter(|end| inside(**end)) {
-            let to = flow.to.iter().filter(|to| inside(**to) && *to != from);
+    // Who calls along with the outside is not to the left of all that takes calls from anywhere.
+    let outside = |end: &usize| picture.ends[*end].place == Place::Callers;
+    for flow in picture.flows.iter().filter(|flow| !flow.from.iter().any(outside)) {
+        for from in &flow.from {
+            let to = flow.to.iter().filter(|to| *to != from && counts(*from, **to));
             pairs.extend(to.map(|to| (*from, *to)));
         }
     }
@@ -613,32 +676,7 @@ fn ranks(picture: &Picture, items: &[Item], room: Room) -> Vec<Option<usize>> {
             ranks[*end] = nearest - 1;
         }
     }
-    let deepest = (0..count).filter(|end| inside(*end)).map(|end| ranks[end]).max().unwrap_or(0);
-    let most = most_columns(picture, items, room);
-    let columns = (deepest + 1).min(most);
-    for rank in &mut ranks {
-        *rank = *rank * columns / (deepest + 1);
-    }
-    // Ends without a flow go where their band has room.
-    let idle = |end: usize| {
-        inside(end) && picture.flows.iter().all(|f| !f.from.contains(&end) && !f.to.contains(&end))
-    };
-    let mut filled: BTreeMap<(Option<usize>, usize), usize> = BTreeMap::new();
-    for end in (0..count).filter(|end| inside(*end) && !idle(*end)) {
-        *filled.entry((items[end].band, ranks[end])).or_default() += 1;
-    }
-    let mut of_band: BTreeMap<Option<usize>, usize> = BTreeMap::new();
-    for item in items.iter().filter(|item| item.band.is_some()) {
-        *of_band.entry(item.band).or_default() += 1;
-    }
-    for end in (0..count).filter(|end| idle(*end)) {
-        let band = items[end].band;
-        let wanted = of_band[&band].div_ceil(3).clamp(columns, most.max(columns));
-        let emptiest = (0..wanted).min_by_key(|c| filled.get(&(band, *c)).copied().unwrap_or(0));
-        ranks[end] = emptiest.unwrap_or(0);
-        *filled.entry((band, ranks[end])).or_default() += 1;
-    }
-    (0..count).map(|end| inside(end).then_some(ranks[end])).collect()
+    ranks
 }
 
 fn position(order: &[usize], end: usize) -> usize {
@@ -725,15 +763,13 @@ fn label_band(flow: &Flow, items: &[Item], bands: usize) -> Option<usize> {
     (0..counts.len()).max_by_key(|band| (counts[*band], counts.len() - band))
 }
 
-/// The lines of a flow's label. What has no room in three is counted.
+/// The lines of a flow's label. Ports that have no room in three are counted.
 fn label(flow: &Flow, room: Room) -> Vec<String> {
     let text = format!("{}{}", flow.told.kind.sign(), flow.told.ports);
     let lines = wrapped(&text, LABEL, room.widest_label);
     if lines.len() <= 3 {
         return lines;
     }
-    let mut kept = lines[..2].to_vec();
-    let rest: usize = lines[2..].iter().map(|line| line.split(' ').count()).sum();
-    kept.push(format!("and {rest} more"));
-    kept
+    let rest = lines[2..].join(" ").split(", ").count();
+    vec![lines[0].clone(), lines[1].clone(), format!("and {rest} more")]
 }

@@ -39,6 +39,24 @@ pub(crate) struct End {
     pub(crate) about: String,
 }
 
+impl End {
+    /// Notes what those that it stands for may open to each other.
+    fn within(&mut self, ports: impl Iterator<Item = String>) {
+        let ports: Vec<String> = ports.collect();
+        let ports = ports.join("; ");
+        if ports.is_empty() {
+            return;
+        }
+        let short = match ports.split(", ").count() {
+            1 => ports.clone(),
+            n => plural(n, "port"),
+        };
+        let note = format!("{short} within");
+        self.note = if self.note.is_empty() { note } else { format!("{}, {note}", self.note) };
+        self.about = format!("{}; within: {ports}", self.about);
+    }
+}
+
 /// Where an end belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
@@ -133,6 +151,8 @@ pub(crate) struct Table<V> {
 pub(crate) trait Tell<V> {
     /// What one or several values of a pair of ends come to.
     fn together(&mut self, values: &BTreeSet<V>) -> Vec<V>;
+    /// What a value allows.
+    fn ports(&self, value: V) -> String;
     /// What there is to say of a value between these numbers of sources and of destinations;
     /// `None` where they may open nothing.
     fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<V>) -> Told;
@@ -326,15 +346,22 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
             let there = |d: &usize| !self.drafts[*d].at[direction].is_empty();
             (0..self.drafts.len()).filter(there).collect::<Vec<usize>>()
         };
-        let (sources, destinations) = (facing(0), facing(1));
+        let (all_sources, all_destinations) = (facing(0), facing(1));
         // Sets of values by number; 0 is none.
         let mut sets: IndexSet<Vec<V>> = IndexSet::from([Vec::new()]);
-        let rows = sources.iter().map(|from| {
-            let cell = |to: &usize| match self.cell(*from, *to) {
+        let rows = all_sources.iter().map(|from| {
+            let mut cell = |to: &usize| match self.cell(*from, *to) {
                 None => NOTED,
-                Some(values) => sets.insert_full(tell.together(&values)).0,
+                Some(values) => {
+                    let values = tell.together(&values);
+                    if self.folded && from == to {
+                        ends[*from].within(values.iter().map(|v| tell.ports(*v)));
+                        return NOTED;
+                    }
+                    sets.insert_full(values).0
+                }
             };
-            destinations.iter().map(cell).collect::<Vec<usize>>()
+            all_destinations.iter().map(&mut cell).collect::<Vec<usize>>()
         });
         let rows: Vec<Vec<usize>> = rows.collect();
         let drawn = |value: &usize| if *value == NOTED { 0 } else { *value };
@@ -347,8 +374,8 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         let mut every = BTreeMap::new();
         for product in products {
             let of = |numbers: &[usize], all: &[usize]| numbers.iter().map(|n| all[*n]).collect();
-            let mut from: Vec<usize> = of(&product.sources, &sources);
-            let mut to: Vec<usize> = of(&product.destinations, &destinations);
+            let mut from: Vec<usize> = of(&product.sources, &all_sources);
+            let mut to: Vec<usize> = of(&product.destinations, &all_destinations);
             self.leave_out_what_says_nothing(&mut from, &mut to);
             if from.is_empty() || to.is_empty() {
                 continue;
@@ -359,8 +386,21 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
             };
             let (sources, destinations) = (at(&from, 0), at(&to, 1));
             let same = from == to;
-            for side in [&mut from, &mut to] {
-                self.bundle(side, same, &mut every, ends);
+            let more = |row: usize, column: usize| {
+                let noted = rows[row][column] == NOTED;
+                noted || all_sources[row] == all_destinations[column]
+            };
+            // They may do so as well, and more.
+            let also_from = (0..rows.len())
+                .filter(|row| product.destinations.iter().all(|column| more(*row, *column)));
+            let also_from: Vec<usize> = also_from.map(|row| all_sources[row]).collect();
+            let also_to = (0..all_destinations.len())
+                .filter(|column| product.sources.iter().all(|row| more(*row, *column)));
+            let also_to: Vec<usize> = also_to.map(|column| all_destinations[column]).collect();
+            let noted =
+                if product.value == REFUSED { [vec![], vec![]] } else { [also_from, also_to] };
+            for (side, also) in [&mut from, &mut to].into_iter().zip(&noted) {
+                self.bundle(side, also, same, &mut every, ends);
             }
             let values: Vec<Option<V>> = match product.value {
                 REFUSED => vec![None],
@@ -420,17 +460,27 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         to.retain(|d| Some(*d) != one_source);
     }
 
-    /// Ends that are all pods of a namespace, or of the cluster, become one. Two are not worth it
-    /// unless these are also the other side.
+    /// Ends that are all pods of a namespace, or of the cluster, become one; `also` are others of
+    /// which the same holds. Two are not worth it unless these are also the other side.
     fn bundle(
         &self,
         side: &mut Vec<usize>,
+        also: &[usize],
         same: bool,
         every: &mut BTreeMap<Place, usize>,
         ends: &mut Vec<End>,
     ) {
         let worth = |ends: usize| ends > 2 || same && ends > 1;
-        let pods = |drafts: &[usize]| drafts.iter().map(|d| self.drafts[*d].pods.len()).sum();
+        // How many pods these are, with the others of their namespace.
+        let pods = |drafts: &[usize], namespace: Option<usize>| {
+            let others = also.iter().filter(|d| !drafts.contains(d));
+            let here = |d: &usize| match (namespace, self.drafts[*d].place) {
+                (None, _) => true,
+                (Some(namespace), place) => place == Some(Place::Box(namespace)),
+            };
+            let all = drafts.iter().chain(others.filter(|d| here(d)));
+            all.map(|d| self.drafts[*d].pods.len()).sum::<usize>()
+        };
         let mut number = |place: Place, pods: usize, about: String| {
             *every.entry(place).or_insert_with(|| {
                 let (name, note) = ("every pod".to_owned(), plural(pods, "pod"));
@@ -440,24 +490,24 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         };
         let inside: Vec<usize> =
             side.iter().copied().filter(|d| !self.drafts[*d].is_outside()).collect();
-        if pods(&inside) == self.groups.pods_in(None) && worth(inside.len()) {
+        let all = self.groups.pods_in(None);
+        if pods(&inside, None) == all && worth(inside.len()) {
             side.retain(|d| !inside.contains(d));
-            side.push(number(Place::Cluster, pods(&inside), "every pod".to_owned()));
+            side.push(number(Place::Cluster, all, "every pod".to_owned()));
             return;
         }
         let mut by_place: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
         for draft in inside {
-            by_place
-                .entry(self.drafts[draft].place.unwrap_or(Place::Cluster))
-                .or_default()
-                .push(draft);
+            let place = self.drafts[draft].place.unwrap_or(Place::Cluster);
+            by_place.entry(place).or_default().push(draft);
         }
         for (place, drafts) in by_place {
             let Place::Box(namespace) = place else { continue };
-            if pods(&drafts) == self.groups.pods_in(Some(namespace)) && worth(drafts.len()) {
+            let all = self.groups.pods_in(Some(namespace));
+            if pods(&drafts, Some(namespace)) == all && worth(drafts.len()) {
                 side.retain(|d| !drafts.contains(d));
                 let about = format!("{}/*", self.groups.namespace(namespace));
-                side.push(number(place, pods(&drafts), about));
+                side.push(number(place, all, about));
             }
         }
     }
@@ -495,13 +545,17 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         let parts = self.drafts.iter().filter(|d| d.place == draft.place);
         let rest = parts.max_by_key(|d| d.addresses.iter().map(size).max());
         let is_rest = rest.is_some_and(|rest| std::ptr::eq(rest, draft));
-        let name = match items.as_slice() {
-            [only] if only == "outside" => about.clone(),
-            _ if is_rest && self.drafts.iter().filter(|d| d.place == draft.place).count() > 1 => {
-                "any other address".to_owned()
+        let several = self.drafts.iter().filter(|d| d.place == draft.place).count() > 1;
+        let short = |item: &String| match item.split_once(" except ") {
+            Some((all, parts)) => {
+                format!("{all} less {}", plural(parts.split(" and ").count(), "part"))
             }
-            [first, _, ..] => format!("{first} and {} more", items.len() - 1),
-            _ => about.clone(),
+            None => item.clone(),
+        };
+        let name = match items.as_slice() {
+            _ if is_rest && several => "any other address".to_owned(),
+            [first, _, ..] => format!("{} and {} more", short(first), items.len() - 1),
+            items => items.iter().map(short).collect(),
         };
         (name, about)
     }
@@ -515,7 +569,7 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
             };
             caption.push(format!(
                 "{why}each namespace is drawn as one, and a line says that some pod of the one may \
-                 open this to some pod of the other."
+                 open this, or some of this, to some pod of the other."
             ));
         }
         if ends.iter().any(|end| end.note.contains("open")) {
