@@ -1,6 +1,6 @@
 //! `portcullis diff`: which connections a change opens, closes, widens and narrows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ use portcullis_core::net::Family;
 use portcullis_core::portset::PortSet;
 use serde::Serialize;
 
+use crate::graph::{self, Picture, Scope, Tell, Told};
 use crate::groups::{By, Groups, Members, cidrs};
 use crate::input::InputArgs;
 use crate::output::{json, plural, print, terminal_width};
@@ -68,6 +69,14 @@ enum Format {
     Json,
     /// A table for a pull request
     Md,
+    /// A picture of what opens and what closes
+    Svg,
+    /// The same for Graphviz
+    Dot,
+    /// The same for Mermaid
+    Mermaid,
+    /// The same as a page to search and click in
+    Html,
 }
 
 /// What becomes of a pair, and why.
@@ -89,9 +98,20 @@ impl Diff {
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
-        let changes = changes(&mut diff);
+        let (table, by_number) = numbered(&mut diff);
+        let changes = changes(&diff, &table, &by_number);
         let page = Page { clusters, groups };
         match self.output {
+            Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+                let format = match self.output {
+                    Format::Dot => graph::Format::Dot,
+                    Format::Mermaid => graph::Format::Mermaid,
+                    Format::Html => graph::Format::Html,
+                    _ => graph::Format::Svg,
+                };
+                let namespaces = self.by == By::Namespace;
+                graph::print(&page.picture(&diff, table, by_number, namespaces), format)?;
+            }
             Format::Json => {
                 json(&changes.iter().map(|change| page.report(change)).collect::<Vec<_>>())?;
             }
@@ -141,8 +161,8 @@ impl Row {
     }
 }
 
-fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
-    // Changes by number; 0 is none.
+/// The change of every pair of joints by its number, and what the numbers mean; 0 is none.
+fn numbered(diff: &mut diff::Diff<'_>) -> (Vec<Vec<u32>>, BTreeMap<u32, Change>) {
     let mut numbers: BTreeMap<Change, u32> = BTreeMap::new();
     let mut table = Vec::with_capacity(diff.joints.len());
     for source in 0..diff.joints.len() {
@@ -157,7 +177,14 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         });
         table.push(row.collect());
     }
-    let by_number: BTreeMap<u32, Change> = numbers.into_iter().map(|(c, n)| (n, c)).collect();
+    (table, numbers.into_iter().map(|(change, number)| (number, change)).collect())
+}
+
+fn changes(
+    diff: &diff::Diff<'_>,
+    table: &[Vec<u32>],
+    by_number: &BTreeMap<u32, Change>,
+) -> Vec<Row> {
     let members = |joints: &[usize]| {
         let part = |joint: &usize| {
             let diff::Joint { pods, addresses, .. } = &diff.joints[*joint];
@@ -169,7 +196,7 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         all
     };
     let mut rows = Vec::new();
-    for product in fold(table) {
+    for product in fold(table.iter().cloned()) {
         let (from, to) = (members(&product.sources), members(&product.destinations));
         // A pod's traffic to itself passes always.
         if from.is_one_pod() && from == to {
@@ -192,11 +219,7 @@ impl Page<'_> {
             .map(|row| {
                 let (old, new, causes) = &row.change;
                 let kind = row.kind();
-                let ports = match kind {
-                    Kind::Opened => shown(new),
-                    Kind::Closed => shown(old),
-                    _ => format!("{} -> {}", shown(old), shown(new)),
-                };
+                let ports = ports(old, new);
                 let causes = causes.iter().map(|cause| self.cause(cause)).collect();
                 let (from, to) = (self.groups.describe(&row.from), self.groups.describe(&row.to));
                 vec![vec![word(kind).to_owned()], from, to, vec![ports], causes]
@@ -204,6 +227,23 @@ impl Page<'_> {
             .collect();
         cells.sort();
         Table { headers: &["CHANGE", "FROM", "TO", "PORTS", "CAUSE"], rows: cells }
+    }
+
+    fn picture(
+        &self,
+        diff: &diff::Diff<'_>,
+        table: Vec<Vec<u32>>,
+        by_number: BTreeMap<u32, Change>,
+        namespaces: bool,
+    ) -> Picture {
+        let side = |joint: &diff::Joint| graph::Side {
+            members: Members { pods: joint.pods.clone(), addresses: joint.addresses.clone() },
+            open: false,
+        };
+        let sides = || diff.joints.iter().map(side).collect();
+        let table = graph::Table::of(sides(), sides(), table);
+        let scope = Scope { namespaces, refused: false, only_ends_of_flows: true };
+        table.draw(&self.groups, &mut Changes { page: self, by_number }, scope)
     }
 
     fn cause(&self, cause: &Cause) -> String {
@@ -274,6 +314,44 @@ impl Page<'_> {
         };
         let policy = policy.map(|index| self.policy(*side, index));
         CauseReport { kind, state: state(side), policy, place }
+    }
+}
+
+/// The changes in words, by their numbers.
+struct Changes<'a> {
+    page: &'a Page<'a>,
+    by_number: BTreeMap<u32, Change>,
+}
+
+impl Tell<u32> for Changes<'_> {
+    fn together(&mut self, values: &BTreeSet<u32>) -> Vec<u32> {
+        values.iter().copied().collect()
+    }
+
+    fn ports(&self, value: u32) -> String {
+        let (old, new, _) = &self.by_number[&value];
+        ports(old, new)
+    }
+
+    fn tell(&self, _: &[usize], _: &[usize], value: Option<u32>) -> Told {
+        let value = value.unwrap_or_default();
+        let (old, new, causes) = &self.by_number[&value];
+        let kind = match Kind::between(old, new) {
+            Kind::Opened | Kind::Widened => graph::Kind::Opened,
+            Kind::Closed | Kind::Narrowed => graph::Kind::Closed,
+            Kind::Shifted => graph::Kind::Shifted,
+        };
+        let rules = causes.iter().map(|cause| self.page.cause(cause)).collect();
+        Told { kind, ports: ports(old, new), rules, why: String::new() }
+    }
+}
+
+/// What is allowed before and after, or what is on the one side if there is nothing on the other.
+fn ports(old: &Sets, new: &Sets) -> String {
+    match Kind::between(old, new) {
+        Kind::Opened => shown(new),
+        Kind::Closed => shown(old),
+        _ => format!("{} -> {}", shown(old), shown(new)),
     }
 }
 

@@ -14,7 +14,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use indexmap::IndexSet;
 use portcullis_core::Program;
 use portcullis_core::fold::Product;
 use portcullis_core::model::Direction;
@@ -26,9 +25,9 @@ use portcullis_kube::{Input, ObjectRef};
 
 use crate::ends::{Flow, Names};
 use crate::graph::layout::{Room, layout};
-use crate::graph::picture::{Kind, Picture, Scope, Side, Table, Tell, Told};
+pub(crate) use crate::graph::picture::{Kind, Picture, Scope, Side, Table, Tell, Told};
 use crate::groups::{By, Members};
-use crate::output::print;
+use crate::output;
 use crate::reach::{Cell, Page, Question, ports, rule};
 use crate::trouble::Trouble;
 use crate::why;
@@ -73,7 +72,7 @@ pub(crate) enum Format {
 }
 
 /// The width of a page, in pixels.
-pub(crate) const PAGE: u32 = 1200;
+const PAGE: u32 = 1200;
 /// The width of a telephone.
 const TELEPHONE: u32 = 400;
 
@@ -83,31 +82,34 @@ impl Graph {
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
         let page = self.question.page(&input.cluster, &program, &names)?;
-        let limited = self.question.is_limited();
-        let scope = Scope {
-            namespaces: self.question.by == By::Namespace,
-            refused: self.refused,
-            only_ends_of_flows: limited,
-        };
-        let asked = Asked { input: &input, program: &program, names: &names, limited };
-        let picture = asked.picture(page, scope, self.output == Format::Html);
+        let asked = Asked { input: &input, program: &program, names: &names };
+        let picture = asked.picture(&self.question, page, self.refused, self.output);
         let text = write(&picture, self.output, self.width);
         if let Some(path) = &self.output_file {
             let what = format!("cannot write {}", path.display());
             std::fs::write(path, text).map_err(|source| Trouble::Io { what, source })?;
             return Ok(ExitCode::SUCCESS);
         }
-        let for_programs = matches!(self.output, Format::Svg | Format::Html);
-        if for_programs && std::io::stdout().is_terminal() {
-            return Err(Trouble::PictureOnTerminal);
-        }
-        print(&text)?;
+        to_stdout(&text, self.output)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Prints a picture.
+pub(crate) fn print(picture: &Picture, format: Format) -> Result<(), Trouble> {
+    to_stdout(&write(picture, format, PAGE), format)
+}
+
+fn to_stdout(text: &str, format: Format) -> Result<(), Trouble> {
+    let for_people = matches!(format, Format::Dot | Format::Mermaid);
+    if !for_people && std::io::stdout().is_terminal() {
+        return Err(Trouble::PictureOnTerminal);
+    }
+    output::print(text)
+}
+
 /// A picture as text.
-pub(crate) fn write(picture: &Picture, format: Format, width: u32) -> String {
+fn write(picture: &Picture, format: Format, width: u32) -> String {
     match format {
         Format::Svg => svg::svg(picture, &layout(picture, Room::of(width))),
         Format::Dot => dot::dot(picture),
@@ -121,29 +123,34 @@ pub(crate) struct Asked<'a> {
     pub(crate) input: &'a Input,
     pub(crate) program: &'a Program,
     pub(crate) names: &'a Names<'a>,
-    /// Whether only some connections are asked for. All of these are drawn then, also where
-    /// nothing is isolated.
-    pub(crate) limited: bool,
 }
 
 impl Asked<'_> {
-    /// The picture of what may be opened; each flow with an explanation if asked for.
-    pub(crate) fn picture(&self, mut page: Page<'_>, scope: Scope, explained: bool) -> Picture {
+    /// The picture of what may be opened, as the page says that answers the question; with what
+    /// is refused, if asked for.
+    pub(crate) fn picture(
+        &self,
+        question: &Question,
+        mut page: Page<'_>,
+        refused: bool,
+        format: Format,
+    ) -> Picture {
+        // What is asked for in particular is drawn, also where nothing is isolated.
+        let limited = question.is_limited();
+        let namespaces = question.by == By::Namespace;
+        let scope = Scope { namespaces, refused, only_ends_of_flows: limited };
         let side = |unit: &Unit, direction: Direction| {
             let open = |class| page.reach.isolation(class, direction).is_none();
             let mut classes = unit.classes.iter().flatten().peekable();
             let open = classes.peek().is_some() && classes.all(|class| open(*class));
             let Unit { pods, addresses, .. } = unit.clone();
-            Side { members: Members { pods, addresses }, open: open && !self.limited }
+            Side { members: Members { pods, addresses }, open: open && !limited }
         };
         let sources = page.sources.iter().map(|unit| side(unit, Direction::Egress)).collect();
         let destinations =
             page.destinations.iter().map(|unit| side(unit, Direction::Ingress)).collect();
-        let mut distinct: IndexSet<Vec<Cell>> = IndexSet::new();
-        let rows = page.cells().map(|row| distinct.insert_full(row).0).collect();
-        let distinct = distinct.into_iter().collect();
-        let table = Table { sources, destinations, rows, distinct };
-        let mut tell = Allowances { asked: self, page, explained };
+        let table = Table::of(sources, destinations, page.cells());
+        let mut tell = Allowances { asked: self, page, explained: format == Format::Html };
         let groups = std::mem::take(&mut tell.page.groups);
         table.draw(&groups, &mut tell, scope)
     }
@@ -176,7 +183,7 @@ impl Tell<Cell> for Allowances<'_> {
         let kind = if value.is_some() { Kind::Allowed } else { Kind::Refused };
         let ports = match value {
             Some(cell) => self.ports(cell),
-            None => "nothing".to_owned(),
+            None => "refused".to_owned(),
         };
         let rules = value.map_or(Vec::new(), |cell| self.rules(sources, destinations, cell));
         let why = match self.explained {
@@ -272,3 +279,6 @@ fn some_ends(unit: &Unit) -> Vec<End> {
     let addresses = by_example.into_values().flatten().take(1).map(End::Address);
     unit.pods.iter().take(2).map(|pod| End::Pod(*pod)).chain(addresses).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,6 +150,11 @@ impl Groups {
         &self.namespaces[namespace].name
     }
 
+    /// The numbers of all pods, ascending.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = usize> {
+        self.pods.keys().copied()
+    }
+
     /// How many pods a namespace has, or all together.
     pub(crate) fn pods_in(&self, namespace: Option<usize>) -> usize {
         namespace.map_or(self.pods.len(), |n| self.namespaces[n].pods)

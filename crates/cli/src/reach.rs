@@ -13,6 +13,7 @@ use portcullis_core::reach::{self, Allowed, SetId, Unit};
 use serde::Serialize;
 
 use crate::ends::{Names, PortName, Target};
+use crate::graph::{self, Asked};
 use crate::groups::{By, Groups, Members, cidrs};
 use crate::input::InputArgs;
 use crate::output::{json, print, terminal_width};
@@ -69,10 +70,14 @@ enum Format {
     Csv,
     /// The table as Markdown
     Md,
-    /// The table as a graph for Graphviz
+    /// The picture of `portcullis graph`
+    Svg,
+    /// The same for Graphviz
     Dot,
-    /// The table as a graph for Mermaid
+    /// The same for Mermaid
     Mermaid,
+    /// The same as a page to search and click in
+    Html,
 }
 
 /// What a pair may do, by family; both the same unless the families differ.
@@ -100,8 +105,17 @@ impl Reach {
                 };
                 print(&text)?;
             }
-            Format::Dot => print(&dot(&page.rows()))?,
-            Format::Mermaid => print(&mermaid(&page.rows()))?,
+            Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+                let format = match self.output {
+                    Format::Dot => graph::Format::Dot,
+                    Format::Mermaid => graph::Format::Mermaid,
+                    Format::Html => graph::Format::Html,
+                    _ => graph::Format::Svg,
+                };
+                let asked = Asked { input: &input, program: &program, names: &names };
+                let picture = asked.picture(&self.question, page, false, format);
+                graph::print(&picture, format)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -300,11 +314,7 @@ impl Page<'_> {
         sources.into_iter().map(move |s| self.allowed(&s).into_iter().map(cell).collect())
     }
 
-    fn rows(&mut self) -> Vec<Row> {
-        self.rows_with(false)
-    }
-
-    fn rows_with(&mut self, rules: bool) -> Vec<Row> {
+    fn rows(&mut self, rules: bool) -> Vec<Row> {
         let mut rows = Vec::new();
         for product in self.products() {
             let (sources, destinations) = (&self.sources, &self.destinations);
@@ -348,7 +358,7 @@ impl Page<'_> {
     }
 
     fn table(&mut self, wide: bool) -> Table {
-        let rows = self.rows_with(wide);
+        let rows = self.rows(wide);
         let cells = |row: Row| {
             let mut cells = vec![row.from, row.to, row.ports];
             cells.extend(wide.then_some(row.rules));
@@ -541,45 +551,6 @@ fn policy(cluster: &Cluster, index: u32) -> String {
 pub(crate) fn rule(cluster: &Cluster, origin: &Origin) -> String {
     let Origin { direction, rule, .. } = origin;
     format!("{} {direction}[{rule}]", policy(cluster, origin.policy))
-}
-
-/// The nodes of a picture, each name once, and the edges between their numbers.
-fn graph(rows: &[Row]) -> (Vec<String>, Vec<(usize, usize, String)>) {
-    let mut names = Vec::new();
-    let mut number = |items: &[String]| {
-        let name = items.join(", ");
-        names.iter().position(|known| *known == name).unwrap_or_else(|| {
-            names.push(name);
-            names.len() - 1
-        })
-    };
-    let edges = rows.iter().map(|row| (number(&row.from), number(&row.to), row.ports.join(", ")));
-    let edges = edges.collect();
-    (names, edges)
-}
-
-fn dot(rows: &[Row]) -> String {
-    let (names, edges) = graph(rows);
-    let mut text = "digraph reach {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
-    for (i, name) in names.iter().enumerate() {
-        text.push_str(&format!("  n{i} [label=\"{}\"];\n", name.replace('"', "\\\"")));
-    }
-    for (from, to, ports) in edges {
-        text.push_str(&format!("  n{from} -> n{to} [label=\"{ports}\"];\n"));
-    }
-    text + "}\n"
-}
-
-fn mermaid(rows: &[Row]) -> String {
-    let (names, edges) = graph(rows);
-    let mut text = "flowchart LR\n".to_owned();
-    for (i, name) in names.iter().enumerate() {
-        text.push_str(&format!("  n{i}[\"{}\"]\n", name.replace('"', "#quot;")));
-    }
-    for (from, to, ports) in edges {
-        text.push_str(&format!("  n{from} -->|\"{ports}\"| n{to}\n"));
-    }
-    text
 }
 
 #[derive(Serialize)]

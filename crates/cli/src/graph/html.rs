@@ -29,7 +29,7 @@ pub(crate) fn html(picture: &Picture, [wide, narrow]: [Room; 2]) -> String {
     for (class, room) in [("wide", wide), ("narrow", narrow)] {
         let layout = layout(picture, room);
         // What does not fit is scrolled to rather than made too small to read.
-        let least = (layout.width * 0.8).round();
+        let least = (layout.width * 0.75).round();
         let attributes = format!(
             " class=\"{class}\" style=\"min-width:{least}px;max-width:{}px\"",
             layout.width

@@ -72,9 +72,6 @@ const PADDING: f64 = 12.0;
 const TITLE: f64 = 24.0;
 /// Between two boxes.
 const BETWEEN: f64 = 14.0;
-/// Between a column and the next, where lines turn.
-const TURN: f64 = 26.0;
-
 /// How much room there is for a kind of picture.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
@@ -82,6 +79,8 @@ pub(crate) struct Room {
     pub(crate) width: f64,
     widest_end: f64,
     widest_label: f64,
+    /// Between a column and the next, where lines turn.
+    turn: f64,
 }
 
 impl Room {
@@ -91,8 +90,9 @@ impl Room {
         let narrow = width < 640.0;
         Room {
             width,
-            widest_end: if narrow { 112.0 } else { 180.0 },
+            widest_end: if narrow { 120.0 } else { 180.0 },
             widest_label: if narrow { 84.0 } else { 150.0 },
+            turn: if narrow { 18.0 } else { 26.0 },
         }
     }
 }
@@ -362,7 +362,7 @@ impl Grid {
     }
 
     fn layout(&self, picture: &Picture, room: Room) -> Layout {
-        let columns = self.spans();
+        let columns = self.spans(room);
         let (ends, flows) = (picture.ends.len(), picture.flows.len());
         let right = columns.last().map_or(0.0, |c| c.1) + PADDING + MARGIN;
         let place = |i: usize| {
@@ -398,7 +398,7 @@ impl Grid {
     }
 
     /// Where each column begins and ends.
-    fn spans(&self) -> Vec<(f64, f64)> {
+    fn spans(&self, room: Room) -> Vec<(f64, f64)> {
         let mut x: f64 = MARGIN;
         let mut spans = Vec::new();
         let (mut first, mut after_edge) = (true, false);
@@ -411,8 +411,8 @@ impl Grid {
                 x += match (first, edge || after_edge) {
                     (true, true) => 0.0,
                     (true, false) => PADDING,
-                    (false, true) => TURN + PADDING,
-                    (false, false) => TURN,
+                    (false, true) => room.turn + PADDING,
+                    (false, false) => room.turn,
                 };
                 (first, after_edge) = (false, edge);
             }
@@ -617,10 +617,14 @@ fn ranks(picture: &Picture, items: &[Item], room: Room) -> Vec<Option<usize>> {
     let mut ranks = steps(picture, &|from, to| inside(from) && inside(to));
     if ranks.iter().any(|rank| *rank >= most) {
         ranks = steps(picture, &|from, to| {
-            inside(from) && inside(to) && items[from].band == items[to].band
+            let together = items[from].band == items[to].band || picture.ends[from].every;
+            inside(from) && inside(to) && together
         });
     }
-    ranks.iter_mut().for_each(|rank| *rank = (*rank).min(most - 1));
+    let deepest = ranks.iter().copied().max().unwrap_or(0);
+    if deepest >= most {
+        ranks.iter_mut().for_each(|rank| *rank = *rank * most / (deepest + 1));
+    }
     let columns = ranks.iter().max().map_or(1, |rank| rank + 1);
     // Ends without a flow go where their band has room.
     let idle = |end: usize| {
@@ -695,8 +699,8 @@ fn most_columns(picture: &Picture, items: &[Item], room: Room) -> usize {
         .iter()
         .filter(|place| picture.ends.iter().any(|end| end.place == **place))
         .count() as f64;
-    let left = room.width - 2.0 * (MARGIN + PADDING) - edges * (widest(true) + TURN);
-    let each = widest(false) + label + 2.0 * TURN;
+    let left = room.width - 2.0 * (MARGIN + PADDING) - edges * (widest(true) + room.turn);
+    let each = widest(false) + label + 2.0 * room.turn;
     ((left / each) as usize).clamp(1, 6)
 }
 

@@ -8,7 +8,11 @@ use crate::graph::picture::{End, Kind, Picture, Place};
 pub(crate) fn mermaid(picture: &Picture) -> String {
     let mut out = "flowchart LR\n".to_owned();
     let node = |out: &mut String, indent: &str, i: usize, end: &End| {
-        let note = if end.note.is_empty() { String::new() } else { format!("<br/>{}", end.note) };
+        let note = if end.note.is_empty() {
+            String::new()
+        } else {
+            format!("<br/>{}", escaped(&end.note))
+        };
         let text = format!("\"{}{note}\"", escaped(&end.name));
         let _ = match end.place {
             Place::Callers | Place::Called => writeln!(out, "{indent}n{i}([{text}])"),

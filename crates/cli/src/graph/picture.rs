@@ -9,7 +9,7 @@ use std::hash::Hash;
 use indexmap::IndexSet;
 use portcullis_core::fold::fold;
 
-use crate::groups::{Groups, Members};
+use crate::groups::{Groups, Members, cidrs};
 use crate::output::plural;
 
 /// A picture.
@@ -35,8 +35,10 @@ pub(crate) struct End {
     pub(crate) name: String,
     /// How many pods it is, and whether it is open; may be empty.
     pub(crate) note: String,
-    /// What it is called in full, and what it consists of.
+    /// What it is called in full.
     pub(crate) about: String,
+    /// Its pods and addresses, by name.
+    pub(crate) members: Vec<String>,
 }
 
 impl End {
@@ -139,12 +141,12 @@ pub(crate) struct Side {
 
 /// What a picture is drawn of. A value that is the default is nothing.
 pub(crate) struct Table<V> {
-    pub(crate) sources: Vec<Side>,
-    pub(crate) destinations: Vec<Side>,
+    sources: Vec<Side>,
+    destinations: Vec<Side>,
     /// By source, the number of its row.
-    pub(crate) rows: Vec<usize>,
+    rows: Vec<usize>,
     /// The rows that there are, with a value for each destination.
-    pub(crate) distinct: Vec<Vec<V>>,
+    distinct: Vec<Vec<V>>,
 }
 
 /// How the values of a table are put in words.
@@ -173,6 +175,17 @@ pub(crate) struct Scope {
 pub(crate) const MOST_ENDS: usize = 40;
 
 impl<V: Copy + Ord + Hash + Default> Table<V> {
+    /// A table with a row for each of the sources.
+    pub(crate) fn of(
+        sources: Vec<Side>,
+        destinations: Vec<Side>,
+        rows: impl IntoIterator<Item = Vec<V>>,
+    ) -> Table<V> {
+        let mut distinct: IndexSet<Vec<V>> = IndexSet::new();
+        let rows = rows.into_iter().map(|row| distinct.insert_full(row).0).collect();
+        Table { sources, destinations, rows, distinct: distinct.into_iter().collect() }
+    }
+
     /// The picture of the table.
     pub(crate) fn draw(&self, groups: &Groups, tell: &mut impl Tell<V>, scope: Scope) -> Picture {
         let columns = self.columns();
@@ -291,7 +304,7 @@ struct Drawing<'a, V> {
 impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
     fn picture(self, tell: &mut impl Tell<V>, scope: Scope, fine: usize) -> Picture {
         let mut ends: Vec<End> = self.drafts.iter().map(|draft| self.end(draft)).collect();
-        let mut flows = self.flows(tell, scope.refused, &mut ends);
+        let mut flows = self.flows(tell, scope, &mut ends);
         let mut used: BTreeSet<usize> =
             flows.iter().flat_map(|f| f.from.iter().chain(&f.to)).copied().collect();
         if !scope.only_ends_of_flows {
@@ -341,7 +354,7 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         Picture { boxes, ends, flows, caption }
     }
 
-    fn flows(&self, tell: &mut impl Tell<V>, refused: bool, ends: &mut Vec<End>) -> Vec<Flow> {
+    fn flows(&self, tell: &mut impl Tell<V>, scope: Scope, ends: &mut Vec<End>) -> Vec<Flow> {
         let facing = |direction: usize| {
             let there = |d: &usize| !self.drafts[*d].at[direction].is_empty();
             (0..self.drafts.len()).filter(there).collect::<Vec<usize>>()
@@ -354,7 +367,7 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
                 None => NOTED,
                 Some(values) => {
                     let values = tell.together(&values);
-                    if self.folded && from == to {
+                    if self.folded && from == to && !scope.only_ends_of_flows {
                         ends[*from].within(values.iter().map(|v| tell.ports(*v)));
                         return NOTED;
                     }
@@ -366,7 +379,7 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         let rows: Vec<Vec<usize>> = rows.collect();
         let drawn = |value: &usize| if *value == NOTED { 0 } else { *value };
         let mut products = fold(rows.iter().map(|row| row.iter().map(drawn).collect()));
-        if refused {
+        if scope.refused {
             let asked = |value: &usize| usize::from(*value == 0) * REFUSED;
             products.extend(fold(rows.iter().map(|row| row.iter().map(asked).collect())));
         }
@@ -482,9 +495,14 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
             all.map(|d| self.drafts[*d].pods.len()).sum::<usize>()
         };
         let mut number = |place: Place, pods: usize, about: String| {
+            let all = self.groups.pods().filter(|pod| match place {
+                Place::Box(namespace) => self.groups.place(*pod).1 == namespace,
+                _ => true,
+            });
             *every.entry(place).or_insert_with(|| {
                 let (name, note) = ("every pod".to_owned(), plural(pods, "pod"));
-                ends.push(End { place, every: true, name, note, about });
+                let members = all.map(|pod| self.groups.pod(pod).to_owned()).collect();
+                ends.push(End { place, every: true, name, note, about, members });
                 ends.len() - 1
             })
         };
@@ -534,7 +552,9 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
             n => Some(plural(n, "pod")),
         };
         let note: Vec<String> = pods.into_iter().chain(openness(draft)).collect();
-        End { place, every: false, name, note: note.join(", "), about }
+        let pods = draft.pods.iter().map(|pod| self.groups.pod(*pod).to_owned());
+        let members = pods.chain(cidrs(&draft.addresses)).collect();
+        End { place, every: false, name, note: note.join(", "), about, members }
     }
 
     /// The part of the outside that has the most addresses is best said by what is not in it.

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::graph::layout::{BOLD, LABEL, Labelled, Layout, Line, NAME, NOTE};
-use crate::graph::picture::{Flow, Kind, Picture, Place};
+use crate::graph::picture::{End, Flow, Kind, Picture, Place};
 use crate::graph::text::{escaped, width};
 
 /// The picture as a document of its own.
@@ -50,8 +50,8 @@ pub(crate) fn drawing(picture: &Picture, layout: &Layout, first: &str, attribute
     for (i, (end, label)) in picture.ends.iter().zip(&layout.ends).enumerate() {
         let outside = matches!(end.place, Place::Callers | Place::Called);
         let class = if outside { "end outside" } else { "end" };
-        let (about, note) = (escaped(&end.about), escaped(&end.note));
-        let _ = write!(out, "<g class=\"{class}\" data-end=\"{i}\"><title>{about}\n{note}</title>");
+        let about = escaped(&consists(end));
+        let _ = write!(out, "<g class=\"{class}\" data-end=\"{i}\"><title>{about}</title>");
         let corner = if outside { label.height / 2.0 } else { 4.0 };
         if end.every {
             rect(&mut out, label, corner, 3.0);
@@ -75,18 +75,37 @@ pub(crate) fn about(picture: &Picture, flow: &Flow) -> String {
     };
     let verb = match flow.told.kind {
         Kind::Allowed => "may open",
-        Kind::Refused => "may open",
+        Kind::Refused => "may open nothing",
         Kind::Opened => "may now open",
         Kind::Closed => "may no longer open",
         Kind::Shifted => "may open something else",
     };
-    let mut text =
-        format!("{} → {}\n{verb}: {}", names(&flow.from), names(&flow.to), flow.told.ports);
+    let ports = match flow.told.kind {
+        Kind::Refused => String::new(),
+        _ => format!(": {}", flow.told.ports),
+    };
+    let mut text = format!("{} → {}\n{verb}{ports}", names(&flow.from), names(&flow.to));
     for rule in &flow.told.rules {
         let _ = write!(text, "\n{rule}");
     }
     text
 }
+
+/// An end in words: its name in full, what is noted, and what it consists of.
+fn consists(end: &End) -> String {
+    let mut lines = vec![end.about.as_str()];
+    lines.extend((!end.note.is_empty()).then_some(end.note.as_str()));
+    lines.extend(
+        end.members.iter().filter(|m| **m != end.about).take(MOST_MEMBERS).map(String::as_str),
+    );
+    let rest = end.members.len().saturating_sub(MOST_MEMBERS);
+    let rest = format!("and {rest} more");
+    lines.extend((end.members.len() > MOST_MEMBERS).then_some(rest.as_str()));
+    lines.join("\n")
+}
+
+/// Most members that are listed.
+const MOST_MEMBERS: usize = 12;
 
 /// What does not depend on light and dark.
 pub(crate) const SHAPES: &str = "\

@@ -20,9 +20,10 @@ for (const line of lines) {
     wide.setAttribute("class", "hit");
     line.prepend(wide);
   }
-  line.addEventListener("mouseenter", (event) => show(line, event.clientX, event.clientY));
-  line.addEventListener("mousemove", (event) => show(line, event.clientX, event.clientY));
-  line.addEventListener("mouseleave", hide);
+  line.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "mouse") show(line, event.clientX, event.clientY);
+  });
+  line.addEventListener("pointerleave", hide);
   line.addEventListener("focus", () => {
     const at = line.querySelector("rect").getBoundingClientRect();
     show(line, at.left, at.bottom);
@@ -51,6 +52,7 @@ function show(line, x, y) {
 function hide() {
   tip.hidden = true;
 }
+addEventListener("scroll", hide, true);
 
 function mark(number) {
   for (const line of lines) {
@@ -65,6 +67,7 @@ function choose(number) {
     const details = item.querySelector("details");
     if (details) details.open = String(i) === number;
   });
+  items[number].hidden = false;
   const summary = items[number].querySelector("summary");
   summary.focus({ preventScroll: true });
   items[number].scrollIntoView({ block: "nearest" });
@@ -86,7 +89,9 @@ search.addEventListener("input", () => {
     if (hit) found.add(String(i));
   });
   for (const line of lines) {
-    line.classList.toggle("faded", !found.has(line.dataset.flow));
+    const faded = !found.has(line.dataset.flow);
+    line.classList.toggle("faded", faded);
+    line.setAttribute("tabindex", faded ? "-1" : "0");
   }
   let names = 0;
   for (const end of ends) {
