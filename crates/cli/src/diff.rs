@@ -242,7 +242,8 @@ impl Page<'_> {
         };
         let sides = || diff.joints.iter().map(side).collect();
         let table = graph::Table::of(sides(), sides(), table);
-        let scope = Scope { namespaces, refused: false, only_ends_of_flows: true };
+        let title = "What opens and what closes";
+        let scope = Scope { title, namespaces, refused: false, only_ends_of_flows: true };
         table.draw(&self.groups, &mut Changes { page: self, by_number }, scope)
     }
 

@@ -138,7 +138,8 @@ impl Asked<'_> {
         // What is asked for in particular is drawn, also where nothing is isolated.
         let limited = question.is_limited();
         let namespaces = question.by == By::Namespace;
-        let scope = Scope { namespaces, refused, only_ends_of_flows: limited };
+        let scope =
+            Scope { title: "Who can reach whom", namespaces, refused, only_ends_of_flows: limited };
         let side = |unit: &Unit, direction: Direction| {
             let open = |class| page.reach.isolation(class, direction).is_none();
             let mut classes = unit.classes.iter().flatten().peekable();

@@ -18,13 +18,14 @@ pub(crate) fn html(picture: &Picture, [wide, narrow]: [Room; 2]) -> String {
          style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
          form-action 'none'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Who can reach whom</title>\n<style>\n{STYLE}{SHAPES}{}\
+         <title>{}</title>\n<style>\n{STYLE}{SHAPES}{}\
          @media (prefers-color-scheme: dark) {{\n{}}}\n{}</style>\n</head>\n<body>\n",
+        picture.title,
         colours("", &LIGHT),
         dark("html:not([data-theme=light]) "),
         dark("html[data-theme=dark] ")
     );
-    out.push_str(HEADER);
+    out.push_str(&HEADER.replace("TITLE", picture.title));
     out.push_str("<main>\n<div id=\"pictures\">\n");
     for (class, room) in [("wide", wide), ("narrow", narrow)] {
         let layout = layout(picture, room);
@@ -57,10 +58,10 @@ fn item(out: &mut String, picture: &Picture, flow: &Flow) {
     };
     let (from, to, told) = (names(&flow.from), names(&flow.to), &flow.told);
     let (kind, ports) = (told.kind.word(), escaped(&told.ports));
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<li><details><summary>{from} <b aria-label=\"to\">→</b> {to} <span class=\"{kind}\">\
-         {}{ports}</span></summary>\n",
+         {}{ports}</span></summary>",
         told.kind.sign()
     );
     if !told.rules.is_empty() {

@@ -90,7 +90,7 @@ impl Room {
         let narrow = width < 640.0;
         Room {
             width,
-            widest_end: if narrow { 120.0 } else { 180.0 },
+            widest_end: if narrow { 126.0 } else { 200.0 },
             widest_label: if narrow { 84.0 } else { 150.0 },
             turn: if narrow { 18.0 } else { 26.0 },
         }

@@ -58,7 +58,7 @@ fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '"' | '#' | '&' | '<' | '>' | ';' | '`' | '\\' => {
+            '"' | '#' | '&' | '<' | ';' | '`' | '\\' => {
                 let _ = write!(out, "#{};", c as u32);
             }
             c if c.is_control() => out.push('\u{fffd}'),

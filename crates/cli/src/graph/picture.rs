@@ -15,6 +15,8 @@ use crate::output::plural;
 /// A picture.
 #[derive(Debug, Default)]
 pub(crate) struct Picture {
+    /// What it answers.
+    pub(crate) title: &'static str,
     /// The namespaces that are drawn as boxes.
     pub(crate) boxes: Vec<String>,
     /// What connections are opened from and to, in the order of its boxes.
@@ -163,6 +165,8 @@ pub(crate) trait Tell<V> {
 /// What is in a picture.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scope {
+    /// What the picture answers.
+    pub(crate) title: &'static str,
     /// Namespaces as ends, in any case. They are too if there would be more than [`MOST_ENDS`].
     pub(crate) namespaces: bool,
     /// Also what may not be opened.
@@ -351,7 +355,7 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         let mut ends: Vec<End> = order.into_iter().map(|old| ends[old].clone()).collect();
         let boxes = boxes(&mut ends, self.groups);
         let caption = self.caption(&ends, &flows, scope, fine);
-        Picture { boxes, ends, flows, caption }
+        Picture { title: scope.title, boxes, ends, flows, caption }
     }
 
     fn flows(&self, tell: &mut impl Tell<V>, scope: Scope, ends: &mut Vec<End>) -> Vec<Flow> {
@@ -574,7 +578,11 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         };
         let name = match items.as_slice() {
             _ if is_rest && several => "any other address".to_owned(),
-            [first, _, ..] => format!("{} and {} more", short(first), items.len() - 1),
+            [first, _, ..] => {
+                let first = first.replacen(" except ", " (part) ", 1);
+                let first = first.split_once(") ").map_or(first.clone(), |(f, _)| format!("{f})"));
+                format!("{first} and {} more", items.len() - 1)
+            }
             items => items.iter().map(short).collect(),
         };
         (name, about)
@@ -585,7 +593,7 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         if self.folded {
             let why = match scope.namespaces {
                 true => String::new(),
-                false => format!("There are {fine} ends, too many for one picture: "),
+                false => format!("{fine} ends are too many for one picture: "),
             };
             caption.push(format!(
                 "{why}each namespace is drawn as one, and a line says that some pod of the one may \

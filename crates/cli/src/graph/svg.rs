@@ -23,8 +23,9 @@ pub(crate) fn drawing(picture: &Picture, layout: &Layout, first: &str, attribute
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" font-family=\"Helvetica, Arial, 'Liberation Sans', \
-         sans-serif\" role=\"img\" aria-label=\"Who can reach whom\"{attributes}>\n{first}\
-         <rect class=\"canvas\" width=\"{width}\" height=\"{height}\" rx=\"6\"/>\n"
+         sans-serif\" role=\"img\" aria-label=\"{}\"{attributes}>\n{first}\
+         <rect class=\"canvas\" width=\"{width}\" height=\"{height}\" rx=\"6\"/>\n",
+        picture.title
     );
     for label in layout.boxes.iter().filter(|label| label.width > 0.0) {
         out.push_str("<g class=\"box\">");

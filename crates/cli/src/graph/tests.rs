@@ -332,6 +332,7 @@ fn names_that_look_like_markup_are_text_in_every_format() {
         why: evil.to_owned(),
     };
     let picture = Picture {
+        title: "Who can reach whom",
         boxes: vec![evil.to_owned()],
         ends: vec![end(Place::Callers), end(Place::Box(0)), end(Place::Called)],
         flows: vec![PictureFlow { from: vec![0], to: vec![1, 2], told }],
