@@ -78,14 +78,14 @@ pub(crate) fn run() -> Outcome {
     Ok(())
 }
 
-struct Flow {
-    source: End,
-    destination: End,
-    traffic: Traffic,
+pub(crate) struct Flow {
+    pub(crate) source: End,
+    pub(crate) destination: End,
+    pub(crate) traffic: Traffic,
 }
 
 /// Between any pods, one end in ten outside; half of them on a port that the destination has.
-fn flows(cluster: &Cluster) -> Vec<Flow> {
+pub(crate) fn flows(cluster: &Cluster) -> Vec<Flow> {
     let mut random = Random::new(SEED);
     let end = |random: &mut Random| match random.below(10) {
         0 => End::Address(IpAddr::from([198, 51, 100, random.below(256) as u8])),

@@ -9,6 +9,7 @@ mod folder;
 mod lab;
 mod machine;
 mod reach;
+mod why;
 
 use std::env;
 use std::error::Error;
@@ -21,9 +22,10 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     ("compile", compile::run),
     ("eval", eval::run),
+    ("why", why::run),
     ("reach", reach::run),
     ("lab", lab::run),
     ("connections", connections::run),

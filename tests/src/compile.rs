@@ -5,7 +5,7 @@ use portcullis_core::Program;
 use portcullis_core::explain::{EndExplanation, explain};
 use portcullis_core::model::Cluster;
 use portcullis_core::net::Traffic;
-use portcullis_core::program::{End, Verdict};
+use portcullis_core::program::{End, Fact, Judgement, Verdict};
 use portcullis_dataplane::{Dataplane, Fake, share};
 use portcullis_kube::{Options, Source, load};
 
@@ -44,16 +44,28 @@ fn agree(cluster: &Cluster, program: &Program, source: End, destination: End, tr
     let why = explain(cluster, program, source, destination, traffic);
     assert_eq!(why.verdict, verdict, "{source:?} -> {destination:?} {traffic}");
     for path in &why.paths {
-        let refuses = |end: &EndExplanation| matches!(end, EndExplanation::Refused { .. });
-        let refused = refuses(&path.egress) || refuses(&path.ingress);
-        let allowed = path.exemption.is_some() || !refused;
-        assert_eq!(path.allowed, allowed, "{path:?}");
+        let judgement = match (path.exemption, &path.egress, &path.ingress) {
+            (Some(_), ..) => Judgement::Allowed,
+            (None, EndExplanation::Refused { .. }, _)
+            | (None, _, EndExplanation::Refused { .. }) => Judgement::Refused,
+            (None, EndExplanation::Undetermined { .. }, _)
+            | (None, _, EndExplanation::Undetermined { .. }) => Judgement::Undetermined,
+            _ => Judgement::Allowed,
+        };
+        // Whether an end is the other's own node is about the path, and not about its policies.
+        let own_node = path.missing.iter().any(|fact| matches!(fact, Fact::Node(_)));
+        assert!(path.judgement == judgement || own_node, "{path:?}");
+        assert_eq!(path.missing.is_empty(), path.judgement != Judgement::Undetermined, "{path:?}");
         match verdict {
-            Verdict::Allowed => assert!(path.allowed),
-            Verdict::Refused => assert!(!path.allowed),
+            Verdict::Allowed => assert_eq!(path.judgement, Judgement::Allowed),
+            Verdict::Refused => assert_eq!(path.judgement, Judgement::Refused),
             Verdict::Mixed { allowed } => {
-                assert_eq!(path.allowed, path.path.family() == Some(allowed));
+                let passes = path.judgement == Judgement::Allowed;
+                assert_eq!(passes, path.path.family() == Some(allowed));
             }
+            Verdict::Undetermined => {}
         }
+        let passes = program.path_passes(&path.path, traffic);
+        assert!(!passes || path.judgement != Judgement::Refused, "{path:?}");
     }
 }

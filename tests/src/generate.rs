@@ -128,7 +128,7 @@ pub fn flows(world: &World, most: usize) -> Vec<Flow> {
 }
 
 /// Every pod, and every address that owns something, lies at the edge of a block, or is nobody's.
-fn ends(world: &World) -> Vec<End> {
+pub fn ends(world: &World) -> Vec<End> {
     let mut addresses = BTreeSet::from(OUTSIDE);
     addresses.extend(world.cluster.pods.iter().flat_map(|p| &p.addresses));
     addresses.extend(world.cluster.nodes.iter().flat_map(|n| &n.addresses));
@@ -279,6 +279,7 @@ impl PodDraft {
             finished: self.finished,
             addresses,
             ports: self.ports,
+            ports_unknown: false,
         });
     }
 }

@@ -76,8 +76,9 @@ fn pod_yaml(pod: &Pod) -> String {
     if pod.host_network {
         out.push_str("  hostNetwork: true\n");
     }
-    out.push_str("  containers:\n");
-    for (number, ports) in containers(&pod.ports).iter().enumerate() {
+    let containers = if pod.ports_unknown { Vec::new() } else { containers(&pod.ports) };
+    out.push_str(if containers.is_empty() { "  containers: []\n" } else { "  containers:\n" });
+    for (number, ports) in containers.iter().enumerate() {
         let _ = writeln!(out, "  - name: c{number}\n    image: example.com/app");
         if !ports.is_empty() {
             out.push_str("    ports:\n");

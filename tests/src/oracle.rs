@@ -13,7 +13,7 @@ use portcullis_core::api::{
 };
 use portcullis_core::labels::Labels;
 use portcullis_core::model::{Cluster, Direction, Pod};
-use portcullis_core::net::{Family, Traffic};
+use portcullis_core::net::{Family, Protocol, Traffic};
 
 /// What the oracle judges by: a cluster, and the policies as a person wrote them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +57,90 @@ pub fn passes(world: &World, source: IpAddr, destination: IpAddr, traffic: Traff
     let source = Party::of_address(world, source);
     let destination = Party::of_address(world, destination);
     connection_allowed(world, &source, &destination, traffic)
+}
+
+/// What may be opened from one end to another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Whether everything is: every port of every protocol, and what has no ports.
+    pub everything: bool,
+    /// Otherwise, the ports of each protocol, first and last: ascending, and neither overlapping nor
+    /// touching.
+    pub ports: BTreeMap<Protocol, Vec<(u16, u16)>>,
+}
+
+/// What the source may open to the destination, for each address family that both ends have: all
+/// that [`allowed`] allows, by walking through the rules once.
+pub fn opened(world: &World, source: End, destination: End) -> BTreeMap<Family, Opened> {
+    let mut answers = BTreeMap::new();
+    for family in Family::ALL {
+        if let Some(source) = Party::of_end(world, source, family)
+            && let Some(destination) = Party::of_end(world, destination, family)
+        {
+            answers.insert(family, connection_opened(world, &source, &destination));
+        }
+    }
+    answers
+}
+
+impl Opened {
+    fn everything() -> Opened {
+        Opened { everything: true, ports: BTreeMap::new() }
+    }
+
+    /// Whether some traffic is in it.
+    pub fn contains(&self, traffic: Traffic) -> bool {
+        match traffic {
+            _ if self.everything => true,
+            Traffic::Other => false,
+            Traffic::Port(protocol, port) => {
+                let mut ranges = self.ports.get(&protocol).into_iter().flatten();
+                ranges.any(|(first, last)| *first <= port && port <= *last)
+            }
+        }
+    }
+
+    /// What both have in them.
+    fn intersection(&self, other: &Opened) -> Opened {
+        if self.everything {
+            return other.clone();
+        }
+        if other.everything {
+            return self.clone();
+        }
+        let mut both = Vec::new();
+        for (protocol, a, b) in self.ranges() {
+            for (other_protocol, c, d) in other.ranges() {
+                if protocol == other_protocol && a.max(c) <= b.min(d) {
+                    both.push((protocol, a.max(c), b.min(d)));
+                }
+            }
+        }
+        Opened::of_ranges(both)
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = (Protocol, u16, u16)> {
+        let of = |(protocol, ranges): (&Protocol, &Vec<(u16, u16)>)| {
+            let protocol = *protocol;
+            ranges.clone().into_iter().map(move |(first, last)| (protocol, first, last))
+        };
+        self.ports.iter().flat_map(of)
+    }
+
+    fn of_ranges(mut ranges: Vec<(Protocol, u16, u16)>) -> Opened {
+        ranges.sort();
+        let mut ports: BTreeMap<Protocol, Vec<(u16, u16)>> = BTreeMap::new();
+        for (protocol, first, last) in ranges {
+            let merged = ports.entry(protocol).or_default();
+            match merged.last_mut() {
+                Some((_, before)) if u32::from(first) <= u32::from(*before) + 1 => {
+                    *before = last.max(*before);
+                }
+                _ => merged.push((first, last)),
+            }
+        }
+        Opened { everything: false, ports }
+    }
 }
 
 /// What policies can know of one end of a connection.
@@ -140,19 +224,30 @@ fn connection_allowed(
     destination: &Party,
     traffic: Traffic,
 ) -> bool {
-    // 6: a pod can always reach itself
-    if let (Some(a), Some(b)) = (source.pod, destination.pod)
-        && std::ptr::eq(a, b)
-    {
-        return true;
-    }
-    // 7: a pod and the node it runs on, both ways
-    if runs_on(source, destination) || runs_on(destination, source) {
-        return true;
+    // 4: both ends have to allow it
+    always_allowed(source, destination)
+        || direction_allowed(world, Direction::Egress, source, destination, traffic)
+            && direction_allowed(world, Direction::Ingress, source, destination, traffic)
+}
+
+fn connection_opened(world: &World, source: &Party, destination: &Party) -> Opened {
+    if always_allowed(source, destination) {
+        return Opened::everything();
     }
     // 4: both ends have to allow it
-    direction_allowed(world, Direction::Egress, source, destination, traffic)
-        && direction_allowed(world, Direction::Ingress, source, destination, traffic)
+    let egress = direction_opened(world, Direction::Egress, source, destination);
+    let ingress = direction_opened(world, Direction::Ingress, source, destination);
+    egress.intersection(&ingress)
+}
+
+fn always_allowed(source: &Party, destination: &Party) -> bool {
+    // 6: a pod can always reach itself
+    let itself = match (source.pod, destination.pod) {
+        (Some(a), Some(b)) => std::ptr::eq(a, b),
+        _ => false,
+    };
+    // 7: a pod and the node it runs on, both ways
+    itself || runs_on(source, destination) || runs_on(destination, source)
 }
 
 /// 7: whether one party is a pod, and the other is the node that it runs on.
@@ -191,6 +286,39 @@ fn direction_allowed(
         }
     }
     !isolated // 1: open where no policy selects it
+}
+
+/// As [`direction_allowed`], for all traffic at once.
+fn direction_opened(
+    world: &World,
+    direction: Direction,
+    source: &Party,
+    destination: &Party,
+) -> Opened {
+    let (subject, peer) = match direction {
+        Direction::Egress => (source, destination),
+        Direction::Ingress => (destination, source),
+    };
+    // 4, 12, 13: an end that is not a pod, or not one that can be a subject, imposes nothing
+    let Some(subject) = subject.pod else { return Opened::everything() };
+
+    let isolating = || world.policies.iter().filter(|p| isolates(p, direction, subject));
+    if isolating().next().is_none() {
+        return Opened::everything(); // 1: open where no policy selects it
+    }
+    let mut ranges = Vec::new();
+    for policy in isolating() {
+        for rule in rules(&policy.spec, direction) {
+            if !rule_is_about(world, policy, rule, peer) {
+                continue;
+            }
+            match rule.ports.as_deref().unwrap_or_default() {
+                [] => return Opened::everything(), // 15: every port of every protocol
+                items => ranges.extend(items.iter().flat_map(|i| item_ranges(i, destination))),
+            }
+        }
+    }
+    Opened::of_ranges(ranges) // 3: what any rule of any policy allows
 }
 
 fn isolates(policy: &NetworkPolicy, direction: Direction, pod: &Pod) -> bool {
@@ -232,15 +360,17 @@ fn rule_allows(
     destination: &Party,
     traffic: Traffic,
 ) -> bool {
-    let peers = rule.peers.as_deref().unwrap_or_default();
     let ports = rule.ports.as_deref().unwrap_or_default();
-    // 14: absent or empty is every peer. 9: several items are alternatives
-    let peer_matches =
-        peers.is_empty() || peers.iter().any(|item| peer_matches(world, policy, item, peer));
     // 15: absent or empty is every port of every protocol
     let port_matches =
         ports.is_empty() || ports.iter().any(|item| port_matches(item, destination, traffic));
-    peer_matches && port_matches
+    rule_is_about(world, policy, rule, peer) && port_matches
+}
+
+fn rule_is_about(world: &World, policy: &NetworkPolicy, rule: &Rule, peer: &Party) -> bool {
+    let peers = rule.peers.as_deref().unwrap_or_default();
+    // 14: absent or empty is every peer. 9: several items are alternatives
+    peers.is_empty() || peers.iter().any(|item| peer_matches(world, policy, item, peer))
 }
 
 fn peer_matches(world: &World, policy: &NetworkPolicy, item: &Peer, party: &Party) -> bool {
@@ -316,6 +446,31 @@ fn port_matches(item: &Port, destination: &Party, traffic: Traffic) -> bool {
                     && port.port == number
             })
         }),
+    }
+}
+
+/// What [`port_matches`] matches, as ranges.
+fn item_ranges(item: &Port, destination: &Party) -> Vec<(Protocol, u16, u16)> {
+    let name = item.protocol.as_deref().unwrap_or("TCP"); // 16: TCP where absent
+    let Some(protocol) = Protocol::ALL.into_iter().find(|p| p.as_str() == name) else {
+        return Vec::new();
+    };
+    match &item.port {
+        None => vec![(protocol, 0, u16::MAX)], // 16: all ports of the protocol
+        Some(IntOrString::Int(first)) => {
+            let last = item.end_port.unwrap_or(*first); // 16: endPort is inclusive
+            match (u16::try_from(*first), u16::try_from(last)) {
+                (Ok(first), Ok(last)) => vec![(protocol, first, last)],
+                _ => Vec::new(),
+            }
+        }
+        // 17: by name and protocol, at the destination, which has to be a pod
+        Some(IntOrString::String(name)) => {
+            let ports = destination.pod.into_iter().flat_map(|pod| &pod.ports);
+            let named =
+                ports.filter(|port| port.name.as_ref() == Some(name) && port.protocol == protocol);
+            named.map(|port| (protocol, port.port, port.port)).collect()
+        }
     }
 }
 

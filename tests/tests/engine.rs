@@ -61,7 +61,8 @@ fn engine_agrees(world: &World, flows: usize) -> Result<(), TestCaseError> {
         if found != expected {
             return differs(world, flow, &expected, &found);
         }
-        let verdict = program.verdict(engine::end(source), engine::end(destination), traffic);
+        let verdict =
+            program.closed_verdict(engine::end(source), engine::end(destination), traffic);
         if verdict != engine::verdict(&expected) {
             return differs(world, flow, &expected, &verdict);
         }

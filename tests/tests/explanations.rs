@@ -6,7 +6,7 @@ use portcullis_core::api::{NetworkPolicy, Peer, Port, Rule};
 use portcullis_core::explain::{EndExplanation, PathExplanation, explain};
 use portcullis_core::model::Direction;
 use portcullis_core::net::Family;
-use portcullis_core::program::Origin;
+use portcullis_core::program::{Judgement, Origin};
 use portcullis_tests::generate::{self, Flow, Size};
 use portcullis_tests::oracle::{self, World};
 use portcullis_tests::{engine, property, scenario};
@@ -40,8 +40,12 @@ fn explained(world: &World) -> Result<(), TestCaseError> {
 /// What is wrong with the explanation of a path.
 fn path_fault(world: &World, flow: &Flow, path: &PathExplanation) -> Option<String> {
     let family = path.path.family().unwrap_or(Family::V4);
-    if path.allowed != passes(world, flow, family) {
-        return Some(format!("allowed is {}", path.allowed));
+    // What hangs on facts that are missing is the business of `undetermined`.
+    if path.judgement == Judgement::Undetermined {
+        return None;
+    }
+    if (path.judgement == Judgement::Allowed) != passes(world, flow, family) {
+        return Some(format!("{:?}", path.judgement));
     }
     if path.exemption.is_some() {
         // Not even a policy that closes everything would refuse it.
@@ -75,7 +79,8 @@ fn path_fault(world: &World, flow: &Flow, path: &PathExplanation) -> Option<Stri
             EndExplanation::Allowed { isolated_by, by } => {
                 *isolated_by == isolating && *by == allowing && !allowing.is_empty()
             }
-            EndExplanation::Refused { isolated_by, nearest } => {
+            EndExplanation::Undetermined { isolated_by, .. } => *isolated_by == isolating,
+            EndExplanation::Refused { isolated_by, nearest, .. } => {
                 let near = nearest.as_ref().is_none_or(|near| {
                     isolating.contains(&near.origin.policy) && !near.misses.is_empty()
                 });

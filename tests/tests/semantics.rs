@@ -1,7 +1,10 @@
-//! What a policy means, line by line: every scenario file, on every back end.
+//! What a policy means: every scenario file, on every back end. Those whose names begin with a number
+//! are about that line of the semantics; the others are stories, and say which lines they touch.
 #![allow(clippy::panic, reason = "the checks that tests share fail by panicking, too")]
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use portcullis_core::Program;
 use portcullis_tests::generate::Flow;
@@ -110,22 +113,53 @@ fn semantics_20_each_address_family_is_judged_by_itself() {
 }
 
 #[test]
+fn stories_that_users_could_have_written_end_as_told() {
+    for scenario in stories() {
+        expects_both_verdicts(&scenario);
+        check(&scenario);
+    }
+}
+
+#[test]
+fn every_line_is_told_from_several_sides() {
+    let mut told = BTreeMap::<u32, Vec<String>>::new();
+    for story in stories() {
+        let path = directory("scenarios").join(format!("{}.yaml", story.name));
+        let text = fs::read_to_string(path).unwrap();
+        let (_, rest) = text.split_once("(SEMANTICS ").unwrap_or_else(|| panic!("{}", story.name));
+        let (numbers, _) = rest.split_once(')').unwrap();
+        for number in numbers.split(',') {
+            told.entry(number.trim().parse().unwrap()).or_default().push(story.name.clone());
+        }
+    }
+    for line in 1..=20 {
+        let stories = told.get(&line).map_or(&[][..], Vec::as_slice);
+        assert!(stories.len() >= 3, "only {stories:?} are about line {line}");
+    }
+}
+
+#[test]
 fn differences_that_were_found_once_stay_away() {
     for scenario in scenarios("cases", "") {
         check(&scenario);
     }
 }
 
-/// Runs the scenarios of a line. Each has to expect both verdicts: one that could hold where
-/// everything is open, or everything closed, shows nothing.
+/// Runs the scenarios of a line.
 #[track_caller]
 fn hold(line: &str) {
     for scenario in scenarios("scenarios", line) {
-        for verdict in [true, false] {
-            let mut expected = scenario.expectations.iter().flat_map(|e| e.verdicts.values());
-            assert!(expected.any(|v| *v == verdict), "{}: never {verdict}", scenario.name);
-        }
+        expects_both_verdicts(&scenario);
         check(&scenario);
+    }
+}
+
+/// A scenario that could hold where everything is open, or everything closed, shows nothing.
+#[track_caller]
+fn expects_both_verdicts(scenario: &Scenario) {
+    for verdict in [true, false] {
+        let mut expected = scenario.expectations.iter().flat_map(|e| e.verdicts.values());
+        assert!(expected.any(|v| *v == verdict), "{}: never {verdict}", scenario.name);
     }
 }
 
@@ -145,7 +179,15 @@ fn check(scenario: &Scenario) {
     report("the fake nodes", scenario.differences(|flow| nodes.allowed(flow)));
 }
 
-fn scenarios(directory: &str, prefix: &str) -> Vec<Scenario> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    Scenario::all(&directory, prefix).unwrap_or_else(|error| panic!("{error}"))
+fn stories() -> impl Iterator<Item = Scenario> {
+    let scenarios = scenarios("scenarios", "").into_iter();
+    scenarios.filter(|scenario| !scenario.name.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+fn scenarios(name: &str, prefix: &str) -> Vec<Scenario> {
+    Scenario::all(&directory(name), prefix).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn directory(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }

@@ -1,9 +1,12 @@
 //! Policies with mistakes: every one is found, and none opens anything.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 use portcullis_core::api::NetworkPolicy;
 use portcullis_core::{Program, validate};
+use portcullis_kube::{Options, Severity, Source};
 use portcullis_tests::generate::{self, Invalid, Size};
 use portcullis_tests::oracle::{self, World};
 use portcullis_tests::{engine, property, scenario};
@@ -21,6 +24,33 @@ fn semantics_21_every_mistake_is_reported_with_its_path_and_reason() {
         let title = format!("Found {found:?},\n# not {errors:?}.");
         Err(TestCaseError::fail(scenario::write(&title, &world, &[])))
     });
+}
+
+/// In the files, `# error: path: reason` stands at the line that is to be pointed at.
+#[test]
+fn semantics_21_manifests_that_the_api_server_rejects_are_rejected_at_their_lines() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("rejected");
+    let mut files = 0;
+    for entry in directory.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = (1..).zip(text.lines());
+        let expected: BTreeSet<(u32, String)> = lines
+            .filter_map(|(line, text)| Some((line, text.split_once("# error: ")?.1.to_owned())))
+            .collect();
+        assert!(!expected.is_empty(), "{}", path.display());
+        let input = portcullis_kube::load(&[Source::Path(path.clone())], &Options::default());
+        let errors = input.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+        let found: BTreeSet<(u32, String)> = errors
+            .map(|error| {
+                let line = error.location.as_ref().map_or(0, |location| location.line);
+                (line, format!("{}: {}", error.path, error.reason.id()))
+            })
+            .collect();
+        assert_eq!(found, expected, "{}", path.display());
+        files += 1;
+    }
+    assert!(files >= 10, "only {files} files");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use portcullis_core::model::{Cluster, ContainerPort, Pod, Service, ServicePort, TargetPort};
 use portcullis_core::net::{ByAddress, Protocol, Traffic};
-use portcullis_core::program::End;
+use portcullis_core::program::{End, Fact, Role};
 use rustc_hash::FxHashMap;
 
 /// What a name stands for.
@@ -265,11 +265,44 @@ impl<'a> Names<'a> {
         (0..self.cluster.pods.len()).filter(|i| selected(self.pod(*i))).collect()
     }
 
+    /// What a fact is that an answer depends on and that the input does not tell.
+    pub(crate) fn fact(&self, flow: &Flow, fact: Fact) -> String {
+        let pod = |role| match flow.end(role) {
+            End::Pod(pod) => Some(self.pod(pod)),
+            End::Address(_) => None,
+        };
+        let name = |role| self.show(flow.end(role));
+        match fact {
+            Fact::NamespaceLabels(role) => {
+                let namespace = pod(role).map_or("", |pod| pod.namespace.as_str());
+                format!("the labels of namespace {namespace}, which has no object in the input")
+            }
+            Fact::Address(role) if pod(role).is_some_and(|pod| pod.host_network) => {
+                format!("the address of the node of {}", name(role))
+            }
+            Fact::Address(role) => format!("the address of {}, which has none yet", name(role)),
+            Fact::Node(role) => format!("the node that {} runs on", name(role)),
+            Fact::Ports => {
+                let name = name(Role::Destination);
+                format!("the ports of {name}, of which the input has no containers")
+            }
+        }
+    }
+
     /// How an end is called in answers.
     pub(crate) fn show(&self, end: End) -> String {
         match end {
             End::Pod(pod) => shown_pod(self.pod(pod)),
             End::Address(address) => address.to_string(),
+        }
+    }
+}
+
+impl Flow {
+    fn end(&self, role: Role) -> End {
+        match role {
+            Role::Source => self.source,
+            Role::Destination => self.destination,
         }
     }
 }

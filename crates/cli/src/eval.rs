@@ -13,7 +13,7 @@ use std::thread;
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::net::{Family, Protocol};
-use portcullis_core::program::{Exemption, Verdict};
+use portcullis_core::program::{Exemption, Judgement, Verdict};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -27,13 +27,17 @@ use crate::trouble::Trouble;
     {\"from\":\"shop/web-0\",\"to\":\"192.168.5.10\",\"port\":80,\"protocol\":\"TCP\"}\n\
     The output has the same fields, in the same order, with \"verdict\" (allow, deny, or mixed\n\
     where the address families differ, then also \"families\") and \"reason\". protocol may be\n\
-    left out (TCP), and is ICMP, without port, for what has no ports.")]
+    left out (TCP), and is ICMP, without port, for what has no ports. Where the input lacks a fact\n\
+    that the answer depends on, \"missing\" names it, and the verdict is that of what is known.")]
 pub(crate) struct Eval {
     /// File of connections; - for standard input
     #[arg(long, value_name = "FILE")]
     flows: PathBuf,
     #[command(flatten)]
     input: InputArgs,
+    /// Give the verdict "undetermined" where a fact is missing
+    #[arg(long)]
+    undetermined: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Json)]
     output: Format,
@@ -85,6 +89,7 @@ impl Eval {
             program: &program,
             names: Names::of(&input.cluster),
             namespace: &self.input.namespace,
+            undetermined: self.undetermined,
         };
         judge.all(&name, reader, self.output, &mut io::stdout().lock())?;
         Ok(ExitCode::SUCCESS)
@@ -96,6 +101,14 @@ struct Judge<'a> {
     program: &'a Program,
     names: Names<'a>,
     namespace: &'a str,
+    undetermined: bool,
+}
+
+/// What is said of a line.
+struct Answer {
+    verdict: Verdict,
+    /// What it depends on and the input does not tell.
+    missing: Vec<String>,
 }
 
 impl Judge<'_> {
@@ -169,40 +182,54 @@ impl Judge<'_> {
         }
         reason.clear();
         let (flow, others) = read_line(text)?;
-        let verdict = self.judge(&flow, reason)?;
+        let answer = self.judge(&flow, reason)?;
         let written = match format {
-            Format::Json => write_json(out, text, others, verdict, reason),
+            Format::Json => write_json(out, text, others, &answer, reason),
             Format::Table => {
                 let (from, to) = (&flow.from, &flow.to);
                 let port = flow.port.map_or(String::new(), |p| format!("{p}/"));
                 let protocol = flow.protocol.as_deref().unwrap_or("TCP");
                 let on = format!("{port}{protocol}");
-                writeln!(out, "{:<6} {from} -> {to} on {on}  ({reason})", word(verdict))
+                writeln!(out, "{:<6} {from} -> {to} on {on}  ({reason})", word(answer.verdict))
             }
         };
         written.map_err(|e| e.to_string())
     }
 
-    fn judge(&self, line: &Line<'_>, reason: &mut String) -> Result<Verdict, String> {
+    fn judge(&self, line: &Line<'_>, reason: &mut String) -> Result<Answer, String> {
         let end = |text: &str| self.names.find(text, self.namespace).map_err(|e| e.to_string());
         let (from, to) = (end(&line.from)?, end(&line.to)?);
         let flows = self.names.flows(&from, &to, &port(line)?).map_err(|e| e.to_string())?;
-        let verdict =
-            |flow: &Flow| self.program.verdict(flow.source, flow.destination, flow.traffic);
+        let judge = |flow: &Flow| {
+            let program = self.program;
+            match program.verdict(flow.source, flow.destination, flow.traffic) {
+                Verdict::Undetermined if !self.undetermined => {
+                    program.closed_verdict(flow.source, flow.destination, flow.traffic)
+                }
+                verdict => verdict,
+            }
+        };
         let [first, rest @ ..] = flows.as_slice() else {
             return Err("there is no pair of pods to judge".to_owned());
         };
-        let answer = verdict(first);
-        if let Some(other) = rest.iter().find(|flow| verdict(flow) != answer) {
+        let verdict = judge(first);
+        if let Some(other) = rest.iter().find(|flow| judge(flow) != verdict) {
             let show = |flow: &Flow| {
                 let (from, to) = (self.names.show(flow.source), self.names.show(flow.destination));
-                format!("{from} -> {to} is {}", word(verdict(flow)))
+                format!("{from} -> {to} is {}", word(judge(flow)))
             };
             let pods = "these pods do not agree";
             return Err(format!("{pods}: {}, {}; name the pods", show(first), show(other)));
         }
-        self.reason(first, answer, reason);
-        Ok(answer)
+        self.reason(first, verdict, reason);
+        let paths = self.program.paths(first.source, first.destination);
+        let facts = paths.flat_map(|path| self.program.missing(&path, first.traffic));
+        let mut missing: Vec<_> = facts.map(|fact| self.names.fact(first, fact)).collect();
+        missing.dedup();
+        if !missing.is_empty() {
+            reason.extend(["; depends on ", &missing.join(" and ")]);
+        }
+        Ok(Answer { verdict, missing })
     }
 
     /// The reason of the first path that is refused, or of the first if all pass.
@@ -210,6 +237,9 @@ impl Judge<'_> {
         let mut paths = self.program.paths(flow.source, flow.destination);
         let decides = match verdict {
             Verdict::Mixed { allowed } => paths.find(|path| path.family() != Some(allowed)),
+            Verdict::Undetermined => {
+                paths.find(|p| self.program.judge(p, flow.traffic) == Judgement::Undetermined)
+            }
             Verdict::Allowed | Verdict::Refused => paths.next(),
         };
         let Some(decides) = decides else {
@@ -237,10 +267,15 @@ impl Judge<'_> {
                 (policy.namespace.as_str(), policy.name.as_str())
             };
             let mut allowing = self.program.allowing(rules, remote.identity, flow.traffic);
-            let _ = match allowing.next() {
+            let mut doubtful = self.program.doubtful(rules, &decides, direction, flow.traffic);
+            let perhaps = match self.program.judge_end(&decides, direction, flow.traffic) {
+                Judgement::Undetermined => " perhaps",
+                _ => "",
+            };
+            let _ = match allowing.next().or_else(|| doubtful.next()) {
                 Some(entry) => {
                     let (namespace, name) = policy(entry.origin.policy);
-                    text.extend([" allowed by ", namespace, "/", name]);
+                    text.extend([perhaps, " allowed by ", namespace, "/", name]);
                     write!(text, " {}[{}]", direction.section(), entry.origin.rule)
                 }
                 None => {
@@ -262,6 +297,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Allowed => "allow",
         Verdict::Refused => "deny",
         Verdict::Mixed { .. } => "mixed",
+        Verdict::Undetermined => "undetermined",
     }
 }
 
@@ -275,7 +311,7 @@ fn read_line(text: &str) -> Result<(Line<'_>, Option<Map<String, Value>>), Strin
     }
     let mut map: Map<String, Value> =
         serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))?;
-    for ours in ["verdict", "families", "reason"] {
+    for ours in ["verdict", "families", "missing", "reason"] {
         map.shift_remove(ours);
     }
     let string = |key: &str| match map.get(key) {
@@ -314,20 +350,25 @@ fn write_json(
     out: &mut Vec<u8>,
     line: &str,
     others: Option<Map<String, Value>>,
-    verdict: Verdict,
+    answer: &Answer,
     reason: &str,
 ) -> io::Result<()> {
+    let Answer { verdict, missing } = answer;
     match others {
         Some(map) => serde_json::to_writer(&mut *out, &map)?,
         None => out.extend(line.as_bytes()),
     }
     // The object goes on.
     out.pop();
-    write!(out, ",\"verdict\":\"{}\"", word(verdict))?;
+    write!(out, ",\"verdict\":\"{}\"", word(*verdict))?;
     if let Verdict::Mixed { allowed } = verdict {
-        let family = |f: Family| if f == allowed { "allow" } else { "deny" };
+        let family = |f: Family| if f == *allowed { "allow" } else { "deny" };
         let (v4, v6) = (family(Family::V4), family(Family::V6));
         write!(out, ",\"families\":{{\"IPv4\":\"{v4}\",\"IPv6\":\"{v6}\"}}")?;
+    }
+    if !missing.is_empty() {
+        out.extend(b",\"missing\":");
+        serde_json::to_writer(&mut *out, missing)?;
     }
     out.extend(b",\"reason\":");
     serde_json::to_writer(&mut *out, reason)?;

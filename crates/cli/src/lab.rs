@@ -570,7 +570,8 @@ impl Page<'_> {
                         let rules: Vec<_> = by.iter().map(|origin| self.rule(origin)).collect();
                         text.push_str(&format!("  {direction} allowed by {}\n", rules.join(", ")));
                     }
-                    EndExplanation::Refused { isolated_by, .. } => {
+                    EndExplanation::Refused { isolated_by, .. }
+                    | EndExplanation::Undetermined { isolated_by, .. } => {
                         let policy = |i: &u32| {
                             let policy = &cluster.policies[*i as usize];
                             format!("{}/{}", policy.namespace, policy.name)

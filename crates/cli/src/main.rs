@@ -10,6 +10,7 @@ mod graph;
 mod groups;
 mod input;
 mod lab;
+mod manifest;
 mod matrix;
 mod output;
 mod reach;

@@ -14,3 +14,5 @@ pub(crate) const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 pub(crate) const ALLOWED: Style = AnsiColor::Green.on_default();
 /// A connection that does not.
 pub(crate) const REFUSED: Style = AnsiColor::Red.on_default();
+/// A connection of which nobody knows.
+pub(crate) const DOUBT: Style = AnsiColor::Yellow.on_default();

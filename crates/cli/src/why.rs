@@ -3,20 +3,22 @@
 use std::process::ExitCode;
 
 use portcullis_core::Program;
+use portcullis_core::change::Change;
 use portcullis_core::explain::{
     EndExplanation, Explanation, Miss, NearMiss, PathExplanation, explain,
 };
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
 use portcullis_core::net::Traffic;
-use portcullis_core::program::{End, Endpoint, Exemption, Origin, Verdict};
+use portcullis_core::program::{End, Endpoint, Exemption, Judgement, Origin, Verdict};
 use portcullis_kube::{Input, ObjectRef};
 use serde::Serialize;
 
 use crate::ends::{Flow, Names, PortName, Target, shown_pod};
 use crate::input::InputArgs;
+use crate::manifest;
 use crate::output::{Output, json, plural, print};
-use crate::style::{ALLOWED, BOLD, DIM, REFUSED};
+use crate::style::{ALLOWED, BOLD, DIM, DOUBT, REFUSED};
 use crate::trouble::Trouble;
 
 /// Is a connection allowed or refused, and by which policy, rule, peer and port?
@@ -63,9 +65,19 @@ impl Why {
                 why: explain(&input.cluster, &program, flow.source, flow.destination, flow.traffic),
             })
             .collect();
-        let page = Page { input: &input, names: &names, verbose: self.verbose };
+        let mut page = Page { input: &input, names: &names, verbose: self.verbose, changes: true };
         match self.output {
-            Output::Table => print(&page.text(&answers, &to))?,
+            Output::Table => {
+                let mut text = page.text(&answers, &to);
+                if !self.verbose && text.lines().count() > LINES {
+                    page.changes = false;
+                    let short = page.text(&answers, &to);
+                    if short != text {
+                        text = format!("{short}{DIM}-v shows what would allow it{DIM:#}\n");
+                    }
+                }
+                print(&text)?;
+            }
             Output::Json => {
                 json(&answers.iter().map(|answer| page.report(answer)).collect::<Vec<_>>())?;
             }
@@ -91,8 +103,12 @@ struct Page<'a> {
     input: &'a Input,
     names: &'a Names<'a>,
     verbose: bool,
+    /// Whether to show what would allow what is refused.
+    changes: bool,
 }
 
+/// So many lines are read at a glance.
+const LINES: usize = 12;
 /// How many policies or rules are listed before the rest is only counted.
 const SHORT: usize = 2;
 
@@ -138,6 +154,7 @@ impl Page<'_> {
             Verdict::Mixed { allowed } => {
                 format!("{REFUSED}mixed{REFUSED:#}, only {allowed} is allowed")
             }
+            Verdict::Undetermined => format!("{DOUBT}undetermined{DOUBT:#}"),
         };
         text.push_str(&format!("{BOLD}{from} -> {to} on {traffic}{BOLD:#}: {verdict}\n"));
         match answer.why.paths.as_slice() {
@@ -148,7 +165,11 @@ impl Page<'_> {
             paths => {
                 for path in paths {
                     if let Some(family) = path.path.family() {
-                        let word = if path.allowed { "allowed" } else { "refused" };
+                        let word = match path.judgement {
+                            Judgement::Allowed => "allowed",
+                            Judgement::Refused => "refused",
+                            Judgement::Undetermined => "undetermined",
+                        };
                         text.push_str(&format!("  {BOLD}{family}{BOLD:#}: {word}\n"));
                     }
                     self.path(path, answer.flow, text);
@@ -168,6 +189,10 @@ impl Page<'_> {
                     self.end(path, flow, direction, text);
                 }
             }
+        }
+        for fact in &path.missing {
+            let fact = self.names.fact(&flow, *fact);
+            text.push_str(&format!("  {DOUBT}depends on{DOUBT:#} {fact}\n"));
         }
     }
 
@@ -201,7 +226,23 @@ impl Page<'_> {
                     text.push_str(&format!("{more}{DIM}and by {rest}{DIM:#}\n"));
                 }
             }
-            EndExplanation::Refused { isolated_by, nearest } => {
+            EndExplanation::Undetermined { isolated_by, perhaps } => {
+                let policies = self.policies(isolated_by);
+                text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
+                let shown = if self.verbose { perhaps.len() } else { 1.min(perhaps.len()) };
+                for origin in &perhaps[..shown] {
+                    let (rule, place) = self.rule(origin);
+                    let on = self.allows(origin);
+                    text.push_str(&format!(
+                        "{more}{DOUBT}perhaps allowed{DOUBT:#} by {rule}{place}\n{more}  {on}\n"
+                    ));
+                }
+                if shown < perhaps.len() {
+                    let rest = plural(perhaps.len() - shown, "more rule");
+                    text.push_str(&format!("{more}{DIM}or by {rest}{DIM:#}\n"));
+                }
+            }
+            EndExplanation::Refused { isolated_by, nearest, change } => {
                 let policies = self.policies(isolated_by);
                 text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
                 match nearest {
@@ -218,8 +259,55 @@ impl Page<'_> {
                         }
                     }
                 }
+                if let Some(change) = change.as_ref().filter(|_| self.changes) {
+                    text.push_str(&self.change(change, path, flow, &more));
+                }
             }
         }
+    }
+
+    /// What would have to be written to allow it.
+    fn change(&self, change: &Change, path: &PathExplanation, flow: Flow, more: &str) -> String {
+        let what = match change.policy {
+            Some(policy) => {
+                let section = change.direction.section();
+                format!("add to {section} of {}{}", self.policy(policy), self.place(policy, ""))
+            }
+            None => "apply".to_owned(),
+        };
+        let yaml = manifest::indented(&self.yaml(change, path, flow), &format!("{more}  "));
+        let all = match change.rule.ports.is_empty() {
+            true => ", which opens every port: no rule can allow ICMP alone",
+            false => "",
+        };
+        format!("{more}to allow it, {what}{all}:\n{yaml}")
+    }
+
+    fn yaml(&self, change: &Change, path: &PathExplanation, flow: Flow) -> String {
+        if change.policy.is_some() {
+            return manifest::rule(&change.rule, change.direction);
+        }
+        let name = |end: End| match end {
+            End::Pod(pod) => {
+                let pod = &self.input.cluster.pods[pod];
+                pod.workload.as_ref().map_or(&pod.name, |workload| &workload.name).clone()
+            }
+            End::Address(address) => address.to_string(),
+        };
+        let (_, remote) = path.path.subject_and_remote(change.direction);
+        let remote = remote.pod.map(End::Pod).or(remote.address.map(End::Address));
+        let wanted = match change.direction {
+            Direction::Egress => {
+                format!("{}-to-{}", name(flow.source), name(remote.unwrap_or(flow.destination)))
+            }
+            Direction::Ingress => {
+                format!("{}-from-{}", name(flow.destination), name(remote.unwrap_or(flow.source)))
+            }
+        };
+        let wanted = wanted.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let policies = &self.input.cluster.policies;
+        let name = manifest::free_name(policies, &change.namespace, wanted.trim_matches('-'));
+        manifest::policy(change, &name)
     }
 
     fn miss(&self, near: &NearMiss, miss: &Miss, more: &str) -> String {
@@ -310,34 +398,47 @@ impl Page<'_> {
                 Verdict::Allowed => "allow",
                 Verdict::Refused => "deny",
                 Verdict::Mixed { .. } => "mixed",
+                Verdict::Undetermined => "undetermined",
             },
-            paths: answer.why.paths.iter().map(|path| self.path_report(path)).collect(),
+            paths: answer
+                .why
+                .paths
+                .iter()
+                .map(|path| self.path_report(path, answer.flow))
+                .collect(),
         }
     }
 
-    fn path_report(&self, path: &PathExplanation) -> PathReport {
+    fn path_report(&self, path: &PathExplanation, flow: Flow) -> PathReport {
         PathReport {
             family: path.path.family().map(|family| family.to_string()),
             source: path.path.source.address.map(|a| a.to_string()),
             destination: path.path.destination.address.map(|a| a.to_string()),
-            verdict: if path.allowed { "allow" } else { "deny" },
+            verdict: match path.judgement {
+                Judgement::Allowed => "allow",
+                Judgement::Refused => "deny",
+                Judgement::Undetermined => "undetermined",
+            },
+            missing: path.missing.iter().map(|fact| self.names.fact(&flow, *fact)).collect(),
             exemption: path.exemption.map(|exemption| match exemption {
                 Exemption::Itself => "itself",
                 Exemption::OwnNode => "ownNode",
             }),
-            egress: self.end_report(path, Direction::Egress),
-            ingress: self.end_report(path, Direction::Ingress),
+            egress: self.end_report(path, flow, Direction::Egress),
+            ingress: self.end_report(path, flow, Direction::Ingress),
         }
     }
 
-    fn end_report(&self, path: &PathExplanation, direction: Direction) -> EndReport {
+    fn end_report(&self, path: &PathExplanation, flow: Flow, direction: Direction) -> EndReport {
         let (subject, _) = path.path.subject_and_remote(direction);
         let mut report = EndReport {
             subject: self.endpoint(subject),
             state: "open",
             isolated_by: Vec::new(),
             allowed_by: Vec::new(),
+            perhaps_allowed_by: Vec::new(),
             nearest: None,
+            change: None,
         };
         let policies = |indices: &[u32]| {
             let policy =
@@ -352,9 +453,20 @@ impl Page<'_> {
                 report.isolated_by = policies(isolated_by);
                 report.allowed_by = by.iter().map(|origin| self.origin_report(origin)).collect();
             }
-            EndExplanation::Refused { isolated_by, nearest } => {
+            EndExplanation::Undetermined { isolated_by, perhaps } => {
+                report.state = "undetermined";
+                report.isolated_by = policies(isolated_by);
+                report.perhaps_allowed_by =
+                    perhaps.iter().map(|origin| self.origin_report(origin)).collect();
+            }
+            EndExplanation::Refused { isolated_by, nearest, change } => {
                 report.state = "refused";
                 report.isolated_by = policies(isolated_by);
+                report.change = change.as_ref().map(|change| ChangeReport {
+                    add_to: change.policy.map(|policy| self.policy(policy)),
+                    section: change.direction.section(),
+                    yaml: self.yaml(change, path, flow),
+                });
                 report.nearest = nearest.as_ref().map(|near| NearReport {
                     origin: self.origin_report(&near.origin),
                     misses: near
@@ -426,7 +538,8 @@ fn show_port(port: &PortRule) -> String {
 
 /// Whether two paths differ in their addresses only.
 fn same(a: &PathExplanation, b: &PathExplanation) -> bool {
-    (a.exemption, &a.egress, &a.ingress) == (b.exemption, &b.egress, &b.ingress)
+    (a.exemption, &a.missing, &a.egress, &a.ingress)
+        == (b.exemption, &b.missing, &b.egress, &b.ingress)
 }
 
 #[derive(Serialize)]
@@ -445,6 +558,9 @@ struct PathReport {
     source: Option<String>,
     destination: Option<String>,
     verdict: &'static str,
+    /// What an undetermined verdict depends on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
     exemption: Option<&'static str>,
     egress: EndReport,
     ingress: EndReport,
@@ -457,7 +573,20 @@ struct EndReport {
     state: &'static str,
     isolated_by: Vec<PolicyReport>,
     allowed_by: Vec<OriginReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    perhaps_allowed_by: Vec<OriginReport>,
     nearest: Option<NearReport>,
+    /// The smallest change that would allow it.
+    change: Option<ChangeReport>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ChangeReport {
+    /// The policy that the rule is added to; without one the YAML is a policy of its own.
+    add_to: Option<String>,
+    section: &'static str,
+    yaml: String,
 }
 
 #[derive(Serialize)]

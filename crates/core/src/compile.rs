@@ -11,10 +11,14 @@ use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use crate::index::SelectorIndex;
 use crate::labels::{Labels, Selector};
-use crate::model::{Cluster, ContainerPort, Direction, IpBlock, Peer, Pod, PortMatch, PortRule};
-use crate::net::{ByAddress, Family, Protocol};
+use crate::model::{
+    Cluster, ContainerPort, Direction, IpBlock, NAMESPACE_NAME_LABEL, Peer, Pod, PortMatch,
+    PortRule,
+};
+use crate::net::{ByAddress, Family, IpRange, Protocol};
 use crate::program::{
-    Entry, IdentityId, Origin, Owner, PeerClass, PeerId, PodEntry, Ports, Profile, Program, RuleSet,
+    Doubt, Entry, IdentityId, Origin, Owner, PeerClass, PeerId, PodEntry, Ports, Profile, Program,
+    RuleSet, Whereabouts,
 };
 use crate::space::{self, Space};
 
@@ -51,6 +55,10 @@ fn number<T: Eq + Hash>(values: &mut Numbered<T>, value: T) -> u32 {
 /// A named port of a pod that some policy names: the number of the (name, protocol), and a port.
 type Resolution = (u32, u16);
 
+/// Stands for the port that a name has at a pod of which the ports are not known. No container can
+/// declare it.
+const UNKNOWN: u16 = 0;
+
 /// The (name, protocol) pairs that policies use, and the port numbers that pods give them.
 struct NamedPorts<'a> {
     numbers: FxHashMap<(&'a str, Protocol), u32>,
@@ -73,7 +81,7 @@ impl<'a> NamedPorts<'a> {
             return names;
         }
         for pod in cluster.pods.iter().filter(|p| is_subject(p)) {
-            for (name, port) in names.resolve(&pod.ports) {
+            for (name, port) in names.resolve(pod) {
                 let ports = &mut names.ports[name as usize];
                 if let Err(at) = ports.binary_search(&port) {
                     ports.insert(at, port);
@@ -90,13 +98,16 @@ impl<'a> NamedPorts<'a> {
         }
     }
 
-    /// What the declared ports of a pod answer for the names in use, sorted, each once.
-    fn resolve(&self, ports: &[ContainerPort]) -> Vec<Resolution> {
+    /// What the ports of a pod answer for the names in use, sorted, each once.
+    fn resolve(&self, pod: &Pod) -> Vec<Resolution> {
+        if pod.ports_unknown {
+            return (0..self.ports.len() as u32).map(|name| (name, UNKNOWN)).collect();
+        }
         let answer = |port: &ContainerPort| {
             let name = port.name.as_deref()?;
             self.numbers.get(&(name, port.protocol)).map(|number| (*number, port.port))
         };
-        let mut answers: Vec<_> = ports.iter().filter_map(answer).collect();
+        let mut answers: Vec<_> = pod.ports.iter().filter_map(answer).collect();
         answers.sort_unstable();
         answers.dedup();
         answers
@@ -120,6 +131,9 @@ struct Peers<'a> {
     of_namespace: FxHashMap<&'a str, SelectorIndex<'a, PeerId>>,
     of_selector: Vec<SelectorIndex<'a, PeerId>>,
     namespace_selectors: SelectorIndex<'a, usize>,
+    /// The pod selectors of peers, with their namespace selector, that a pod of a namespace may be
+    /// or not be as long as only the name of the namespace is known.
+    of_unknown: SelectorIndex<'a, (PeerId, &'a Selector)>,
 }
 
 /// The selector of a peer that names namespaces only.
@@ -136,6 +150,7 @@ impl<'a> Peers<'a> {
         let mut by_selector: Vec<Vec<(&Selector, PeerId)>> = Vec::new();
         let mut selectors: FxHashMap<&Selector, usize> = FxHashMap::default();
         let mut selector_list: Vec<(&Selector, usize)> = Vec::new();
+        let mut of_unknown: Vec<(&Selector, (PeerId, &Selector))> = Vec::new();
 
         for policy in &cluster.policies {
             for direction in Direction::ALL {
@@ -161,6 +176,9 @@ impl<'a> Peers<'a> {
                                 let of = match namespaces {
                                     None => by_namespace.entry(&policy.namespace).or_default(),
                                     Some(namespaces) => {
+                                        if namespaces.asks_beyond(NAMESPACE_NAME_LABEL) {
+                                            of_unknown.push((pods, (id, namespaces)));
+                                        }
                                         let next = by_selector.len();
                                         let i = *selectors.entry(namespaces).or_insert(next);
                                         if i == next {
@@ -205,6 +223,7 @@ impl<'a> Peers<'a> {
                 .collect(),
             of_selector: by_selector.into_iter().map(SelectorIndex::new).collect(),
             namespace_selectors: SelectorIndex::new(selector_list),
+            of_unknown: SelectorIndex::new(of_unknown),
         }
     }
 }
@@ -237,7 +256,18 @@ impl<'a> Subjects<'a> {
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 struct PodPart {
     peers: Vec<PeerId>,
+    /// Those that it may be or not be, ascending.
+    doubtful: Vec<PeerId>,
     named: Vec<Resolution>,
+}
+
+/// Where an address is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum At {
+    /// In an interval of the space.
+    Interval(Family, usize),
+    /// What has no address yet.
+    Unknown(Whereabouts),
 }
 
 /// What a class of pods comes to.
@@ -256,9 +286,9 @@ struct Compiler<'a> {
     /// The namespace selectors that match each namespace.
     labels_of_namespaces: FxHashMap<&'a str, Vec<usize>>,
     parts: Numbered<PodPart>,
-    identities: Numbered<Vec<PeerId>>,
-    /// The identity of a part at an interval of the space (or at none: no address yet).
-    identity_of: FxHashMap<(u32, Option<(Family, usize)>), IdentityId>,
+    identities: Numbered<(Vec<PeerId>, Doubt)>,
+    /// The identity of a part at a place.
+    identity_of: FxHashMap<(u32, At), IdentityId>,
     profiles: Numbered<Profile>,
     rule_sets: Vec<RuleSet>,
     rule_set_of: FxHashMap<(Direction, Vec<u32>, Vec<Resolution>), u32>,
@@ -266,11 +296,11 @@ struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     fn run(&mut self) -> Program {
-        number(&mut self.identities, Vec::new());
+        number(&mut self.identities, Default::default());
         let nobody = number(&mut self.parts, PodPart::default());
         let outside = Family::ALL.map(|family| {
             let intervals = 0..self.space.intervals(family).len();
-            intervals.map(|i| self.identity_at(nobody, Some((family, i)))).collect()
+            intervals.map(|i| self.identity_at(nobody, At::Interval(family, i))).collect()
         });
 
         let nodes = Nodes::of(self.cluster);
@@ -296,12 +326,17 @@ impl<'a> Compiler<'a> {
                     _ => pod.addresses.as_slice(),
                 };
                 let addresses = known.iter().map(|a| (*a, self.identity(nobody, *a))).collect();
-                let without_address = IdentityId::default();
-                let node = node.filter(|_| !pod.finished);
-                pods.push(PodEntry { profile: None, addresses, without_address, node });
+                pods.push(if pod.finished {
+                    PodEntry { addresses, ..PodEntry::default() }
+                } else {
+                    let without_address =
+                        self.identity_at(nobody, At::Unknown(Whereabouts::Anywhere));
+                    let unplaced = node.is_none() && addresses.is_empty();
+                    PodEntry { addresses, without_address, node, unplaced, ..PodEntry::default() }
+                });
                 continue;
             }
-            let key = (pod.namespace.as_str(), &pod.labels, self.named.resolve(&pod.ports));
+            let key = (pod.namespace.as_str(), &pod.labels, self.named.resolve(pod));
             let class = match classes.get(&key) {
                 Some(class) => *class,
                 None => {
@@ -316,9 +351,17 @@ impl<'a> Compiler<'a> {
                 addresses.push((*address, identity));
                 owners.entry(*address).or_insert((Owner::Pod(i), identity));
             }
-            let without_address = self.identity_at(class.part, None);
-            pods.push(PodEntry { profile: Some(class.profile), addresses, without_address, node });
+            let without_address = self.identity_at(class.part, At::Unknown(Whereabouts::Pods));
+            pods.push(PodEntry {
+                profile: Some(class.profile),
+                addresses,
+                without_address,
+                node,
+                unplaced: false,
+                namespace_unknown: !cluster.namespaces.contains_key(&pod.namespace),
+            });
         }
+        let (identities, doubts) = std::mem::take(&mut self.identities).into_iter().unzip();
 
         Program {
             pods,
@@ -326,7 +369,9 @@ impl<'a> Compiler<'a> {
             profiles: std::mem::take(&mut self.profiles).into_iter().collect(),
             rule_sets: std::mem::take(&mut self.rule_sets),
             peers: std::mem::take(&mut self.peers.classes),
-            identities: std::mem::take(&mut self.identities).into_iter().collect(),
+            identities,
+            doubts,
+            pod_ranges: self.cluster.pod_cidrs.iter().copied().map(IpRange::from).collect(),
             space: std::mem::take(&mut self.space),
             outside,
         }
@@ -358,9 +403,19 @@ impl<'a> Compiler<'a> {
             self.peers.of_selector[*selector].matching(&pod.labels, |peer| peers.push(peer));
         }
         peers.sort_unstable();
+        let mut doubtful = Vec::new();
+        if !self.cluster.namespaces.contains_key(&pod.namespace) {
+            let labels = self.cluster.namespace_labels(&pod.namespace);
+            self.peers.of_unknown.matching(&pod.labels, |(peer, namespaces)| {
+                if namespaces.matches_key(NAMESPACE_NAME_LABEL, &labels) {
+                    doubtful.push(peer);
+                }
+            });
+            doubtful.sort_unstable();
+        }
         PodClass {
             profile: number(&mut self.profiles, profile),
-            part: number(&mut self.parts, PodPart { peers, named: named.to_vec() }),
+            part: number(&mut self.parts, PodPart { peers, doubtful, named: named.to_vec() }),
         }
     }
 
@@ -389,13 +444,13 @@ impl<'a> Compiler<'a> {
         if let Some(known) = self.rule_set_of.get(&key) {
             return Some(*known);
         }
-        let mut entries = Vec::new();
+        let mut rules = RuleSet { policies: key.1.clone(), ..RuleSet::default() };
         for policy in &key.1 {
-            self.entries(*policy, direction, &key.2, &mut entries);
+            self.entries(*policy, direction, &key.2, &mut rules);
         }
-        entries.sort_unstable();
+        rules.entries.sort_unstable();
         let number = self.rule_sets.len() as u32;
-        self.rule_sets.push(RuleSet { policies: key.1.clone(), entries });
+        self.rule_sets.push(rules);
         self.rule_set_of.insert(key, number);
         Some(number)
     }
@@ -405,7 +460,7 @@ impl<'a> Compiler<'a> {
         policy: u32,
         direction: Direction,
         named: &[Resolution],
-        entries: &mut Vec<Entry>,
+        rules: &mut RuleSet,
     ) {
         let written = &self.cluster.policies[policy as usize];
         let namespace = written.namespace.as_str();
@@ -417,10 +472,16 @@ impl<'a> Compiler<'a> {
                 (0..).zip(&rule.peers).map(|(i, peer)| (Some(i), id(peer))).collect()
             };
             for (peer_index, peer) in peers {
-                let mut allow = |port, peer, ports| {
+                let mut allow = |port, peer, ports: Option<Ports>| {
                     let origin =
                         Origin { policy, direction, rule: rule_index, peer: peer_index, port };
-                    entries.push(Entry { peer, ports, origin });
+                    match ports {
+                        Some(Ports { protocol, last: UNKNOWN, .. }) => {
+                            let ports = Some(Ports { protocol, first: 1, last: u16::MAX });
+                            rules.doubtful.push(Entry { peer, ports, origin });
+                        }
+                        _ => rules.entries.push(Entry { peer, ports, origin }),
+                    }
                 };
                 if rule.ports.is_empty() {
                     allow(None, peer, None);
@@ -453,30 +514,40 @@ impl<'a> Compiler<'a> {
 
     fn identity(&mut self, part: u32, address: IpAddr) -> IdentityId {
         let interval = self.space.interval(address);
-        self.identity_at(part, Some((Family::of(address), interval)))
+        self.identity_at(part, At::Interval(Family::of(address), interval))
     }
 
-    fn identity_at(&mut self, part: u32, at: Option<(Family, usize)>) -> IdentityId {
+    fn identity_at(&mut self, part: u32, at: At) -> IdentityId {
         if let Some(known) = self.identity_of.get(&(part, at)) {
             return *known;
         }
-        let PodPart { peers, named } = &self.parts[part as usize];
+        let PodPart { peers, doubtful, named } = &self.parts[part as usize];
         let mut members = peers.clone();
-        if let Some((family, interval)) = at {
-            let (_, blocks) = &self.space.intervals(family)[interval];
-            members.extend(blocks.iter().map(|b| PeerId(*b)));
+        let mut doubt = Doubt { peers: doubtful.clone(), ..Doubt::default() };
+        match at {
+            At::Interval(family, interval) => {
+                let (_, blocks) = &self.space.intervals(family)[interval];
+                members.extend(blocks.iter().map(|b| PeerId(*b)));
+            }
+            // What has no address yet may be in any block, which need not be listed.
+            At::Unknown(whereabouts) if !self.peers.blocks.is_empty() => {
+                doubt.address = whereabouts;
+            }
+            At::Unknown(_) => {}
         }
         for resolution in named {
-            let bases = 0..members.len() + 1;
-            for i in bases {
-                let base = if i == 0 { PeerId::ANY } else { members[i - 1] };
-                if let Some(those) = self.peers.named.get(&(base, *resolution)) {
-                    members.push(*those);
-                }
-            }
+            let those = |base: &PeerId| self.peers.named.get(&(*base, *resolution)).copied();
+            let more: Vec<_> = members.iter().chain([&PeerId::ANY]).filter_map(those).collect();
+            members.extend(more);
+            let known = doubt.address == Whereabouts::Known;
+            let blocks: &[_] = if known { &[] } else { &self.peers.blocks };
+            let bases = doubt.peers.iter().chain(blocks.iter().map(|(_, id)| id));
+            let more: Vec<_> = bases.filter_map(those).collect();
+            doubt.peers.extend(more);
         }
         members.sort_unstable();
-        let id = IdentityId(number(&mut self.identities, members));
+        doubt.peers.sort_unstable();
+        let id = IdentityId(number(&mut self.identities, (members, doubt)));
         self.identity_of.insert((part, at), id);
         id
     }

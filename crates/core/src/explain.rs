@@ -1,12 +1,13 @@
 //! Why a connection is allowed or refused: read off the [`Program`], worded from the cluster.
 
+use crate::change::Change;
 use crate::labels::{Labels, Selector};
 use crate::model::{
     Cluster, ContainerPort, Direction, IpBlock, NAMESPACE_NAME_LABEL, Peer, Policy, PortMatch,
     PortRule, Rule,
 };
 use crate::net::Traffic;
-use crate::program::{End, Endpoint, Exemption, Origin, Path, Program, Verdict};
+use crate::program::{End, Endpoint, Exemption, Fact, Judgement, Origin, Path, Program, Verdict};
 
 /// Why a connection between two ends gets its verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +24,9 @@ pub struct PathExplanation {
     /// The addresses.
     pub path: Path,
     /// Whether it passes.
-    pub allowed: bool,
+    pub judgement: Judgement,
+    /// The facts that this depends on and that are not known; none unless it is undetermined.
+    pub missing: Vec<Fact>,
     /// Why no policy applies, if so.
     pub exemption: Option<Exemption>,
     /// What the source's egress policies say.
@@ -46,12 +49,21 @@ pub enum EndExplanation {
         /// Everything that allows it, in the order of the input.
         by: Vec<Origin>,
     },
+    /// Isolated, and allowed or not by what is not known.
+    Undetermined {
+        /// The policies that isolate, by index in the cluster.
+        isolated_by: Vec<u32>,
+        /// Everything that may allow it, in the order of the input.
+        perhaps: Vec<Origin>,
+    },
     /// Isolated, and not allowed.
     Refused {
         /// The policies that isolate, by index in the cluster.
         isolated_by: Vec<u32>,
         /// The rule that comes nearest; `None` where those policies have no rule at all.
         nearest: Option<NearMiss>,
+        /// The smallest change that would allow it; `None` where no rule can name the other end.
+        change: Option<Change>,
     },
 }
 
@@ -134,10 +146,11 @@ pub fn explain(
 ) -> Explanation {
     let paths = program.paths(source, destination).map(|path| {
         let exemption = program.exempt(&path);
-        let allowed = program.path_passes(&path, traffic);
+        let judgement = program.judge(&path, traffic);
+        let missing = program.missing(&path, traffic);
         let of = |direction| end(cluster, program, &path, direction, traffic);
         let (egress, ingress) = (of(Direction::Egress), of(Direction::Ingress));
-        PathExplanation { path, allowed, exemption, egress, ingress }
+        PathExplanation { path, judgement, missing, exemption, egress, ingress }
     });
     Explanation { paths: paths.collect(), verdict: program.verdict(source, destination, traffic) }
 }
@@ -158,15 +171,29 @@ fn end(
     };
     let isolated_by = rules.policies.clone();
     let allowing = program.allowing(rules, remote.identity, traffic);
-    let mut by: Vec<Origin> = allowing.map(|entry| entry.origin).collect();
-    if by.is_empty() {
-        let question = Question { cluster, direction, remote, path, traffic };
-        let nearest = question.nearest(&isolated_by);
-        return EndExplanation::Refused { isolated_by, nearest };
+    let sorted = |mut origins: Vec<Origin>| {
+        origins.sort_unstable();
+        origins.dedup();
+        origins
+    };
+    let doubtful = program.doubtful(rules, path, direction, traffic).map(|entry| entry.origin);
+    let certain: Vec<Origin> = allowing.map(|entry| entry.origin).collect();
+    match program.judge_end(path, direction, traffic) {
+        // Blocks that hold every address there is allow whatever address it will be.
+        Judgement::Allowed if certain.is_empty() => {
+            EndExplanation::Allowed { isolated_by, by: sorted(doubtful.collect()) }
+        }
+        Judgement::Allowed => EndExplanation::Allowed { isolated_by, by: sorted(certain) },
+        Judgement::Undetermined => {
+            EndExplanation::Undetermined { isolated_by, perhaps: sorted(doubtful.collect()) }
+        }
+        Judgement::Refused => {
+            let question = Question { cluster, direction, remote, path, traffic };
+            let nearest = question.nearest(&isolated_by);
+            let change = Change::that_allows(cluster, program, path, direction, traffic);
+            EndExplanation::Refused { isolated_by, nearest, change }
+        }
     }
-    by.sort_unstable();
-    by.dedup();
-    EndExplanation::Allowed { isolated_by, by }
 }
 
 struct Question<'a> {

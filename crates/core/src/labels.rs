@@ -44,6 +44,20 @@ impl Selector {
             && self.match_expressions.iter().all(|r| r.matches(labels))
     }
 
+    /// Whether the labels satisfy the requirements about one key.
+    pub(crate) fn matches_key(&self, key: &str, labels: &Labels) -> bool {
+        self.match_labels.get(key).is_none_or(|value| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(|r| r.key != key || r.matches(labels))
+    }
+
+    /// Whether it has a requirement about another key than this.
+    pub(crate) fn asks_beyond(&self, key: &str) -> bool {
+        self.match_labels
+            .keys()
+            .chain(self.match_expressions.iter().map(|r| &r.key))
+            .any(|k| k != key)
+    }
+
     /// Whether it has no requirement, and so selects everything.
     pub fn is_empty(&self) -> bool {
         self.match_labels.is_empty() && self.match_expressions.is_empty()

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod change;
 mod compile;
 pub mod diff;
 pub mod explain;

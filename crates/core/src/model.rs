@@ -25,6 +25,9 @@ pub struct Cluster {
     pub services: Vec<Service>,
     /// The policies, in input order. Order never matters (SEMANTICS 3).
     pub policies: Vec<Policy>,
+    /// Where pods without an address will get theirs from; empty if nobody has said. It only makes
+    /// fewer answers undetermined.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 impl Cluster {
@@ -59,6 +62,9 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// The ports of its containers and restartable init containers, in order.
     pub ports: Vec<ContainerPort>,
+    /// Whether nothing is said of its containers, and so of its ports. The API asks for at least
+    /// one container, so this is a pod that the input tells in part.
+    pub ports_unknown: bool,
 }
 
 /// The controller of a pod.

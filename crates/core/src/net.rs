@@ -118,6 +118,19 @@ pub struct IpRange {
 }
 
 impl IpRange {
+    /// Every address of a family.
+    pub fn all(family: Family) -> IpRange {
+        match family {
+            Family::V4 => {
+                IpRange { first: Ipv4Addr::UNSPECIFIED.into(), last: Ipv4Addr::BROADCAST.into() }
+            }
+            Family::V6 => IpRange {
+                first: Ipv6Addr::UNSPECIFIED.into(),
+                last: Ipv6Addr::from(u128::MAX).into(),
+            },
+        }
+    }
+
     /// Whether the address lies in the range. An address of the other family never does.
     pub fn contains(&self, address: IpAddr) -> bool {
         Family::of(address) == Family::of(self.first)

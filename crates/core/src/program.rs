@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::model::Direction;
 use crate::net::{ByAddress, Family, IpRange, Protocol, Traffic};
-use crate::space::Space;
+use crate::space::{self, Space};
 
 /// Policies and cluster state, compiled. Pods and policies keep the index that they have in the
 /// [`Cluster`](crate::model::Cluster) it was made from.
@@ -17,6 +17,10 @@ pub struct Program {
     pub(crate) rule_sets: Vec<RuleSet>,
     pub(crate) peers: Vec<PeerClass>,
     pub(crate) identities: Vec<Vec<PeerId>>,
+    /// By identity: what is not known of it.
+    pub(crate) doubts: Vec<Doubt>,
+    /// Where pods get their addresses from.
+    pub(crate) pod_ranges: Vec<IpRange>,
     pub(crate) space: Space,
     /// The identity of an address that is no pod's, by family and interval of the space.
     pub(crate) outside: [Vec<IdentityId>; 2],
@@ -31,6 +35,39 @@ pub enum End {
     Address(IpAddr),
 }
 
+/// Whether a path passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Judgement {
+    /// It does not, whatever the facts are that are not known.
+    Refused,
+    /// That depends on a [`Fact`] that is not known.
+    Undetermined,
+    /// It does, whatever the facts are that are not known.
+    Allowed,
+}
+
+/// One of the two ends of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// The one that opens it.
+    Source,
+    /// The one that accepts it.
+    Destination,
+}
+
+/// What a judgement can depend on that the cluster does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fact {
+    /// The labels of the namespace of this pod, which has no object. Its name is known.
+    NamespaceLabels(Role),
+    /// The address of this pod, or of the node of this `hostNetwork` pod.
+    Address(Role),
+    /// Which node this pod runs on.
+    Node(Role),
+    /// The ports that the containers of the destination declare, and so the numbers of their names.
+    Ports,
+}
+
 /// Whether a connection is allowed. Each family is judged by itself (SEMANTICS 20).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -43,6 +80,8 @@ pub enum Verdict {
         /// The family on which it is allowed.
         allowed: Family,
     },
+    /// Not known on at least one family: [`Program::missing`] says what that depends on.
+    Undetermined,
 }
 
 /// One way a connection between two ends can take: an address of each, of one family.
@@ -80,6 +119,35 @@ pub struct Endpoint {
     pub address: Option<IpAddr>,
     /// Which peers it is.
     pub identity: IdentityId,
+    /// A `hostNetwork` pod of which nothing says on which node it runs: it may be any node.
+    pub(crate) unplaced: bool,
+}
+
+impl Endpoint {
+    fn at(address: IpAddr, identity: IdentityId) -> Endpoint {
+        Endpoint { pod: None, node: None, address: Some(address), identity, unplaced: false }
+    }
+}
+
+/// What is not known of an identity. What it is taken for in [`Program::passes`] is among its peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Doubt {
+    /// The peers of which it is not known whether it is one, ascending.
+    pub(crate) peers: Vec<PeerId>,
+    /// Where its address can be.
+    pub(crate) address: Whereabouts,
+}
+
+/// Where an address can be: it may be in any `ipBlock` that is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Whereabouts {
+    /// It is known.
+    #[default]
+    Known,
+    /// Where pods get theirs from, if that is known.
+    Pods,
+    /// Anywhere.
+    Anywhere,
 }
 
 /// A class of addresses that no peer of any policy can tell apart.
@@ -190,6 +258,9 @@ pub struct RuleSet {
     pub policies: Vec<u32>,
     /// What they allow, by peer.
     pub entries: Vec<Entry>,
+    /// What they allow on ports that are not known: those that a name has at pods of which the
+    /// ports are not known. The ports are all that these can be.
+    pub doubtful: Vec<Entry>,
 }
 
 impl RuleSet {
@@ -218,6 +289,10 @@ pub(crate) struct PodEntry {
     /// The identity it has while it has no address.
     pub(crate) without_address: IdentityId,
     pub(crate) node: Option<usize>,
+    /// Whether it is on the host network of a node that is not known.
+    pub(crate) unplaced: bool,
+    /// Whether its namespace has no object, so that only one of its labels is known.
+    pub(crate) namespace_unknown: bool,
 }
 
 impl Default for IdentityId {
@@ -242,13 +317,25 @@ impl Program {
 
     /// Whether a connection is allowed, over all the families it can take.
     pub fn verdict(&self, source: End, destination: End, traffic: Traffic) -> Verdict {
+        self.sum_up(source, destination, |path| self.judge(path, traffic))
+    }
+
+    /// The same as [`Program::path_passes`] has it, so never undetermined.
+    pub fn closed_verdict(&self, source: End, destination: End, traffic: Traffic) -> Verdict {
+        self.sum_up(source, destination, |path| match self.path_passes(path, traffic) {
+            true => Judgement::Allowed,
+            false => Judgement::Refused,
+        })
+    }
+
+    fn sum_up(&self, source: End, destination: End, judge: impl Fn(&Path) -> Judgement) -> Verdict {
         let mut allowed = None;
         let mut refused = false;
         for path in self.paths(source, destination) {
-            if self.path_passes(&path, traffic) {
-                allowed = Some(path.family());
-            } else {
-                refused = true;
+            match judge(&path) {
+                Judgement::Allowed => allowed = Some(path.family()),
+                Judgement::Refused => refused = true,
+                Judgement::Undetermined => return Verdict::Undetermined,
             }
         }
         match (allowed, refused) {
@@ -275,16 +362,158 @@ impl Program {
         })
     }
 
-    /// Whether a connection passes both ends (SEMANTICS 4).
+    /// Whether a connection passes both ends (SEMANTICS 4), if what is not known is as little as it
+    /// can be: a namespace has its name label only, a pod without an address is in no `ipBlock`.
     pub fn path_passes(&self, path: &Path, traffic: Traffic) -> bool {
         self.exempt(path).is_some()
             || Direction::ALL.iter().all(|direction| {
                 let (subject, remote) = path.subject_and_remote(*direction);
                 match self.isolation(subject, *direction) {
                     None => true,
-                    Some(rules) => self.allowing(rules, remote.identity, traffic).next().is_some(),
+                    Some(rules) => {
+                        let peers = self.identities[remote.identity.0 as usize].iter();
+                        let mut peers = std::iter::once(&PeerId::ANY).chain(peers);
+                        peers.any(|p| rules.of_peer(*p).iter().any(|e| e.covers(traffic)))
+                    }
                 }
             })
+    }
+
+    /// Whether a connection passes both ends, whatever is not known. Each term of a rule is judged
+    /// by itself: selectors of which it takes all to match whatever labels there may be are
+    /// undetermined one by one.
+    pub fn judge(&self, path: &Path, traffic: Traffic) -> Judgement {
+        if self.exempt(path).is_some() {
+            return Judgement::Allowed;
+        }
+        let ends = Direction::ALL.iter().map(|direction| self.judge_end(path, *direction, traffic));
+        match ends.min() {
+            None | Some(Judgement::Allowed) => Judgement::Allowed,
+            Some(_) if own_node_unknown(self, path).is_some() => Judgement::Undetermined,
+            Some(judgement) => judgement,
+        }
+    }
+
+    /// Whether a connection passes the policies of one end.
+    pub fn judge_end(&self, path: &Path, direction: Direction, traffic: Traffic) -> Judgement {
+        let (subject, remote) = path.subject_and_remote(direction);
+        let Some(rules) = self.isolation(subject, direction) else { return Judgement::Allowed };
+        if self.allowing(rules, remote.identity, traffic).next().is_some() {
+            return Judgement::Allowed;
+        }
+        let mut doubtful = self.doubtful(rules, path, direction, traffic).peekable();
+        if doubtful.peek().is_none() {
+            return Judgement::Refused;
+        }
+        let blocks = doubtful.filter_map(|entry| match &self.peers[entry.peer.index()] {
+            PeerClass::Block(ranges) if entry.covers(traffic) => Some(ranges.as_slice()),
+            _ => None,
+        });
+        // A port that is not known stands for all of them, which is more than it is.
+        let blocks: Vec<&[IpRange]> =
+            if rules.doubtful.is_empty() { blocks.collect() } else { vec![] };
+        let doubt = &self.doubts[remote.identity.0 as usize];
+        let possible = self.whereabouts(doubt.address, path.family());
+        if !possible.is_empty() && space::cover(&blocks, &possible) {
+            Judgement::Allowed
+        } else {
+            Judgement::Undetermined
+        }
+    }
+
+    /// What a judgement of a path depends on that is not known; nothing unless it is undetermined.
+    pub fn missing(&self, path: &Path, traffic: Traffic) -> Vec<Fact> {
+        let mut facts = Vec::new();
+        if self.judge(path, traffic) != Judgement::Undetermined {
+            return facts;
+        }
+        facts.extend(own_node_unknown(self, path));
+        for direction in Direction::ALL {
+            if self.judge_end(path, direction, traffic) != Judgement::Undetermined {
+                continue;
+            }
+            let (subject, remote) = path.subject_and_remote(direction);
+            let role = match direction {
+                Direction::Egress => Role::Destination,
+                Direction::Ingress => Role::Source,
+            };
+            let Some(rules) = self.isolation(subject, direction) else { continue };
+            let doubt = &self.doubts[remote.identity.0 as usize];
+            let namespace = remote.pod.is_some_and(|pod| self.pods[pod].namespace_unknown);
+            for entry in self.doubtful(rules, path, direction, traffic) {
+                let is_pods = matches!(self.peers[entry.peer.index()], PeerClass::Pods);
+                if rules.doubtful.contains(&entry) {
+                    facts.push(Fact::Ports);
+                } else if is_pods && namespace {
+                    facts.push(Fact::NamespaceLabels(role));
+                } else if doubt.address != Whereabouts::Known {
+                    facts.push(Fact::Address(role));
+                }
+            }
+        }
+        facts.sort_unstable();
+        facts.dedup();
+        facts
+    }
+
+    /// The entries of a rule set that allow the remote end if some fact is so, beside those that
+    /// allow it in any case.
+    pub fn doubtful(
+        &self,
+        rules: &RuleSet,
+        path: &Path,
+        direction: Direction,
+        traffic: Traffic,
+    ) -> impl Iterator<Item = Entry> {
+        let (_, remote) = path.subject_and_remote(direction);
+        let family = path.family();
+        self.doubtful_of(rules, remote.identity, family).filter(move |entry| entry.covers(traffic))
+    }
+
+    /// The same on any traffic, for addresses of a family if that is known.
+    pub(crate) fn doubtful_of(
+        &self,
+        rules: &RuleSet,
+        remote: IdentityId,
+        family: Option<Family>,
+    ) -> impl Iterator<Item = Entry> {
+        let doubt = &self.doubts[remote.0 as usize];
+        let certain = &self.identities[remote.0 as usize];
+        let possible = self.whereabouts(doubt.address, family);
+        let unknown = !possible.is_empty();
+        let fits = move |peer: PeerId| match &self.peers[peer.index()] {
+            PeerClass::Block(ranges) => {
+                let meets =
+                    |a: &IpRange| ranges.iter().any(|b| a.first <= b.last && b.first <= a.last);
+                possible.iter().any(meets)
+            }
+            _ => false,
+        };
+        let of_peers = doubt.peers.iter().flat_map(|peer| rules.of_peer(*peer));
+        let anywhere = if unknown { rules.entries.as_slice() } else { &[] };
+        let in_block = fits.clone();
+        let of_blocks = anywhere.iter().filter(move |entry| in_block(entry.peer));
+        let of_ports = rules.doubtful.iter().filter(move |Entry { peer, .. }| {
+            *peer == PeerId::ANY
+                || certain.binary_search(peer).is_ok()
+                || doubt.peers.binary_search(peer).is_ok()
+                || fits(*peer)
+        });
+        of_peers.chain(of_blocks).chain(of_ports).copied()
+    }
+
+    /// Where an address can be that is not known; nothing where it is.
+    fn whereabouts(&self, known: Whereabouts, family: Option<Family>) -> Vec<IpRange> {
+        let fits = |range: &IpRange| family.is_none_or(|f| f == Family::of(range.first));
+        match known {
+            Whereabouts::Known => Vec::new(),
+            Whereabouts::Pods if !self.pod_ranges.is_empty() => {
+                self.pod_ranges.iter().copied().filter(fits).collect()
+            }
+            Whereabouts::Pods | Whereabouts::Anywhere => {
+                Family::ALL.map(IpRange::all).into_iter().filter(fits).collect()
+            }
+        }
     }
 
     /// Why policies do not apply to a connection at all, if they do not.
@@ -310,15 +539,18 @@ impl Program {
         rule_set.map(|i| &self.rule_sets[i as usize])
     }
 
-    /// The entries of a rule set that allow a remote identity on some traffic.
+    /// The entries of a rule set that allow a remote identity on some traffic, whatever is not
+    /// known of it.
     pub fn allowing(
         &self,
         rules: &RuleSet,
         remote: IdentityId,
         traffic: Traffic,
     ) -> impl Iterator<Item = Entry> {
-        let peers = std::iter::once(&PeerId::ANY).chain(&self.identities[remote.0 as usize]);
-        let entries = peers.flat_map(|peer| rules.of_peer(*peer));
+        let doubts = &self.doubts[remote.0 as usize].peers;
+        let certain = |peer: &&PeerId| doubts.is_empty() || doubts.binary_search(peer).is_err();
+        let peers = self.identities[remote.0 as usize].iter().filter(certain);
+        let entries = std::iter::once(&PeerId::ANY).chain(peers).flat_map(|p| rules.of_peer(*p));
         entries.copied().filter(move |entry| entry.covers(traffic))
     }
 
@@ -333,7 +565,7 @@ impl Program {
             Some((Owner::Node(node), identity)) => (None, Some(*node), *identity),
             None => (None, None, outside()),
         };
-        Endpoint { pod, node, address: Some(address), identity }
+        Endpoint { pod, node, ..Endpoint::at(address, identity) }
     }
 
     /// The endpoints of an end: at most one of each family, or one without an address.
@@ -347,7 +579,11 @@ impl Program {
         if entry.addresses.is_empty() {
             let identity = entry.without_address;
             let node = entry.node.filter(|_| subject.is_none());
-            return [Some(Endpoint { pod: subject, node, address: None, identity }), None];
+            let unplaced = entry.unplaced;
+            return [
+                Some(Endpoint { pod: subject, node, address: None, identity, unplaced }),
+                None,
+            ];
         }
         Family::ALL.map(|family| {
             let mut known = entry.addresses.iter();
@@ -355,7 +591,7 @@ impl Program {
             Some(match subject {
                 // What is not a subject is whatever else has its address: its node.
                 None => self.endpoint(address),
-                Some(_) => Endpoint { pod: subject, node: None, address: Some(address), identity },
+                Some(_) => Endpoint { pod: subject, ..Endpoint::at(address, identity) },
             })
         })
     }
@@ -437,4 +673,20 @@ pub enum Exemption {
     Itself,
     /// A pod and the node it runs on always reach each other (SEMANTICS 7).
     OwnNode,
+}
+
+/// The fact that decides whether one end is the node that the other, a pod, runs on.
+fn own_node_unknown(program: &Program, path: &Path) -> Option<Fact> {
+    let ends = [
+        (&path.source, Role::Source, &path.destination, Role::Destination),
+        (&path.destination, Role::Destination, &path.source, Role::Source),
+    ];
+    ends.into_iter().find_map(|(pod, pod_role, node, node_role)| {
+        let home = program.pods[pod.pod?].node;
+        match node {
+            Endpoint { unplaced: true, .. } => Some(Fact::Node(node_role)),
+            Endpoint { node: Some(_), .. } if home.is_none() => Some(Fact::Node(pod_role)),
+            _ => None,
+        }
+    })
 }

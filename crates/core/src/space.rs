@@ -1,6 +1,6 @@
 //! The address space, cut into intervals that no `ipBlock` can tell apart.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::model::IpBlock;
 use crate::net::{Family, IpRange, next_address, previous_address};
@@ -25,13 +25,12 @@ impl Space {
                 }
             }
         }
-        let lowest = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         let mut space = Space::default();
         for family in Family::ALL {
             let edges = &mut edges[family as usize];
             edges.sort_unstable();
             let intervals = &mut space.intervals[family as usize];
-            intervals.push((lowest[family as usize], Vec::new()));
+            intervals.push((IpRange::all(family).first, Vec::new()));
             let mut inside: Vec<u32> = Vec::new();
             for (address, enters, id) in edges.drain(..) {
                 match (inside.binary_search(&id), enters) {
@@ -59,6 +58,23 @@ impl Space {
     pub(crate) fn intervals(&self, family: Family) -> &[(IpAddr, Vec<u32>)] {
         &self.intervals[family as usize]
     }
+}
+
+/// Whether every address of some ranges is in one of the blocks.
+pub(crate) fn cover(blocks: &[&[IpRange]], all: &[IpRange]) -> bool {
+    let mut ranges: Vec<&IpRange> = blocks.iter().copied().flatten().collect();
+    ranges.sort_unstable();
+    all.iter().all(|all| {
+        let mut next = Some(all.first);
+        for range in &ranges {
+            if let Some(first) = next
+                && range.contains(first)
+            {
+                next = next_address(range.last).filter(|after| *after <= all.last);
+            }
+        }
+        next.is_none()
+    })
 }
 
 /// The addresses of a block as disjoint ranges, ascending, no two of them adjacent.

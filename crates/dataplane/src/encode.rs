@@ -470,9 +470,11 @@ pub(crate) fn element_key(key: Key) -> Vec<u8> {
 }
 
 fn write_key(key: Key, end: bool, bytes: &mut Vec<u8>) {
-    let service = |bytes: &mut Vec<u8>, protocol: u8, port: u16| {
+    // A part of a key fills whole registers.
+    let protocol_part = |protocol: u8| [protocol, 0, 0, 0];
+    let port_part = |port: u16| {
         let [high, low] = port.to_be_bytes();
-        bytes.extend_from_slice(&[protocol, 0, 0, 0, high, low, 0, 0]);
+        [high, low, 0, 0]
     };
     match key {
         Key::Pair(source, destination) => {
@@ -483,11 +485,12 @@ fn write_key(key: Key, end: bool, bytes: &mut Vec<u8>) {
         Key::Addresses(range) => write_address(if end { range.last } else { range.first }, bytes),
         Key::Service(address, protocol, port) => {
             write_address(address, bytes);
-            service(bytes, protocol, port);
+            bytes.extend(protocol_part(protocol));
+            bytes.extend(port_part(port));
         }
         Key::Ports(ports) => {
-            let port = if end { ports.last } else { ports.first };
-            service(bytes, ports.protocol.number(), port);
+            bytes.extend(port_part(if end { ports.last } else { ports.first }));
+            bytes.extend(protocol_part(ports.protocol.number()));
         }
     }
 }

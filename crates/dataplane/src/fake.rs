@@ -231,7 +231,7 @@ impl Packet {
         };
         match fields {
             [a] => address(a).map(Key::Address),
-            [Field::Protocol, Field::Port] => {
+            [Field::Port, Field::Protocol] => {
                 let numbered = |protocol: &Protocol| protocol.number() == self.protocol;
                 let protocol = Protocol::ALL.into_iter().find(numbered)?;
                 let port = self.port?;
@@ -317,7 +317,7 @@ fn set_contract(plan: &Plan, set: &Set) -> Result<BTreeMap<Key, Element>, Violat
             }
             Key::Ports(ports) => {
                 let exact = ports.first == ports.last && !set.interval;
-                (vec![Type::Protocol, Type::Port], exact, ports.first <= ports.last)
+                (vec![Type::Port, Type::Protocol], exact, ports.first <= ports.last)
             }
         };
         let fits = parts == set.key

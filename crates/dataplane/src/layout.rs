@@ -242,7 +242,9 @@ impl<'a> Layout<'a> {
             }
         }
         let map = self.set(format!("{name}-ports"), plain(elements))?;
-        Some(Rule(vec![Expression::Map(vec![Field::Protocol, Field::Port], map)]))
+        // The kernel compares part by part, and goes on with every element that fits so far. All
+        // may be of one protocol, so the port comes first.
+        Some(Rule(vec![Expression::Map(vec![Field::Port, Field::Protocol], map)]))
     }
 
     /// The lookups of addresses that are not tied to a port.
@@ -349,7 +351,7 @@ impl<'a> Layout<'a> {
             Key::Service(address, ..) => {
                 vec![Type::Address(Family::of(address)), Type::Protocol, Type::Port]
             }
-            Key::Ports(_) => vec![Type::Protocol, Type::Port],
+            Key::Ports(_) => vec![Type::Port, Type::Protocol],
         };
         let interval = elements.iter().any(|element| match element.key {
             Key::Addresses(_) => true,

@@ -82,10 +82,10 @@ fn key(key: Key) -> String {
             format!("{address} . {protocol} . {port}")
         }
         Key::Ports(ports) if ports.first == ports.last => {
-            format!("{} . {}", protocol_name(ports.protocol), ports.first)
+            format!("{} . {}", ports.first, protocol_name(ports.protocol))
         }
         Key::Ports(ports) => {
-            format!("{} . {}-{}", protocol_name(ports.protocol), ports.first, ports.last)
+            format!("{}-{} . {}", ports.first, ports.last, protocol_name(ports.protocol))
         }
     }
 }

@@ -257,14 +257,14 @@ pod 10.0.0.1 p
     }
   }
   map p0-ingress-ports {
-    type inet_proto . inet_service : verdict
+    type inet_service . inet_proto : verdict
     flags interval
     elements = {
-      tcp . 80-84 : goto p0-ingress-ports0,
-      tcp . 85-89 : goto p0-ingress-ports1,
-      tcp . 90-99 : goto p0-ingress-ports2,
-      tcp . 443 : goto p0-ingress-ports3,
-      udp . 0-65535 : goto p0-ingress-ports4,
+      80-84 . tcp : goto p0-ingress-ports0,
+      85-89 . tcp : goto p0-ingress-ports1,
+      90-99 . tcp : goto p0-ingress-ports2,
+      443 . tcp : goto p0-ingress-ports3,
+      0-65535 . udp : goto p0-ingress-ports4,
     }
   }
   set self4 {
@@ -305,7 +305,7 @@ pod 10.0.0.1 p
     counter return
   }
   chain p0-ingress {
-    meta l4proto . th dport vmap @p0-ingress-ports
+    th dport . meta l4proto vmap @p0-ingress-ports
     counter drop
   }
 }

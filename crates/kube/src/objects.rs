@@ -201,6 +201,7 @@ fn pod_spec(at: &Cursor<'_, '_>, pod: &mut Pod, out: &mut Problems) {
     let containers = at.get("containers").map(|c| c.objects(out, container)).unwrap_or_default();
     let init = at.get("initContainers").map(|c| c.objects(out, container)).unwrap_or_default();
     let restartable = init.into_iter().filter(|c| c.restarts);
+    pod.ports_unknown = containers.is_empty();
     pod.ports = containers.into_iter().chain(restartable).flat_map(|c| c.ports).collect();
 }
 

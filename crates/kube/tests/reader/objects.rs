@@ -61,6 +61,7 @@ status:
                 protocol: Udp,
             },
         ],
+        ports_unknown: false,
     }
     "#);
 }
