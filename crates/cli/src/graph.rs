@@ -218,7 +218,7 @@ impl Allowances<'_> {
     ) -> Option<String> {
         let Asked { input, program, names, .. } = self.asked;
         let expected = if value.is_some() { Verdict::Allowed } else { Verdict::Refused };
-        let mut mixed = None;
+        let mut other = None;
         for source in sources.iter().flat_map(|i| some_ends(&self.page.sources[*i])) {
             for destination in
                 destinations.iter().flat_map(|i| some_ends(&self.page.destinations[*i]))
@@ -232,12 +232,12 @@ impl Allowances<'_> {
                     verdict if verdict == expected => {
                         return Some(why::plain(input, program, names, flow));
                     }
-                    Verdict::Mixed { .. } => mixed = mixed.or(Some(flow)),
-                    _ => {}
+                    Verdict::Allowed | Verdict::Refused => {}
+                    _ => other = other.or(Some(flow)),
                 }
             }
         }
-        mixed.map(|flow| why::plain(input, program, names, flow))
+        other.map(|flow| why::plain(input, program, names, flow))
     }
 
     /// Some traffic of a set; of everything, what the destination has a port for.

@@ -90,7 +90,7 @@ impl Why {
 pub(crate) fn plain(input: &Input, program: &Program, names: &Names<'_>, flow: Flow) -> String {
     let why = explain(&input.cluster, program, flow.source, flow.destination, flow.traffic);
     let mut text = String::new();
-    Page { input, names, verbose: false }.answer(&Answer { flow, why }, &mut text);
+    Page { input, names, verbose: false, changes: true }.answer(&Answer { flow, why }, &mut text);
     anstream::adapter::strip_str(&text).to_string()
 }
 
