@@ -8,10 +8,12 @@ use portcullis_core::Program;
 use portcullis_core::diff::{self, Cause, Kind, Sets, Side};
 use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
-use portcullis_core::net::Family;
+use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_core::portset::PortSet;
+use portcullis_core::program::End;
 use serde::Serialize;
 
+use crate::ends::{Flow, Names};
 use crate::graph::{self, Picture, Scope, Tell, Told};
 use crate::groups::{By, Groups, Members, cidrs};
 use crate::input::InputArgs;
@@ -109,8 +111,19 @@ impl Diff {
                     Format::Html => graph::Format::Html,
                     _ => graph::Format::Svg,
                 };
-                let namespaces = self.by == By::Namespace;
-                graph::print(&page.picture(&diff, table, by_number, namespaces), format)?;
+                let names = clusters.map(Names::of);
+                let states = [0, 1].map(|side| graph::Asked {
+                    input: &inputs[side],
+                    program: &programs[side],
+                    names: &names[side],
+                });
+                let tell = Changes {
+                    page: &page,
+                    diff: &diff,
+                    by_number,
+                    explained: (format == graph::Format::Html).then_some(states),
+                };
+                graph::print(&tell.picture(table, self.by == By::Namespace), format)?;
             }
             Format::Json => {
                 json(&changes.iter().map(|change| page.report(change)).collect::<Vec<_>>())?;
@@ -229,24 +242,6 @@ impl Page<'_> {
         Table { headers: &["CHANGE", "FROM", "TO", "PORTS", "CAUSE"], rows: cells }
     }
 
-    fn picture(
-        &self,
-        diff: &diff::Diff<'_>,
-        table: Vec<Vec<u32>>,
-        by_number: BTreeMap<u32, Change>,
-        namespaces: bool,
-    ) -> Picture {
-        let side = |joint: &diff::Joint| graph::Side {
-            members: Members { pods: joint.pods.clone(), addresses: joint.addresses.clone() },
-            open: false,
-        };
-        let sides = || diff.joints.iter().map(side).collect();
-        let table = graph::Table::of(sides(), sides(), table);
-        let title = "What opens and what closes";
-        let scope = Scope { title, namespaces, refused: false, only_ends_of_flows: true };
-        table.draw(&self.groups, &mut Changes { page: self, by_number }, scope)
-    }
-
     fn cause(&self, cause: &Cause) -> String {
         let policy = |side: Side, index: u32| self.policy(side, index);
         match cause {
@@ -321,7 +316,60 @@ impl Page<'_> {
 /// The changes in words, by their numbers.
 struct Changes<'a> {
     page: &'a Page<'a>,
+    diff: &'a diff::Diff<'a>,
     by_number: BTreeMap<u32, Change>,
+    /// The states, if each change is to be explained by one connection.
+    explained: Option<[graph::Asked<'a>; 2]>,
+}
+
+impl Changes<'_> {
+    fn picture(mut self, table: Vec<Vec<u32>>, namespaces: bool) -> Picture {
+        let side = |joint: &diff::Joint| graph::Side {
+            members: Members { pods: joint.pods.clone(), addresses: joint.addresses.clone() },
+            open: false,
+        };
+        let sides = || self.diff.joints.iter().map(side).collect();
+        let table = graph::Table::of(sides(), sides(), table);
+        let title = "What opens and what closes";
+        let scope = Scope { title, namespaces, refused: false, only_ends_of_flows: true };
+        table.draw(&self.page.groups, &mut self, scope)
+    }
+
+    /// Why the first connection that shows it has another verdict now than it had.
+    fn why(&self, sources: &[usize], destinations: &[usize], old: &Sets, new: &Sets) -> String {
+        let Some(states) = &self.explained else { return String::new() };
+        let ends = |joint: usize| {
+            let joint = &self.diff.joints[joint];
+            let pods =
+                joint.pods.iter().take(2).map(|pod| self.diff.pods[*pod].map(|p| p.map(End::Pod)));
+            let address = graph::some_address(&joint.addresses).map(|a| [Some(End::Address(a)); 2]);
+            pods.chain(address).collect::<Vec<[Option<End>; 2]>>()
+        };
+        let traffics = traffics(old, new);
+        for source in sources.iter().flat_map(|joint| ends(*joint)) {
+            for destination in destinations.iter().flat_map(|joint| ends(*joint)) {
+                for traffic in &traffics {
+                    let flows = [0, 1].map(|side| {
+                        let (source, destination) = (source[side]?, destination[side]?);
+                        Some(Flow { source, destination, traffic: *traffic })
+                    });
+                    let verdicts = [0, 1].map(|side| {
+                        let Flow { source, destination, traffic } = flows[side]?;
+                        Some(states[side].program.verdict(source, destination, traffic))
+                    });
+                    if verdicts[0] == verdicts[1] || source == destination {
+                        continue;
+                    }
+                    let told = |side: usize| match flows[side] {
+                        Some(flow) => states[side].why(flow),
+                        None => "an end is not there\n".to_owned(),
+                    };
+                    return format!("Before: {}\nNow: {}", told(0), told(1));
+                }
+            }
+        }
+        String::new()
+    }
 }
 
 impl Tell<u32> for Changes<'_> {
@@ -334,7 +382,7 @@ impl Tell<u32> for Changes<'_> {
         ports(old, new)
     }
 
-    fn tell(&self, _: &[usize], _: &[usize], value: Option<u32>) -> Told {
+    fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<u32>) -> Told {
         let value = value.unwrap_or_default();
         let (old, new, causes) = &self.by_number[&value];
         let kind = match Kind::between(old, new) {
@@ -343,8 +391,28 @@ impl Tell<u32> for Changes<'_> {
             Kind::Shifted => graph::Kind::Shifted,
         };
         let rules = causes.iter().map(|cause| self.page.cause(cause)).collect();
-        Told { kind, ports: ports(old, new), rules, why: String::new() }
+        let why = self.why(sources, destinations, old, new);
+        Told { kind, ports: ports(old, new), rules, why }
     }
+}
+
+/// Traffic at the bounds of what is allowed before and after: some of it is allowed in one only.
+fn traffics(old: &Sets, new: &Sets) -> Vec<Traffic> {
+    let mut traffics = Vec::new();
+    for set in old.iter().chain(new) {
+        match set {
+            PortSet::Everything => {
+                traffics.extend([Traffic::Port(Protocol::Tcp, 443), Traffic::Other]);
+            }
+            PortSet::Ports(ports) => {
+                for p in ports {
+                    let bounds = [p.first.max(1), p.last, p.last.saturating_add(1)];
+                    traffics.extend(bounds.map(|port| Traffic::Port(p.protocol, port)));
+                }
+            }
+        }
+    }
+    traffics
 }
 
 /// What is allowed before and after, or what is on the one side if there is nothing on the other.

@@ -8,7 +8,7 @@ mod picture;
 mod svg;
 mod text;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -126,6 +126,11 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Why a connection is allowed or refused.
+    pub(crate) fn why(&self, flow: Flow) -> String {
+        why::plain(self.input, self.program, self.names, flow)
+    }
+
     /// The picture of what may be opened, as the page says that answers the question; with what
     /// is refused, if asked for.
     pub(crate) fn picture(
@@ -216,7 +221,7 @@ impl Allowances<'_> {
         destinations: &[usize],
         value: Option<Cell>,
     ) -> Option<String> {
-        let Asked { input, program, names, .. } = self.asked;
+        let program = self.asked.program;
         let expected = if value.is_some() { Verdict::Allowed } else { Verdict::Refused };
         let mut other = None;
         for source in sources.iter().flat_map(|i| some_ends(&self.page.sources[*i])) {
@@ -230,14 +235,14 @@ impl Allowances<'_> {
                 let flow = Flow { source, destination, traffic };
                 match program.verdict(source, destination, traffic) {
                     verdict if verdict == expected => {
-                        return Some(why::plain(input, program, names, flow));
+                        return Some(self.asked.why(flow));
                     }
                     Verdict::Allowed | Verdict::Refused => {}
                     _ => other = other.or(Some(flow)),
                 }
             }
         }
-        other.map(|flow| why::plain(input, program, names, flow))
+        other.map(|flow| self.asked.why(flow))
     }
 
     /// Some traffic of a set; of everything, what the destination has a port for.
@@ -263,22 +268,23 @@ impl Allowances<'_> {
 
 /// A few of those that a unit has, enough to find two that are not the same.
 fn some_ends(unit: &Unit) -> Vec<End> {
-    // Addresses that are there for examples (RFC 5737, RFC 3849), where they are among them.
+    let address = some_address(&unit.addresses).map(End::Address);
+    unit.pods.iter().take(2).map(|pod| End::Pod(*pod)).chain(address).collect()
+}
+
+/// One of the addresses: one that is there for examples (RFC 5737, RFC 3849), if they have one.
+pub(crate) fn some_address(ranges: &[IpRange]) -> Option<IpAddr> {
     let examples = [
         IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)),
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10)),
     ];
-    let address = |range: &IpRange| {
-        let example = examples.into_iter().find(|a| range.contains(*a));
-        let first = if range.first.is_unspecified() { next_address(range.first) } else { None };
-        example.or(first.filter(|a| range.contains(*a))).unwrap_or(range.first)
+    let is_there = |address: &IpAddr| ranges.iter().any(|range| range.contains(*address));
+    let first = || {
+        let first = ranges.first()?.first;
+        let next = next_address(first).filter(|next| first.is_unspecified() && is_there(next));
+        Some(next.unwrap_or(first))
     };
-    let mut by_example: BTreeMap<bool, Vec<IpAddr>> = BTreeMap::new();
-    for address in unit.addresses.iter().map(address) {
-        by_example.entry(!examples.contains(&address)).or_default().push(address);
-    }
-    let addresses = by_example.into_values().flatten().take(1).map(End::Address);
-    unit.pods.iter().take(2).map(|pod| End::Pod(*pod)).chain(addresses).collect()
+    examples.into_iter().find(is_there).or_else(first)
 }
 
 #[cfg(test)]

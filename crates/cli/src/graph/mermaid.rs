@@ -31,7 +31,25 @@ pub(crate) fn mermaid(picture: &Picture) -> String {
             node(&mut out, "  ", i, end);
         }
     }
+    // Mermaid counts the lines, and colours are given by these numbers.
+    let mut lines = 0;
+    let mut coloured = String::new();
     for (f, flow) in picture.flows.iter().enumerate() {
+        let count = match (flow.from.len(), flow.to.len()) {
+            (1, 1) => 1,
+            (from, to) => from + to,
+        };
+        let colour = match flow.told.kind {
+            Kind::Allowed => None,
+            Kind::Refused | Kind::Closed => Some("#b3261e"),
+            Kind::Opened => Some("#14713a"),
+            Kind::Shifted => Some("#845300"),
+        };
+        if let Some(colour) = colour {
+            let numbers: Vec<String> = (lines..lines + count).map(|n| n.to_string()).collect();
+            let _ = writeln!(coloured, "  linkStyle {} stroke:{colour}", numbers.join(","));
+        }
+        lines += count;
         let (line, arrow) = match flow.told.kind {
             Kind::Allowed => ("---", "-->"),
             Kind::Opened => ("===", "==>"),
@@ -50,7 +68,7 @@ pub(crate) fn mermaid(picture: &Picture) -> String {
             let _ = writeln!(out, "  f{f} {arrow} n{to}");
         }
     }
-    out
+    out + &coloured
 }
 
 /// A text in quotes: what Mermaid or HTML would take for markup as entities in Mermaid's way.
