@@ -11,12 +11,13 @@ use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::End;
+use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
 use crate::ends::{Flow, Names};
 use crate::graph::{self, Picture, Scope, Tell, Told};
 use crate::groups::{By, Groups, Members, cidrs};
-use crate::input::InputArgs;
+use crate::input::sound;
 use crate::output::{json, plural, print, terminal_width};
 use crate::reach::{PortReport, port_report, rule};
 use crate::table::Table;
@@ -87,13 +88,13 @@ type Change = (Sets, Sets, Vec<Cause>);
 impl Diff {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         let read = |path: &PathBuf| {
-            let args = InputArgs {
-                filename: vec![path.clone()],
+            let options = Options {
                 recursive: self.recursive,
                 namespace: self.namespace.clone(),
                 replicas: self.replicas,
+                ..Options::default()
             };
-            args.read_sound()
+            sound(portcullis_kube::load(&[Source::Path(path.clone())], &options))
         };
         let inputs = [read(&self.old)?, read(&self.new)?];
         let clusters = inputs.each_ref().map(|input| &input.cluster);

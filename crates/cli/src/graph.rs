@@ -81,7 +81,7 @@ impl Graph {
         let input = self.question.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let page = self.question.page(&input.cluster, &program, &names)?;
+        let page = self.question.page(&input, &program, &names)?;
         let asked = Asked { input: &input, program: &program, names: &names };
         let picture = asked.picture(&self.question, page, self.refused, self.output);
         let text = write(&picture, self.output, self.width);

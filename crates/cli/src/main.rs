@@ -9,6 +9,7 @@ mod eval;
 mod graph;
 mod groups;
 mod input;
+mod kustomize;
 mod lab;
 mod manifest;
 mod matrix;

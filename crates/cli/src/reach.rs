@@ -10,6 +10,7 @@ use portcullis_core::net::{Family, IpRange, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{Origin, Ports};
 use portcullis_core::reach::{self, Allowed, SetId, Unit};
+use portcullis_kube::Input;
 use serde::Serialize;
 
 use crate::ends::{Names, PortName, Target};
@@ -88,7 +89,7 @@ impl Reach {
         let input = self.question.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let mut page = self.question.page(&input.cluster, &program, &names)?;
+        let mut page = self.question.page(&input, &program, &names)?;
         match self.output {
             Format::Json => json(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
@@ -122,15 +123,16 @@ impl Reach {
 }
 
 impl Question {
-    /// Everything that answers it. The program and the names are of this cluster.
+    /// Everything that answers it. The program and the names are of this input.
     pub(crate) fn page<'a>(
         &self,
-        cluster: &'a Cluster,
+        input: &'a Input,
         program: &'a Program,
         names: &Names<'_>,
     ) -> Result<Page<'a>, Trouble> {
-        let from = self.selected(&self.from, cluster, program, names)?;
-        let to = self.selected(&self.to, cluster, program, names)?;
+        let cluster = &input.cluster;
+        let from = self.selected(&self.from, input, program, names)?;
+        let to = self.selected(&self.to, input, program, names)?;
         let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
         let mut reach = reach::Reach::of(program);
         let units = reach.units(cluster);
@@ -157,10 +159,11 @@ impl Question {
     fn selected(
         &self,
         texts: &[String],
-        cluster: &Cluster,
+        input: &Input,
         program: &Program,
         names: &Names<'_>,
     ) -> Result<Option<Members>, Trouble> {
+        let cluster = &input.cluster;
         let mut parts = Vec::new();
         for text in texts {
             let mut part = Members::default();
@@ -171,7 +174,7 @@ impl Question {
                 parts.push(part);
                 continue;
             }
-            match names.find(text, &self.input.namespace)? {
+            match names.find(text, &input.namespace)? {
                 Target::Pod(pod) => part.pods.push(pod),
                 Target::Workload(pods) => part.pods.extend(pods),
                 Target::Service(service) => {

@@ -58,7 +58,7 @@ fn picture(input: &Input, arguments: &[&str]) -> Picture {
         <Arguments as clap::Parser>::try_parse_from(arguments).unwrap().graph;
     let program = Program::compile(&input.cluster);
     let names = Names::of(&input.cluster);
-    let page = question.page(&input.cluster, &program, &names).unwrap();
+    let page = question.page(input, &program, &names).unwrap();
     let asked = Asked { input, program: &program, names: &names };
     asked.picture(&question, page, refused, output)
 }
