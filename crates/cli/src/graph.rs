@@ -20,7 +20,7 @@ use portcullis_core::model::Direction;
 use portcullis_core::net::{IpRange, Protocol, Traffic, next_address};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{End, Verdict};
-use portcullis_core::reach::{SetId, Unit};
+use portcullis_core::reach::{Opens, SetId, Unit};
 use portcullis_kube::{Input, ObjectRef};
 
 use crate::ends::{Flow, Names};
@@ -178,7 +178,11 @@ impl Tell<Cell> for Allowances<'_> {
             let both = reach.set(a).union(reach.set(b));
             reach.number(both)
         };
-        vec![values.fold(first, |(a, b), (c, d)| (union(a, c), union(b, d)))]
+        let mut both = |a: Opens, b: Opens| Opens {
+            surely: union(a.surely, b.surely),
+            perhaps: union(a.perhaps, b.perhaps),
+        };
+        vec![values.fold(first, |[a, b], [c, d]| [both(a, c), both(b, d)])]
     }
 
     fn ports(&self, value: Cell) -> String {
@@ -186,17 +190,28 @@ impl Tell<Cell> for Allowances<'_> {
     }
 
     fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<Cell>) -> Told {
-        let kind = if value.is_some() { Kind::Allowed } else { Kind::Refused };
-        let ports = match value {
-            Some(cell) => self.ports(cell),
-            None => "refused".to_owned(),
+        let Some(cell) = value else {
+            let why = match self.explained {
+                true => self.why(sources, destinations, Verdict::Refused, &PortSet::Everything),
+                false => String::new(),
+            };
+            let (kind, ports) = (Kind::Refused, "refused".to_owned());
+            let (rules, doubt) = (Vec::new(), String::new());
+            return Told { kind, ports, doubtful: false, rules, why, doubt };
         };
-        let rules = value.map_or(Vec::new(), |cell| self.rules(sources, destinations, cell));
-        let why = match self.explained {
-            true => self.why(sources, destinations, value).unwrap_or_default(),
-            false => String::new(),
+        let (surely, more) = self.parts(cell);
+        let why = |verdict: Verdict, set: &PortSet| match set.is_nothing() {
+            true => String::new(),
+            false => self.why(sources, destinations, verdict, set),
         };
-        Told { kind, ports, rules, why }
+        Told {
+            kind: Kind::Allowed,
+            ports: self.ports(cell),
+            doubtful: surely.is_nothing(),
+            rules: self.rules(sources, destinations, cell),
+            why: if self.explained { why(Verdict::Allowed, &surely) } else { String::new() },
+            doubt: why(Verdict::Undetermined, &more),
+        }
     }
 }
 
@@ -214,15 +229,24 @@ impl Allowances<'_> {
         origins.iter().map(shown).collect()
     }
 
-    /// Why the first connection that shows it is allowed or refused.
+    /// What of a value is sure, and what is not; each on the first family that has any.
+    fn parts(&self, value: Cell) -> (PortSet, PortSet) {
+        let reach = &self.page.reach;
+        let first = |[v4, v6]: [PortSet; 2]| if v4.is_nothing() { v6 } else { v4 };
+        let surely = value.map(|opens| reach.set(opens.surely).clone());
+        let more = value.map(|opens| reach.set(opens.perhaps).without(reach.set(opens.surely)));
+        (first(surely), first(more))
+    }
+
+    /// Why the first connection that has this verdict has it, of those on some port of a set.
     fn why(
         &self,
         sources: &[usize],
         destinations: &[usize],
-        value: Option<Cell>,
-    ) -> Option<String> {
+        expected: Verdict,
+        set: &PortSet,
+    ) -> String {
         let program = self.asked.program;
-        let expected = if value.is_some() { Verdict::Allowed } else { Verdict::Refused };
         let mut other = None;
         for source in sources.iter().flat_map(|i| some_ends(&self.page.sources[*i])) {
             for destination in
@@ -231,38 +255,31 @@ impl Allowances<'_> {
                 if source == destination || program.paths(source, destination).next().is_none() {
                     continue;
                 }
-                let traffic = self.traffic(destination, value);
+                let traffic = self.traffic(destination, set);
                 let flow = Flow { source, destination, traffic };
                 match program.verdict(source, destination, traffic) {
-                    verdict if verdict == expected => {
-                        return Some(self.asked.why(flow));
-                    }
-                    Verdict::Allowed | Verdict::Refused => {}
-                    _ => other = other.or(Some(flow)),
+                    verdict if verdict == expected => return self.asked.why(flow),
+                    Verdict::Mixed { .. } => other = other.or(Some(flow)),
+                    Verdict::Allowed | Verdict::Refused | Verdict::Undetermined => {}
                 }
             }
         }
-        other.map(|flow| self.asked.why(flow))
+        other.map_or(String::new(), |flow| self.asked.why(flow))
     }
 
     /// Some traffic of a set; of everything, what the destination has a port for.
-    fn traffic(&self, destination: End, value: Option<Cell>) -> Traffic {
-        let set = value.map(|(v4, v6)| self.page.reach.set(v4.max(v6)));
-        match set {
-            Some(PortSet::Ports(ports)) if !ports.is_empty() => {
-                let ports = ports[0];
-                Traffic::Port(ports.protocol, ports.first.max(1))
-            }
-            _ => {
-                let declared = match destination {
-                    End::Pod(pod) => self.page.cluster.pods[pod].ports.first(),
-                    End::Address(_) => None,
-                };
-                declared.map_or(Traffic::Port(Protocol::Tcp, 443), |p| {
-                    Traffic::Port(p.protocol, p.port)
-                })
-            }
+    fn traffic(&self, destination: End, set: &PortSet) -> Traffic {
+        if let PortSet::Ports(ports) = set
+            && let Some(ports) = ports.first()
+        {
+            return Traffic::Port(ports.protocol, ports.first.max(1));
         }
+        let declared = match destination {
+            End::Pod(pod) => self.page.cluster.pods[pod].ports.first(),
+            End::Address(_) => None,
+        };
+        let declared = declared.map(|port| Traffic::Port(port.protocol, port.port));
+        declared.unwrap_or(Traffic::Port(Protocol::Tcp, 443))
     }
 }
 

@@ -113,10 +113,7 @@ impl InputArgs {
         if self.filename.iter().filter(|path| is_stdin(path)).count() > 1 {
             return Err(Trouble::StdinTwice);
         }
-        let files = self.filename.iter().map(|path| match is_stdin(path) {
-            true => Ok(Source::Stdin),
-            false => Ok(Source::Path(path.clone())),
-        });
+        let files = self.filename.iter().cloned().map(|path| Ok(source(path)));
         files.chain(self.kustomize.iter().map(|folder| kustomize::build(folder))).collect()
     }
 
@@ -159,6 +156,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     let millis = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
     let millis = millis.filter(|n| *n > 0 && *n <= 24 * 3_600_000);
     millis.map(Duration::from_millis).ok_or_else(|| "write a time such as 30s or 2m".to_owned())
+}
+
+/// What a path of the command line stands for.
+pub(crate) fn source(path: PathBuf) -> Source {
+    if is_stdin(&path) { Source::Stdin } else { Source::Path(path) }
 }
 
 /// Whether a path stands for standard input.

@@ -56,6 +56,12 @@ pub(crate) enum Trouble {
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A picture of an answer that has none; the formats that it has.
+    #[error("{0} has no picture: take -o {1}")]
+    NoPicture(&'static str, &'static str),
+    /// A revision, or what is to be read of it.
+    #[error("{0}")]
+    Git(String),
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },

@@ -503,7 +503,7 @@ impl Program {
     }
 
     /// Where an address can be that is not known; nothing where it is.
-    fn whereabouts(&self, known: Whereabouts, family: Option<Family>) -> Vec<IpRange> {
+    pub(crate) fn whereabouts(&self, known: Whereabouts, family: Option<Family>) -> Vec<IpRange> {
         let fits = |range: &IpRange| family.is_none_or(|f| f == Family::of(range.first));
         match known {
             Whereabouts::Known => Vec::new(),

@@ -99,6 +99,9 @@ fn key(body: &Body) -> Option<(Kind, &str, &str)> {
         Object::Node(node) => (Kind::Node, "", &node.name),
         Object::Service(service) => (Kind::Service, &service.namespace, &service.name),
         Object::Workload(w) => (w.kind, &w.namespace, &w.name),
+        Object::Route(kind, route) => (*kind, &route.namespace, &route.name),
+        Object::IngressClass(name, _) => (Kind::IngressClass, "", name),
+        Object::Gateway(namespace, name, _) => (Kind::Gateway, namespace, name),
     })
 }
 
@@ -187,6 +190,13 @@ fn take(
             input.places.services.push(place);
         }
         Object::Workload(w) => workloads.push((w, place)),
+        Object::Route(_, route) => cluster.routing.routes.push(route),
+        Object::IngressClass(name, controller) => {
+            cluster.routing.ingress_classes.insert(name, controller);
+        }
+        Object::Gateway(namespace, name, class) => {
+            cluster.routing.gateways.insert((namespace, name), class);
+        }
     }
 }
 

@@ -133,7 +133,7 @@ impl Input {
             return None;
         }
         let file = self.files.iter().find(|f| f.name == location.file)?;
-        let mut rest = file.text.as_str();
+        let mut rest = &*file.text;
         for _ in 1..location.line {
             let end = rest.find(['\n', '\r'])?;
             let length = if rest[end..].starts_with("\r\n") { 2 } else { 1 };

@@ -21,6 +21,7 @@ mod metadata;
 mod object;
 mod objects;
 mod policy;
+mod routes;
 mod rules;
 mod scalar;
 mod source;

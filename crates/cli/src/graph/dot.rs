@@ -34,12 +34,20 @@ pub(crate) fn dot(picture: &Picture) -> String {
         }
     }
     for (f, flow) in picture.flows.iter().enumerate() {
-        let style = match flow.told.kind {
+        let colour = match flow.told.kind {
             Kind::Allowed => "",
-            Kind::Refused | Kind::Closed => ", color=\"#b3261e\", style=dashed",
+            Kind::Refused | Kind::Closed => ", color=\"#b3261e\"",
             Kind::Opened => ", color=\"#14713a\", penwidth=3",
-            Kind::Shifted => ", color=\"#845300\", style=dotted",
+            Kind::Shifted => ", color=\"#845300\"",
         };
+        // Graphviz knows no dashes with dots. What has shifted has another sign and colour.
+        let dashes = match flow.told.kind {
+            _ if flow.told.doubtful => ", style=dotted",
+            Kind::Allowed | Kind::Opened => "",
+            Kind::Refused | Kind::Closed => ", style=dashed",
+            Kind::Shifted => ", style=dotted",
+        };
+        let style = format!("{colour}{dashes}");
         let ports = format!("{}{}", flow.told.kind.sign(), flow.told.ports);
         let label = format!("label={}, tooltip={}", quoted(&ports), quoted(&about(picture, flow)));
         if let ([from], [to]) = (flow.from.as_slice(), flow.to.as_slice()) {
@@ -51,7 +59,7 @@ pub(crate) fn dot(picture: &Picture) -> String {
             let _ = writeln!(out, "  n{from} -> f{f} [dir=none{style}];");
         }
         for to in &flow.to {
-            let style = style.strip_prefix(", ").unwrap_or(style);
+            let style = style.strip_prefix(", ").unwrap_or_default();
             let _ = writeln!(out, "  f{f} -> n{to} [{style}];");
         }
     }

@@ -71,8 +71,8 @@ fn item(out: &mut String, picture: &Picture, flow: &Flow) {
         }
         out.push_str("</ul>\n");
     }
-    if !told.why.is_empty() {
-        let _ = writeln!(out, "<pre>{}</pre>", escaped(&told.why));
+    for why in [&told.why, &told.doubt].into_iter().filter(|why| !why.is_empty()) {
+        let _ = writeln!(out, "<pre>{}</pre>", escaped(why));
     }
     out.push_str("</details></li>\n");
 }

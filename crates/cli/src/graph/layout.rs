@@ -774,6 +774,8 @@ fn label(flow: &Flow, room: Room) -> Vec<String> {
     if lines.len() <= 3 {
         return lines;
     }
-    let rest = lines[2..].join(" ").split(", ").count();
-    vec![lines[0].clone(), lines[1].clone(), format!("and {rest} more")]
+    let rest = lines[2..].join(" ");
+    let doubt = if rest.contains('?') { "?" } else { "" };
+    let rest = format!("and {} more{doubt}", rest.split(", ").count());
+    vec![lines[0].clone(), lines[1].clone(), rest]
 }

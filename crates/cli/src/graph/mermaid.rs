@@ -31,9 +31,9 @@ pub(crate) fn mermaid(picture: &Picture) -> String {
             node(&mut out, "  ", i, end);
         }
     }
-    // Mermaid counts the lines, and colours are given by these numbers.
+    // Mermaid counts the lines, and colours and dashes are given by these numbers.
     let mut lines = 0;
-    let mut coloured = String::new();
+    let mut styles = String::new();
     for (f, flow) in picture.flows.iter().enumerate() {
         let count = match (flow.from.len(), flow.to.len()) {
             (1, 1) => 1,
@@ -41,13 +41,15 @@ pub(crate) fn mermaid(picture: &Picture) -> String {
         };
         let colour = match flow.told.kind {
             Kind::Allowed => None,
-            Kind::Refused | Kind::Closed => Some("#b3261e"),
-            Kind::Opened => Some("#14713a"),
-            Kind::Shifted => Some("#845300"),
+            Kind::Refused | Kind::Closed => Some("stroke:#b3261e"),
+            Kind::Opened => Some("stroke:#14713a"),
+            Kind::Shifted => Some("stroke:#845300"),
         };
-        if let Some(colour) = colour {
+        let dashes = flow.told.doubtful.then_some("stroke-dasharray:9 3 2 3");
+        let style: Vec<&str> = colour.into_iter().chain(dashes).collect();
+        if !style.is_empty() {
             let numbers: Vec<String> = (lines..lines + count).map(|n| n.to_string()).collect();
-            let _ = writeln!(coloured, "  linkStyle {} stroke:{colour}", numbers.join(","));
+            let _ = writeln!(styles, "  linkStyle {} {}", numbers.join(","), style.join(","));
         }
         lines += count;
         let (line, arrow) = match flow.told.kind {
@@ -68,7 +70,7 @@ pub(crate) fn mermaid(picture: &Picture) -> String {
             let _ = writeln!(out, "  f{f} {arrow} n{to}");
         }
     }
-    out + &coloured
+    out + &styles
 }
 
 /// A text in quotes: what Mermaid or HTML would take for markup as entities in Mermaid's way.

@@ -27,6 +27,32 @@ pub(crate) struct Picture {
     pub(crate) caption: Vec<String>,
 }
 
+impl Picture {
+    /// A picture of rows, each of which says who may open what to whom: each name is an end.
+    pub(crate) fn of_rows(
+        title: &'static str,
+        rows: impl IntoIterator<Item = [Vec<String>; 3]>,
+    ) -> Picture {
+        let mut names: IndexSet<String> = IndexSet::new();
+        let mut flows = Vec::new();
+        for [from, to, ports] in rows {
+            let mut numbers = |side: Vec<String>| {
+                let numbers = side.into_iter().map(|name| names.insert_full(name).0);
+                numbers.collect::<BTreeSet<usize>>().into_iter().collect()
+            };
+            let (from, to) = (numbers(from), numbers(to));
+            flows.push(Flow { from, to, told: Told::allowed(ports.join(", ")) });
+        }
+        let ends = names.into_iter().map(|about| {
+            let (name, note) = about.split_once(" with ").unwrap_or((&about, ""));
+            let note = if note.is_empty() { String::new() } else { format!("with {note}") };
+            let (name, place) = (name.to_owned(), Place::Cluster);
+            End { place, every: false, name, note, about, members: Vec::new() }
+        });
+        Picture { title, ends: ends.collect(), flows, ..Picture::default() }
+    }
+}
+
 /// Pods or addresses that fare alike.
 #[derive(Debug, Clone)]
 pub(crate) struct End {
@@ -53,6 +79,7 @@ impl End {
         }
         let short = match ports.split(", ").count() {
             1 => ports.clone(),
+            n if ports.contains('?') => format!("{}?", plural(n, "port")),
             n => plural(n, "port"),
         };
         let note = format!("{short} within");
@@ -89,10 +116,22 @@ pub(crate) struct Told {
     pub(crate) kind: Kind,
     /// On what.
     pub(crate) ports: String,
+    /// Whether nothing of it is sure: all depends on facts that are missing.
+    pub(crate) doubtful: bool,
     /// The rules that allow it, with their places; or what caused a change.
     pub(crate) rules: Vec<String>,
     /// Why one connection of it is allowed or refused, if that was asked for.
     pub(crate) why: String,
+    /// What one connection of it depends on, if some are not sure.
+    pub(crate) doubt: String,
+}
+
+impl Told {
+    /// That this is allowed, whatever the reason.
+    fn allowed(ports: String) -> Told {
+        let (rules, why, doubt) = (Vec::new(), String::new(), String::new());
+        Told { kind: Kind::Allowed, ports, doubtful: false, rules, why, doubt }
+    }
 }
 
 /// What a flow is. Each is told apart by shape, and by colour.
@@ -604,6 +643,14 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
             caption.push(
                 "Open: no policy isolates it. Whatever is open or open out may open everything to \
                  whatever is open or open in."
+                    .to_owned(),
+            );
+        }
+        let mut texts = ends.iter().map(|e| &e.note).chain(flows.iter().map(|f| &f.told.ports));
+        if texts.any(|text| text.contains('?')) {
+            caption.push(
+                "? depends on what the input does not tell. A line of dashes and dots has nothing \
+                 else."
                     .to_owned(),
             );
         }

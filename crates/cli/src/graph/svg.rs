@@ -37,8 +37,9 @@ pub(crate) fn drawing(picture: &Picture, layout: &Layout, first: &str, attribute
     for (i, (flow, drawn)) in picture.flows.iter().zip(&layout.flows).enumerate() {
         let _ = writeln!(
             out,
-            "<g class=\"flow {}\" data-flow=\"{i}\"><title>{}</title>",
+            "<g class=\"flow {}{}\" data-flow=\"{i}\"><title>{}</title>",
             flow.told.kind.word(),
+            if flow.told.doubtful { " doubtful" } else { "" },
             escaped(&about(picture, flow))
         );
         for line in &drawn.lines {
@@ -69,12 +70,15 @@ pub(crate) fn drawing(picture: &Picture, layout: &Layout, first: &str, attribute
     out
 }
 
-/// A flow in words: who, to whom, on what, by which rules.
+/// A flow in words: who, to whom, on what, by which rules, and what it depends on.
 pub(crate) fn about(picture: &Picture, flow: &Flow) -> String {
     let names = |ends: &[usize]| {
         ends.iter().map(|end| picture.ends[*end].about.as_str()).collect::<Vec<_>>().join(", ")
     };
     let verb = match flow.told.kind {
+        Kind::Allowed if flow.told.doubtful => "may perhaps open",
+        Kind::Opened if flow.told.doubtful => "may perhaps now open",
+        Kind::Closed if flow.told.doubtful => "may perhaps no longer open",
         Kind::Allowed => "may open",
         Kind::Refused => "may open nothing",
         Kind::Opened => "may now open",
@@ -88,6 +92,9 @@ pub(crate) fn about(picture: &Picture, flow: &Flow) -> String {
     let mut text = format!("{} → {}\n{verb}{ports}", names(&flow.from), names(&flow.to));
     for rule in &flow.told.rules {
         let _ = write!(text, "\n{rule}");
+    }
+    if !flow.told.doubt.is_empty() {
+        let _ = write!(text, "\n\n{}", flow.told.doubt.trim_end());
     }
     text
 }
@@ -118,6 +125,8 @@ pub(crate) const SHAPES: &str = "\
 .shifted path { stroke-dasharray: 2 3; stroke-width: 2 }
 .refused rect, .closed rect { stroke-dasharray: 4 3 }
 .opened rect { stroke-width: 2 }
+.doubtful path { stroke-dasharray: 9 3 2 3 }
+.doubtful rect { stroke-dasharray: 6 2 2 2 }
 .title { font-weight: bold }
 ";
 
