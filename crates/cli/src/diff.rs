@@ -467,14 +467,15 @@ impl Tell<u32> for Changes<'_> {
         };
         let rules = causes.iter().map(|cause| self.page.cause(cause)).collect();
         let why = |known: bool| self.why(sources, destinations, (old, new), known);
-        let unsure = old.iter().chain(new).any(|open| open.surely != open.perhaps);
+        let sure = is_sure(old, new);
+        let more = |sets: &Sets| sets.each_ref().map(|open| open.perhaps.without(&open.surely));
         Told {
             kind,
             ports: ports(old, new),
-            doubtful: !is_sure(old, new),
+            doubtful: !sure,
             rules,
-            why: if self.explained { why(true) } else { String::new() },
-            doubt: if unsure { why(false) } else { String::new() },
+            why: if self.explained && sure { why(true) } else { String::new() },
+            doubt: if more(old) != more(new) { why(false) } else { String::new() },
         }
     }
 }
@@ -582,4 +583,35 @@ struct CauseReport {
     /// The rule that allows, or the direction that is isolated.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_sure_where_it_is_one_however_missing_facts_turn_out() {
+        let ports = |port: Option<u16>| {
+            let ports = port.map(|p| portcullis_core::program::Ports {
+                protocol: Protocol::Tcp,
+                first: p,
+                last: p,
+            });
+            PortSet::of(ports.map(Some))
+        };
+        let sets = |surely: Option<u16>, perhaps: Option<u16>| {
+            let open =
+                MayOpen { surely: ports(surely), perhaps: ports(perhaps).union(&ports(surely)) };
+            [open.clone(), open]
+        };
+        let (nothing, perhaps, surely) =
+            (sets(None, None), sets(None, Some(80)), sets(Some(80), None));
+        assert!(is_sure(&nothing, &surely) && is_sure(&surely, &nothing));
+        for (old, new) in [(&nothing, &perhaps), (&perhaps, &surely)] {
+            assert!(!is_sure(old, new) && !is_sure(new, old));
+            assert!(super::ports(old, new).contains("80/TCP?"));
+        }
+        // Of two ports, one for sure.
+        assert!(is_sure(&perhaps, &sets(Some(443), Some(80))));
+    }
 }

@@ -83,7 +83,10 @@ pub(crate) fn page(exposed: &[Exposed], output: Format) -> Result<ExitCode, Trou
         Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
             let rows = rows.into_iter().map(|row| [row.from, row.to, row.ports]);
             let title = "What pods that do not exist yet may open, or be opened";
-            graph::print(&Picture::of_rows(title, rows), output.picture())?;
+            let caption = "Any pod: of those that do not exist yet. Every pod: of those that do.";
+            let picture = Picture::of_rows(title, rows);
+            let picture = Picture { caption: vec![caption.to_owned()], ..picture };
+            graph::print(&picture, output.picture())?;
         }
         Format::Csv | Format::Md | Format::Table | Format::Wide => {
             let cells = rows.into_iter().map(|row| vec![row.from, row.to, row.ports]);

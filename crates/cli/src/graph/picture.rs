@@ -649,8 +649,8 @@ impl<V: Copy + Ord + Hash + Default> Drawing<'_, V> {
         let mut texts = ends.iter().map(|e| &e.note).chain(flows.iter().map(|f| &f.told.ports));
         if texts.any(|text| text.contains('?')) {
             caption.push(
-                "? depends on what the input does not tell. A line of dashes and dots has nothing \
-                 else."
+                "? depends on what the input does not tell, and so does all of a line of dashes \
+                 and dots."
                     .to_owned(),
             );
         }
