@@ -589,7 +589,10 @@ mod tests {
         let other = policy("other", "{podSelector: {matchLabels: {app: c}}}");
         let both = [block, other];
         assert_eq!(judge(&both, &["10.244.0.0/16"], tests), [holds]);
-        assert_eq!(judge(&both, &["10.244.0.0/16", "fd00::/64"], tests), [fails.clone()]);
+        assert_eq!(
+            judge(&both, &["10.244.0.0/16", "fd00::/64"], tests),
+            std::slice::from_ref(&fails)
+        );
         assert_eq!(judge(&both, &[], tests), [fails]);
     }
 
