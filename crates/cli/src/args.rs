@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::print;
 use crate::trouble::Trouble;
-use crate::{check, diff, eval, graph, lab, reach, why};
+use crate::{assert, check, diff, eval, graph, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Graph(graph::Graph),
     /// Which connections does a change open and close?
     Diff(diff::Diff),
+    /// Do the policies allow and refuse what they are meant to? Tests for review and for CI
+    Test(assert::Assert),
     /// Real packets without a cluster: pods as network namespaces, no root needed
     Lab {
         #[command(subcommand)]
@@ -65,6 +67,7 @@ impl Command {
             Command::Reach(reach) => reach.run(),
             Command::Graph(graph) => graph.run(),
             Command::Diff(diff) => diff.run(),
+            Command::Test(test) => test.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Arguments::command(), Vec::new());

@@ -350,7 +350,7 @@ fn merged(ranges: &[IpRange], family: Family) -> Vec<IpRange> {
 }
 
 /// The smallest CIDR around ranges that are ascending.
-fn cover(ranges: &[IpRange]) -> Option<IpNet> {
+pub(crate) fn cover(ranges: &[IpRange]) -> Option<IpNet> {
     let (first, last) = (ranges.first()?.first, ranges.last()?.last);
     let mut net = IpNet::from(first);
     while !net.contains(&last) {
@@ -360,7 +360,7 @@ fn cover(ranges: &[IpRange]) -> Option<IpNet> {
 }
 
 /// What is left of a range without others that are in it, ascending, and do not touch.
-fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
+pub(crate) fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
     let mut rest = Vec::new();
     let mut next = Some(all.first);
     for range in ranges {

@@ -96,14 +96,18 @@ impl InputArgs {
             Source::Live(snapshot) => Some(snapshot.namespace.clone()),
             _ => None,
         });
+        Ok(portcullis_kube::load(&sources, &self.options(of_context)))
+    }
+
+    /// How it is read, given the namespace of the context of a live cluster.
+    pub(crate) fn options(&self, of_context: Option<String>) -> Options {
         let defaults = Options::default();
-        let options = Options {
+        Options {
             namespace: self.namespace.clone().or(of_context).unwrap_or(defaults.namespace),
             recursive: self.recursive,
             replicas: self.replicas,
             ..defaults
-        };
-        Ok(portcullis_kube::load(&sources, &options))
+        }
     }
 
     fn sources(&self) -> Result<Vec<Source>, Trouble> {
@@ -120,6 +124,11 @@ impl InputArgs {
     /// Whether the manifests come from standard input.
     pub(crate) fn reads_stdin(&self) -> bool {
         self.filename.iter().any(|path| is_stdin(path))
+    }
+
+    /// Whether it is files alone, which can be written.
+    pub(crate) fn is_files(&self) -> bool {
+        !self.filename.is_empty() && self.kustomize.is_empty() && !self.reads_stdin()
     }
 
     /// Reads everything, and goes on only if there are no errors: an answer that leaves out a

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod assert;
 mod check;
 mod diff;
 mod doubts;

@@ -265,7 +265,8 @@ impl Question {
 /// Most items of a list in the table.
 pub(crate) const MOST_ITEMS: usize = 12;
 
-fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
+/// What the pods of units, and the addresses, are called.
+pub(crate) fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
     let mut pods = BTreeMap::new();
     for (class, unit) in units.iter().enumerate() {
         pods.extend(unit.pods.iter().map(|p| (*p, class)));

@@ -15,6 +15,12 @@ pub(crate) enum Trouble {
     /// The input has errors that were already printed.
     #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
     Input(String),
+    /// Errors in files of tests that were already printed.
+    #[error("the tests have {0}: nothing was told of any of them")]
+    Tests(String),
+    /// No test is left, by the pattern that was given.
+    #[error("no test has {0:?} in its name: nothing was tested")]
+    NoTests(String),
     /// No `-f`, and no cluster: the first thing that somebody new types.
     #[error(
         "nothing to read: -f is not given, and there is no cluster: {0}\n  \
@@ -41,6 +47,12 @@ pub(crate) enum Trouble {
     /// `--explain` of what is no rule.
     #[error("no rule {id:?}; the rules are {known}")]
     UnknownRule { id: String, known: String },
+    /// What is wrong with the configuration, a line for each.
+    #[error("the configuration cannot be read:\n{0}")]
+    Config(String),
+    /// There is no file to write.
+    #[error("--fix cannot write to standard input: give files, or print the patch with --diff")]
+    FixStdin,
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,

@@ -109,6 +109,8 @@ pub struct Service {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+    /// `metadata.labels`, by which monitors find it. No policy asks for them.
+    pub labels: Labels,
     /// `spec.selector`; `None` where there is none, and so no endpoints of its own.
     pub selector: Option<Labels>,
     /// `spec.clusterIPs` that are addresses.

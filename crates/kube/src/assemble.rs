@@ -8,6 +8,7 @@ use portcullis_core::net::ByAddress;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Options;
+use crate::callers::Caller;
 use crate::decode::Problem;
 use crate::diagnostic::{Diagnostic, Reason, Severity};
 use crate::input::{Input, PodPlace, ReadPolicy};
@@ -34,6 +35,11 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
         }
         if let Some((kind, ..)) = key(&found.body) {
             *input.read.entry(kind.as_str()).or_default() += 1;
+        }
+        for (at, call) in found.calls {
+            let object = found.label.clone().unwrap_or_default();
+            let location = input.location_at(&found.place, at);
+            input.callers.push(Caller { object, location, call });
         }
         match found.body {
             Body::Nothing => {}

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use portcullis_core::api;
 use portcullis_core::model::{Cluster, Policy};
 
+use crate::callers::Caller;
 use crate::diagnostic::{Diagnostic, Location, Severity};
 use crate::object::{Place, reread};
 use crate::source::TextFile;
@@ -26,6 +27,8 @@ pub struct Input {
     /// How many objects were passed over, by kind, with the group where it is not one of
     /// Kubernetes' own: `ConfigMap`, `NetworkPolicy.projectcalico.org`.
     pub passed_over: BTreeMap<String, usize>,
+    /// Who calls pods from outside their policies, as far as the input says.
+    pub callers: Vec<Caller>,
     pub(crate) files: Vec<TextFile>,
     pub(crate) places: Places,
 }

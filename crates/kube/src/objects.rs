@@ -151,6 +151,7 @@ fn service(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Problems) -> Ob
     let mut service = Service {
         namespace: metadata.namespace.clone(),
         name: metadata.name.clone(),
+        labels: metadata.labels.clone(),
         ..Service::default()
     };
     let Some(spec) = root.get("spec") else { return Object::Service(service) };
