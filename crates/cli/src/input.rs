@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use portcullis_core::net::IpNet;
 use portcullis_kube::live::{self, Access};
 use portcullis_kube::{Diagnostic, Input, Options, Reason, Severity, Source};
 
@@ -37,6 +38,10 @@ pub(crate) struct InputArgs {
     /// Most pods that one workload is expanded to
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) replicas: u32,
+    /// Where pods without an address will get theirs from, so that fewer answers are undetermined;
+    /// may be repeated
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr: Vec<IpNet>,
     #[command(flatten)]
     pub(crate) live: LiveArgs,
 }
@@ -106,6 +111,7 @@ impl InputArgs {
             namespace: self.namespace.clone().or(of_context).unwrap_or(defaults.namespace),
             recursive: self.recursive,
             replicas: self.replicas,
+            pod_cidrs: self.pod_cidr.clone(),
             ..defaults
         }
     }
