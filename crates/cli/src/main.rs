@@ -10,6 +10,7 @@ mod ends;
 mod equivalence;
 mod eval;
 mod git;
+mod graph;
 mod groups;
 mod input;
 mod kustomize;

@@ -87,18 +87,25 @@ impl Why {
 }
 
 /// The short answer about one connection of a cluster, which may have more addresses than that of
-/// the input.
+/// the input, and what would allow it if that is asked for.
 pub(crate) fn text(
     input: &Input,
     cluster: &Cluster,
     program: &Program,
     names: &Names<'_>,
     flow: Flow,
+    changes: bool,
 ) -> String {
     let why = explain(cluster, program, flow.source, flow.destination, flow.traffic);
     let mut text = String::new();
-    Page { input, names, verbose: false, changes: false }.answer(&Answer { flow, why }, &mut text);
+    Page { input, names, verbose: false, changes }.answer(&Answer { flow, why }, &mut text);
     text
+}
+
+/// The same without colour.
+pub(crate) fn plain(input: &Input, program: &Program, names: &Names<'_>, flow: Flow) -> String {
+    let text = text(input, &input.cluster, program, names, flow, true);
+    anstream::adapter::strip_str(&text).to_string()
 }
 
 struct Answer {

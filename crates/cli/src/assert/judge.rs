@@ -510,7 +510,7 @@ impl World<'_> {
 
     /// Why a connection is as it is, as `portcullis why` says it.
     pub(super) fn why(&self, flow: Flow) -> String {
-        why::text(self.input, self.cluster, self.program, &self.names, flow)
+        why::text(self.input, self.cluster, self.program, &self.names, flow, false)
     }
 }
 
