@@ -10,6 +10,7 @@ use portcullis_kube::{Diagnostic, Input, Options, Reason, Severity, Source};
 
 use crate::kustomize;
 
+use crate::output::plural;
 use crate::style::{BOLD, DIM, ERROR, WARNING};
 use crate::trouble::Trouble;
 
@@ -145,12 +146,23 @@ impl InputArgs {
     }
 }
 
+/// So many namespaces without an object are told one by one: answers name those that matter.
+const FEW: usize = 2;
+
 /// An input that may be answered from: see [`InputArgs::read_sound`].
 pub(crate) fn sound(input: Input) -> Result<Input, Trouble> {
     let missing = |reason| matches!(reason, Reason::UnknownNamespace | Reason::NotPermitted);
     let tells = |d: &&Diagnostic| d.severity != Severity::Note || missing(d.reason);
+    let mut unknown = 0;
     for diagnostic in input.diagnostics.iter().filter(tells) {
-        anstream::eprintln!("{}", line(diagnostic));
+        unknown += usize::from(diagnostic.reason == Reason::UnknownNamespace);
+        if diagnostic.reason != Reason::UnknownNamespace || unknown <= FEW {
+            anstream::eprintln!("{}", line(diagnostic));
+        }
+    }
+    if unknown > FEW {
+        let more = plural(unknown - FEW, "more namespace");
+        anstream::eprintln!("{DIM}note{DIM:#}: and {more} likewise; `portcullis check` shows all");
     }
     match input.diagnostics.iter().filter(|d| d.severity == Severity::Error).count() {
         0 => Ok(input),
