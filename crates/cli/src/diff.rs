@@ -10,10 +10,11 @@ use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::Family;
 use portcullis_core::portset::PortSet;
+use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
 use crate::groups::{By, Groups, Members, cidrs};
-use crate::input::InputArgs;
+use crate::input::sound;
 use crate::output::{json, plural, print, terminal_width};
 use crate::reach::{PortReport, port_report, rule};
 use crate::table::Table;
@@ -76,13 +77,13 @@ type Change = (Sets, Sets, Vec<Cause>);
 impl Diff {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         let read = |path: &PathBuf| {
-            let args = InputArgs {
-                filename: vec![path.clone()],
+            let options = Options {
                 recursive: self.recursive,
                 namespace: self.namespace.clone(),
                 replicas: self.replicas,
+                ..Options::default()
             };
-            args.read_sound()
+            sound(portcullis_kube::load(&[Source::Path(path.clone())], &options))
         };
         let inputs = [read(&self.old)?, read(&self.new)?];
         let clusters = inputs.each_ref().map(|input| &input.cluster);

@@ -8,6 +8,7 @@ mod ends;
 mod eval;
 mod groups;
 mod input;
+mod kustomize;
 mod lab;
 mod manifest;
 mod matrix;

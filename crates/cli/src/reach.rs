@@ -10,6 +10,7 @@ use portcullis_core::net::{Family, IpRange, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{Origin, Ports};
 use portcullis_core::reach::{self, Allowed, SetId, Unit};
+use portcullis_kube::Input;
 use serde::Serialize;
 
 use crate::ends::{Names, PortName, Target};
@@ -76,8 +77,8 @@ impl Reach {
         let input = self.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let from = self.selected(&self.from, &input.cluster, &program, &names)?;
-        let to = self.selected(&self.to, &input.cluster, &program, &names)?;
+        let from = self.selected(&self.from, &input, &program, &names)?;
+        let to = self.selected(&self.to, &input, &program, &names)?;
         let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
 
         let mut reach = reach::Reach::of(&program);
@@ -121,10 +122,11 @@ impl Reach {
     fn selected(
         &self,
         texts: &[String],
-        cluster: &Cluster,
+        input: &Input,
         program: &Program,
         names: &Names<'_>,
     ) -> Result<Option<Members>, Trouble> {
+        let cluster = &input.cluster;
         let mut parts = Vec::new();
         for text in texts {
             let mut part = Members::default();
@@ -135,7 +137,7 @@ impl Reach {
                 parts.push(part);
                 continue;
             }
-            match names.find(text, &self.input.namespace)? {
+            match names.find(text, &input.namespace)? {
                 Target::Pod(pod) => part.pods.push(pod),
                 Target::Workload(pods) => part.pods.extend(pods),
                 Target::Service(service) => {

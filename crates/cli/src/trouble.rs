@@ -15,9 +15,26 @@ pub(crate) enum Trouble {
     /// The input has errors that were already printed.
     #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
     Input(String),
-    /// No `-f`.
-    #[error("no input: pass -f with a file, a directory, or - for standard input")]
-    NoInput,
+    /// No `-f`, and no cluster: the first thing that somebody new types.
+    #[error(
+        "nothing to read: -f is not given, and there is no cluster: {0}\n  \
+         manifests     -f FILE, -f DIRECTORY -R, or -k DIRECTORY with a kustomization\n  \
+         a Helm chart  helm template CHART | portcullis ... -f -\n  \
+         a cluster     --kubeconfig FILE, and --context NAME if it has several"
+    )]
+    NoInput(String),
+    /// A live cluster that cannot be read.
+    #[error(transparent)]
+    Live(#[from] portcullis_kube::live::Error),
+    /// `-k` without the program for it.
+    #[error(
+        "-k needs kustomize or kubectl, and neither is installed: install one, or pass what \
+         `kustomize build {0}` prints elsewhere with -f -"
+    )]
+    NoKustomize(String),
+    /// `-k`, and the program for it says no.
+    #[error("{0}")]
+    Kustomize(String),
     /// More than one thing is to be read from it.
     #[error("standard input (-) can be read once: give a file for the other")]
     StdinTwice,

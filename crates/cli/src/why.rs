@@ -55,8 +55,8 @@ impl Why {
         let input = self.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let from = names.find(&self.source, &self.input.namespace)?;
-        let to = names.find(&self.destination, &self.input.namespace)?;
+        let from = names.find(&self.source, &input.namespace)?;
+        let to = names.find(&self.destination, &input.namespace)?;
         let flows = names.flows(&from, &to, &self.port)?;
         let answers: Vec<Answer> = flows
             .into_iter()
@@ -306,7 +306,7 @@ impl Page<'_> {
         // The file was named with the rule.
         let location =
             self.input.locate(ObjectRef::Policy(near.origin.policy as usize), &miss.path);
-        let place = location.map_or(String::new(), |l| {
+        let place = location.filter(|l| l.line > 0).map_or(String::new(), |l| {
             format!(" {DIM}(line {}, column {}){DIM:#}", l.line, l.column)
         });
         let field = miss.path.strip_prefix(&near.origin.rule_path()).unwrap_or(&miss.path);

@@ -9,7 +9,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Options;
 use crate::decode::Problem;
-use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
+use crate::diagnostic::{Diagnostic, Reason, Severity};
 use crate::input::{Input, PodPlace, ReadPolicy};
 use crate::kind::Kind;
 use crate::object::{Body, Found, Place, Written, label};
@@ -24,7 +24,9 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
     let owners = Owners::of(&found);
     let mut workloads = Vec::new();
     for (found, is_first) in found.into_iter().zip(first) {
-        for problem in found.problems {
+        let problems = found.problems.into_iter();
+        let live = input.files[found.place.file].live;
+        for problem in problems.filter(|p| !live || counts_in_a_cluster(&found.body, p)) {
             report(problem, &found.place, found.label.clone(), input);
         }
         if !is_first {
@@ -47,12 +49,19 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
     unknown_namespaces(input);
 }
 
+/// Whether a finding is one in a live cluster, which may be newer than this program: fields that are
+/// not known here are nobody's mistake. In a policy they can change what it means, so there they
+/// count. Of a workload only its owner is taken.
+fn counts_in_a_cluster(body: &Body, problem: &Problem) -> bool {
+    match body {
+        Body::Policy(_) => true,
+        Body::Object(object) if matches!(**object, Object::Workload(_)) => false,
+        _ => problem.reason != Reason::UnknownField,
+    }
+}
+
 fn report(problem: Problem, place: &Place, object: Option<String>, input: &mut Input) {
-    let location = Location {
-        file: input.files[place.file].name.clone(),
-        line: problem.at.line,
-        column: problem.at.column,
-    };
+    let location = input.location_at(place, problem.at);
     input.diagnostics.push(Diagnostic {
         severity: problem.severity,
         location: Some(location),
@@ -257,6 +266,10 @@ fn expand(
     let pods = input.cluster.pods.iter();
     let mut names: FxHashSet<_> = pods.map(|p| (p.namespace.clone(), p.name.clone())).collect();
     for (w, place) in workloads {
+        // The pods of a live cluster are all that there are.
+        if input.files[place.file].live {
+            continue;
+        }
         let own = (w.kind.as_str().to_owned(), w.name.clone());
         let key = (w.namespace.clone(), own.0.clone(), own.1.clone());
         let chain = owners.chain(&w.namespace, own, None);

@@ -15,6 +15,7 @@ mod fields;
 mod input;
 mod json;
 mod kind;
+pub mod live;
 mod load;
 mod metadata;
 mod object;
