@@ -80,16 +80,15 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// Enforces what is new, or else looks whether what is in force is still there. Returns when it
-    /// wants to be called again, if nothing is heard before.
+    /// Enforces what is new, and looks from time to time whether what is in force is still there.
+    /// Returns when it wants to be called again, if nothing is heard before.
     pub fn step(&mut self) -> Instant {
+        if Instant::now() >= self.next_attempt && self.waiting_since.is_some() {
+            self.enforce();
+        }
         let now = Instant::now();
-        if now >= self.next_attempt {
-            if self.waiting_since.is_some() && self.observed.cluster().is_some() {
-                self.enforce();
-            } else if now >= self.next_look {
-                self.look();
-            }
+        if now >= self.next_attempt && now >= self.next_look {
+            self.look();
         }
         self.metrics().alive = Some(Instant::now());
         self.next_attempt.max(self.next_look)
@@ -119,10 +118,8 @@ impl<D: Dataplane> Agent<D> {
     }
 
     fn enforce(&mut self) {
-        let (Some(cluster), Some(since)) = (self.observed.cluster(), self.waiting_since.take())
-        else {
-            return;
-        };
+        let Some(cluster) = self.observed.cluster() else { return };
+        let Some(since) = self.waiting_since.take() else { return };
         let is_known = cluster.nodes.iter().any(|node| node.name == self.node);
         let known = [cluster.policies.len(), cluster.pods.len()];
         let unreadable = self.observed.unreadable().count();

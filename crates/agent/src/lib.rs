@@ -16,4 +16,4 @@ pub use agent::Agent;
 pub use desired::{Desired, desired_once};
 pub use metrics::Metrics;
 pub use observed::Observed;
-pub use run::{Error, Options, log, run};
+pub use run::{Error, Options, log, run, run_until};

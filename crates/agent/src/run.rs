@@ -94,6 +94,23 @@ pub fn log(json: bool) {
 
 /// Enforces until SIGTERM or SIGINT. What is in force then stands (SEMANTICS 27).
 pub fn run(options: Options, dataplane: impl Dataplane + Send + 'static) -> Result<(), Error> {
+    run_until(options, dataplane, async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+/// Enforces until it is to stop. What is in force then stands (SEMANTICS 27).
+pub fn run_until(
+    options: Options,
+    dataplane: impl Dataplane + Send + 'static,
+    stop: impl Future<Output = io::Result<()>>,
+) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -128,8 +145,6 @@ pub fn run(options: Options, dataplane: impl Dataplane + Send + 'static) -> Resu
             // Nobody listens when the agent stops.
             let _ = tell.send(Message::Event(event, Instant::now()));
         });
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
         info!(node = options.node, "started");
         tokio::select! {
             ended = watch => match ended {
@@ -137,8 +152,7 @@ pub fn run(options: Options, dataplane: impl Dataplane + Send + 'static) -> Resu
                 Err(error) => Err(Error::Live(error)),
             },
             _ = end => Err(Error::Broken),
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
+            stopped = stop => stopped.map_err(Error::Runtime),
         }
     });
     runtime.shutdown_background();

@@ -241,10 +241,10 @@ async fn follow(kind: Kind, client: Client, tell: impl Fn(Event)) -> Infallible 
     let mut streams = None;
     let mut waits = Waits::default();
     loop {
-        let stream = match streams {
-            Some(streams) => streams,
-            None => *streams.insert(has_streams(&client).await),
-        };
+        if streams.is_none() {
+            streams = has_streams(&client).await;
+        }
+        let stream = streams == Some(true);
         let config = watcher::Config::default();
         let config = if stream { config.streaming_lists() } else { config };
         let mut events = pin!(watcher(api.clone(), config));
@@ -280,11 +280,12 @@ async fn follow(kind: Kind, client: Client, tell: impl Fn(Event)) -> Infallible 
     }
 }
 
-/// Whether the server can send a list as the beginning of a watch, which costs it far less.
-async fn has_streams(client: &Client) -> bool {
-    let Ok(version) = client.apiserver_version().await else { return false };
+/// Whether the server can send a list as the beginning of a watch, which costs it far less. `None`
+/// if it does not say.
+async fn has_streams(client: &Client) -> Option<bool> {
+    let version = client.apiserver_version().await.ok()?;
     let digits = version.minor.trim_end_matches(|c: char| !c.is_ascii_digit());
-    version.major == "1" && digits.parse().is_ok_and(|minor: u32| minor >= STREAMS)
+    Some(version.major == "1" && digits.parse().is_ok_and(|minor: u32| minor >= STREAMS))
 }
 
 fn refuses_streams(error: &watcher::Error) -> bool {
