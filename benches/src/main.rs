@@ -8,6 +8,7 @@ mod eval;
 mod figures;
 mod folder;
 mod lab;
+mod lint;
 mod machine;
 mod reach;
 mod why;
@@ -23,12 +24,13 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
     ("reach", reach::run),
     ("agent", agent::run),
+    ("lint", lint::run),
     ("lab", lab::run),
     ("connections", connections::run),
 ];

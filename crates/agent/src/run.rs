@@ -69,7 +69,7 @@ pub enum Error {
 
 /// What the worker is told.
 enum Message {
-    Event(Event, Instant),
+    Event(Box<Event>, Instant),
     /// The hits are to be brought up to date.
     Count(oneshot::Sender<()>),
     Stop,
@@ -143,7 +143,7 @@ pub fn run_until(
         let tell = tell.clone();
         let watch = options.access.watch(move |event| {
             // Nobody listens when the agent stops.
-            let _ = tell.send(Message::Event(event, Instant::now()));
+            let _ = tell.send(Message::Event(Box::new(event), Instant::now()));
         });
         info!(node = options.node, "started");
         tokio::select! {
@@ -176,7 +176,7 @@ fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
         };
         for message in first.into_iter().chain(told.try_iter()) {
             match message {
-                Message::Event(event, at) => agent.hear(event, at),
+                Message::Event(event, at) => agent.hear(*event, at),
                 Message::Count(done) => {
                     agent.count_hits();
                     // Whoever asked may have gone.

@@ -5,18 +5,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use portcullis_core::Program;
-use portcullis_core::diff::{self, Cause, Kind, Sets, Side};
+use portcullis_core::diff::{self, Cause, Kind, MayOpen, Sets, Side};
 use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::Family;
-use portcullis_core::portset::PortSet;
+use portcullis_core::program::End;
 use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
-use crate::groups::{By, Groups, Members, cidrs};
-use crate::input::sound;
+use crate::doubts::{self, Doubts};
+use crate::equivalence;
+use crate::git::{self, Range};
+use crate::groups::{By, EndReport, Groups, Members};
+use crate::input::{is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
-use crate::reach::{PortReport, port_report, rule};
+use crate::reach::{AllowedReport, rule};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
@@ -24,13 +27,24 @@ use crate::trouble::Trouble;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 no difference, 1 differences (or those of --fail-on), \
                         2 the command could not do its work.\n\n\
-                        Example:\n  \
-                        portcullis diff old/ new/ -o md --fail-on widened")]
+                        Examples:\n  \
+                        portcullis diff old/ new/ -o md --fail-on widened\n  \
+                        portcullis diff --git main...HEAD -R -f deploy/\n  \
+                        portcullis diff old/ new/ --equivalent")]
 pub(crate) struct Diff {
     /// Manifests before: a file or a directory
-    old: PathBuf,
+    #[arg(required_unless_present = "git")]
+    old: Option<PathBuf>,
     /// Manifests after
-    new: PathBuf,
+    #[arg(required_unless_present = "git")]
+    new: Option<PathBuf>,
+    /// Two git revisions: A..B, A...B (B and where it left A), or A (and the files as they are)
+    #[arg(long, value_name = "A..B", conflicts_with_all = ["old", "new"])]
+    git: Option<Range>,
+    /// What to read of each revision: a file or a directory; may be repeated
+    #[arg(short = 'f', long, value_name = "PATH", default_value = ".",
+        conflicts_with_all = ["old", "new"])]
+    filename: Vec<PathBuf>,
     /// Read directories with everything below them
     #[arg(short = 'R', long)]
     recursive: bool,
@@ -43,6 +57,9 @@ pub(crate) struct Diff {
     /// Which differences make the exit code 1
     #[arg(long, value_enum, default_value_t = FailOn::Any)]
     fail_on: FailOn,
+    /// Only whether anything differs: for these pods, and for any pods that could exist
+    #[arg(long)]
+    equivalent: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -62,7 +79,7 @@ enum FailOn {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people
     Table,
     /// For programs; the shape is stable
@@ -76,21 +93,26 @@ type Change = (Sets, Sets, Vec<Cause>);
 
 impl Diff {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
-        let read = |path: &PathBuf| {
-            let options = Options {
-                recursive: self.recursive,
-                namespace: self.namespace.clone(),
-                replicas: self.replicas,
-                ..Options::default()
-            };
-            sound(portcullis_kube::load(&[Source::Path(path.clone())], &options))
+        let options = Options {
+            namespace: self.namespace.clone(),
+            recursive: self.recursive,
+            replicas: self.replicas,
+            ..Options::default()
         };
-        let inputs = [read(&self.old)?, read(&self.new)?];
+        let [old, new] = self.states()?;
+        let inputs = [
+            sound(portcullis_kube::load(&old, &options))?,
+            sound(portcullis_kube::load(&new, &options))?,
+        ];
         let clusters = inputs.each_ref().map(|input| &input.cluster);
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
         let changes = changes(&mut diff);
+        if self.equivalent {
+            return equivalence::answer(clusters, &changes, self.output);
+        }
+        let footnote = doubts(clusters, programs.each_ref(), &diff, &changes).footnote(&groups);
         let page = Page { clusters, groups };
         match self.output {
             Format::Json => {
@@ -100,7 +122,8 @@ impl Diff {
             Format::Md => print(&page.table(&changes).markdown())?,
             Format::Table => {
                 let text = page.table(&changes).text(terminal_width());
-                print(&format!("{text}{}\n", plural(changes.len(), "difference")))?;
+                let count = plural(changes.len(), "difference");
+                print(&format!("{text}{count}\n{footnote}"))?;
             }
         }
         let counts = |row: &Row| match self.fail_on {
@@ -109,6 +132,24 @@ impl Diff {
             FailOn::Narrowed => row.kind().loses(),
         };
         Ok(if changes.iter().any(counts) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// Where the two states come from.
+    fn states(&self) -> Result<[Vec<Source>; 2], Trouble> {
+        let Some(range) = &self.git else {
+            let paths = [&self.old, &self.new].map(|path| path.iter().cloned());
+            if paths.clone().iter_mut().flatten().filter(|path| is_stdin(path)).count() > 1 {
+                return Err(Trouble::StdinTwice);
+            }
+            return Ok(paths.map(|path| path.map(source).collect()));
+        };
+        let (old, new) = range.revisions()?;
+        let read = |revision: &str| git::sources(revision, &self.filename, self.recursive);
+        let new = match new {
+            Some(revision) => read(&revision)?,
+            None => self.filename.iter().cloned().map(source).collect(),
+        };
+        Ok([read(&old)?, new])
     }
 }
 
@@ -130,7 +171,7 @@ fn groups(clusters: [&Cluster; 2], diff: &diff::Diff<'_>, by: By) -> Groups {
 }
 
 /// Pairs that share a change.
-struct Row {
+pub(crate) struct Row {
     from: Members,
     to: Members,
     change: Change,
@@ -181,6 +222,42 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
     rows
 }
 
+/// What keeps the doubtful parts of changes from being known, in either state.
+fn doubts(
+    clusters: [&Cluster; 2],
+    programs: [&Program; 2],
+    diff: &diff::Diff<'_>,
+    changes: &[Row],
+) -> Doubts {
+    let mut doubts = Doubts::default();
+    let mut numbers = [BTreeMap::new(), BTreeMap::new()];
+    for (number, pods) in diff.pods.iter().enumerate() {
+        for (numbers, pod) in numbers.iter_mut().zip(pods) {
+            numbers.extend(pod.map(|pod| (pod, number)));
+        }
+    }
+    for row in changes {
+        for (side, sets) in [&row.change.0, &row.change.1].into_iter().enumerate() {
+            let mut more = sets.iter().map(|open| open.perhaps.without(&open.surely));
+            let Some(more) = more.find(|more| !more.is_nothing()) else { continue };
+            let ends = |members: &Members| {
+                let pods = members.pods.iter().filter_map(|pod| diff.pods[*pod][side]);
+                let addresses = members.addresses.iter().map(|range| End::Address(range.first));
+                pods.map(End::Pod).chain(addresses).collect::<Vec<_>>()
+            };
+            let (from, to) = (ends(&row.from), ends(&row.to));
+            let first = |ends: &[End], not: &End| ends.iter().find(|end| *end != not).copied();
+            let each = from.iter().filter_map(|end| Some([*end, first(&to, end)?]));
+            let other = to.iter().filter_map(|end| Some([first(&from, end)?, *end]));
+            for ends in each.chain(other) {
+                let of = (clusters[side], programs[side]);
+                doubts.add(of, ends, &more, |pod| numbers[side][&pod]);
+            }
+        }
+    }
+    doubts
+}
+
 struct Page<'a> {
     clusters: [&'a Cluster; 2],
     groups: Groups,
@@ -199,7 +276,8 @@ impl Page<'_> {
                     _ => format!("{} -> {}", shown(old), shown(new)),
                 };
                 let causes = causes.iter().map(|cause| self.cause(cause)).collect();
-                let (from, to) = (self.groups.describe(&row.from), self.groups.describe(&row.to));
+                let from = self.groups.describe_beside(&row.from, &row.to);
+                let to = self.groups.describe_beside(&row.to, &row.from);
                 vec![vec![word(kind).to_owned()], from, to, vec![ports], causes]
             })
             .collect();
@@ -237,26 +315,12 @@ impl Page<'_> {
         let (old, new, causes) = &row.change;
         Report {
             change: word(row.kind()),
-            from: self.ends(&row.from),
-            to: self.ends(&row.to),
+            from: self.groups.ends(&row.from),
+            to: self.groups.ends(&row.to),
             old: Ports::of(old),
             new: Ports::of(new),
             causes: causes.iter().map(|cause| self.cause_report(cause)).collect(),
         }
-    }
-
-    fn ends(&self, members: &Members) -> Vec<EndReport> {
-        let names = self.groups.split(&members.pods).into_iter().map(|(name, pods)| EndReport {
-            name: name.to_owned(),
-            pods: pods.iter().map(|pod| self.groups.pod(*pod).to_owned()).collect(),
-            addresses: Vec::new(),
-        });
-        let outside = (!members.addresses.is_empty()).then(|| EndReport {
-            name: "outside".to_owned(),
-            pods: Vec::new(),
-            addresses: cidrs(&members.addresses),
-        });
-        names.chain(outside).collect()
     }
 
     fn cause_report(&self, cause: &Cause) -> CauseReport {
@@ -288,8 +352,14 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-fn shown([v4, v6]: &Sets) -> String {
-    if v4 == v6 { v4.to_string() } else { format!("{v4} on IPv4, {v6} on IPv6") }
+fn shown(sets: &Sets) -> String {
+    let [v4, v6] = sets.each_ref().map(|open| doubts::shown(&open.surely, &open.perhaps));
+    match sets {
+        [a, b] if a == b => v4,
+        [_, b] if *b == MayOpen::NOTHING => format!("{v4} on IPv4"),
+        [a, _] if *a == MayOpen::NOTHING => format!("{v6} on IPv6"),
+        _ => format!("{v4} on IPv4, {v6} on IPv6"),
+    }
 }
 
 #[derive(Serialize)]
@@ -300,15 +370,6 @@ struct Report {
     old: Ports,
     new: Ports,
     causes: Vec<CauseReport>,
-}
-
-#[derive(Serialize)]
-struct EndReport {
-    name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pods: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    addresses: Vec<String>,
 }
 
 /// What a state allows, by family.
@@ -322,19 +383,18 @@ struct Ports {
 
 #[derive(Serialize)]
 struct FamilyReport {
-    /// Every port and protocol, ICMP included.
-    everything: bool,
-    ports: Vec<PortReport>,
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// What is allowed besides if facts that are missing turn out so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perhaps: Option<AllowedReport>,
 }
 
 impl Ports {
     fn of(sets: &Sets) -> Ports {
-        let [v4, v6] = sets.each_ref().map(|set| match set {
-            PortSet::Everything => FamilyReport { everything: true, ports: Vec::new() },
-            PortSet::Ports(ports) => {
-                let ports = ports.iter().map(port_report).collect();
-                FamilyReport { everything: false, ports }
-            }
+        let [v4, v6] = sets.each_ref().map(|MayOpen { surely, perhaps }| FamilyReport {
+            allowed: AllowedReport::of(surely),
+            perhaps: (surely != perhaps).then(|| AllowedReport::of(&perhaps.without(surely))),
         });
         Ports { v4, v6 }
     }

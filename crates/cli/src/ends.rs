@@ -336,7 +336,7 @@ fn full_kind(text: &str) -> Option<&'static str> {
 }
 
 /// The numbers that a pod has a port name at, in the order of its containers.
-fn named_ports(pod: &Pod, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
+pub(crate) fn named_ports(pod: &Pod, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
     let named = move |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == protocol;
     pod.ports.iter().filter(named).map(|p| p.port)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use portcullis_core::model::Pod;
 use portcullis_core::net::{Family, IpNet, IpRange, next_address, previous_address};
+use serde::Serialize;
 
 use crate::ends::shown_pod;
 
@@ -45,6 +46,16 @@ impl Members {
     pub(crate) fn is_one_pod(&self) -> bool {
         self.pods.len() == 1 && self.addresses.is_empty()
     }
+}
+
+/// Pods of one name, or addresses, as programs read them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct EndReport {
+    pub(crate) name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pods: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// Pods by the names that they share.
@@ -125,7 +136,7 @@ impl Groups {
     }
 
     /// The pods of a set, those of one group together.
-    pub(crate) fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
+    fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
         let mut by_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for pod in pods {
             by_group.entry(self.pods[pod].1).or_default().push(*pod);
@@ -134,8 +145,23 @@ impl Groups {
         named.collect()
     }
 
+    /// What is in a set, by name.
+    pub(crate) fn ends(&self, set: &Members) -> Vec<EndReport> {
+        let names = self.split(&set.pods).into_iter().map(|(name, pods)| EndReport {
+            name: name.to_owned(),
+            pods: pods.iter().map(|pod| self.pod(*pod).to_owned()).collect(),
+            addresses: Vec::new(),
+        });
+        let outside = (!set.addresses.is_empty()).then(|| EndReport {
+            name: "outside".to_owned(),
+            pods: Vec::new(),
+            addresses: cidrs(&set.addresses),
+        });
+        names.chain(outside).collect()
+    }
+
     /// `namespace/name` of a pod.
-    pub(crate) fn pod(&self, pod: usize) -> &str {
+    fn pod(&self, pod: usize) -> &str {
         &self.pods[&pod].0
     }
 
@@ -171,6 +197,19 @@ impl Groups {
         }
         let length = |items: &Vec<String>| items.iter().map(|i| i.len() + 2).sum::<usize>();
         ways.into_iter().min_by_key(length).unwrap_or_default()
+    }
+
+    /// What one side of a pair is called. A pod that is all of the other side may be left out here,
+    /// because its traffic to itself is not told.
+    pub(crate) fn describe_beside(&self, side: &Members, other: &Members) -> Vec<String> {
+        let name = self.describe(side);
+        if !other.is_one_pod() || side == other || !side.pods.contains(&other.pods[0]) {
+            return name;
+        }
+        let mut without = side.clone();
+        without.pods.retain(|pod| *pod != other.pods[0]);
+        let shorter = self.describe(&without);
+        if shorter.concat().len() < name.concat().len() { shorter } else { name }
     }
 
     fn pod_items(&self, pods: &[usize]) -> Vec<String> {
@@ -249,7 +288,7 @@ fn but(all: &str, mut items: Vec<String>) -> Vec<String> {
 }
 
 /// Ranges that are ascending as the fewest CIDRs; a single address without its length.
-pub(crate) fn cidrs(ranges: &[IpRange]) -> Vec<String> {
+fn cidrs(ranges: &[IpRange]) -> Vec<String> {
     let ranges = Family::ALL.map(|family| merged(ranges, family)).concat();
     let show = |net: IpNet| match net.prefix_len() == net.max_prefix_len() {
         true => net.addr().to_string(),

@@ -41,17 +41,20 @@ pub(crate) struct InputArgs {
     pub(crate) live: LiveArgs,
 }
 
+/// What stands above the options of a live cluster in help.
+const HEADING: &str = "Live cluster";
+
 /// Which cluster is read, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LiveArgs {
     /// Kubeconfig file [default: $KUBECONFIG, else ~/.kube/config]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = HEADING, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig [default: the current one]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME")]
     pub(crate) context: Option<String>,
     /// How long the API server may take for one answer, such as 5s or 2m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, help_heading = HEADING, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub(crate) request_timeout: Duration,
 }
 
@@ -93,14 +96,18 @@ impl InputArgs {
             Source::Live(snapshot) => Some(snapshot.namespace.clone()),
             _ => None,
         });
+        Ok(portcullis_kube::load(&sources, &self.options(of_context)))
+    }
+
+    /// How it is read, given the namespace of the context of a live cluster.
+    pub(crate) fn options(&self, of_context: Option<String>) -> Options {
         let defaults = Options::default();
-        let options = Options {
+        Options {
             namespace: self.namespace.clone().or(of_context).unwrap_or(defaults.namespace),
             recursive: self.recursive,
             replicas: self.replicas,
             ..defaults
-        };
-        Ok(portcullis_kube::load(&sources, &options))
+        }
     }
 
     fn sources(&self) -> Result<Vec<Source>, Trouble> {
@@ -110,16 +117,18 @@ impl InputArgs {
         if self.filename.iter().filter(|path| is_stdin(path)).count() > 1 {
             return Err(Trouble::StdinTwice);
         }
-        let files = self.filename.iter().map(|path| match is_stdin(path) {
-            true => Ok(Source::Stdin),
-            false => Ok(Source::Path(path.clone())),
-        });
+        let files = self.filename.iter().cloned().map(|path| Ok(source(path)));
         files.chain(self.kustomize.iter().map(|folder| kustomize::build(folder))).collect()
     }
 
     /// Whether the manifests come from standard input.
     pub(crate) fn reads_stdin(&self) -> bool {
         self.filename.iter().any(|path| is_stdin(path))
+    }
+
+    /// Whether it is files alone, which can be written.
+    pub(crate) fn is_files(&self) -> bool {
+        !self.filename.is_empty() && self.kustomize.is_empty() && !self.reads_stdin()
     }
 
     /// Reads everything, and goes on only if there are no errors: an answer that leaves out a
@@ -156,6 +165,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     let millis = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
     let millis = millis.filter(|n| *n > 0 && *n <= 24 * 3_600_000);
     millis.map(Duration::from_millis).ok_or_else(|| "write a time such as 30s or 2m".to_owned())
+}
+
+/// What a path of the command line stands for.
+pub(crate) fn source(path: PathBuf) -> Source {
+    if is_stdin(&path) { Source::Stdin } else { Source::Path(path) }
 }
 
 /// Whether a path stands for standard input.

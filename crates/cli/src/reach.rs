@@ -8,16 +8,19 @@ use portcullis_core::fold::{Product, fold};
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::net::{Family, IpRange, Traffic};
 use portcullis_core::portset::PortSet;
-use portcullis_core::program::{Origin, Ports};
-use portcullis_core::reach::{self, Allowed, SetId, Unit};
+use portcullis_core::program::{End, Origin, Ports};
+use portcullis_core::reach::{self, Allowed, Opens, SetId, Unit};
 use portcullis_kube::Input;
 use serde::Serialize;
 
+use crate::doubts::{Doubts, shown};
 use crate::ends::{Names, PortName, Target};
-use crate::groups::{By, Groups, Members, cidrs};
+use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
-use crate::output::{json, print, terminal_width};
-use crate::table::Table;
+use crate::output::{json, print, terminal_width, yaml};
+use crate::potential::{self, Question};
+use crate::routes;
+use crate::table::{Table, csv_field};
 use crate::trouble::Trouble;
 
 /// Who can reach whom, on what?
@@ -43,6 +46,12 @@ pub(crate) struct Reach {
     /// Only connections from or to pods of this namespace; may be repeated
     #[arg(long, value_name = "NAMESPACE")]
     within: Vec<String>,
+    /// Instead, what pods that do not exist yet may open, and what may be opened to them
+    #[arg(long)]
+    potential: bool,
+    /// Instead, whether policies let Ingresses and routes of the Gateway API reach their pods
+    #[arg(long, conflicts_with_all = ["potential", "from", "port"])]
+    routes: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -52,13 +61,15 @@ pub(crate) struct Reach {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people: those that fare alike in one row
     Table,
     /// The same with the rules that allow, and nothing shortened
     Wide,
     /// For programs: every pair; the shape is stable
     Json,
+    /// The same as YAML
+    Yaml,
     /// Every pair, for spreadsheets
     Csv,
     /// The table as Markdown
@@ -70,7 +81,7 @@ enum Format {
 }
 
 /// What a pair may do, by family; both the same unless the families differ.
-type Cell = (SetId, SetId);
+type Cell = [Opens; 2];
 
 impl Reach {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
@@ -87,8 +98,38 @@ impl Reach {
         let units = self.apart(units, &input.cluster);
         let sources = restricted(&units, from.as_ref());
         let destinations = restricted(&units, to.as_ref());
+        if self.potential {
+            let sides = [
+                (Direction::Ingress, destinations, to.is_some() || from.is_none()),
+                (Direction::Egress, sources, from.is_some() || to.is_none()),
+            ];
+            let mut rows = Vec::new();
+            for (direction, units, _) in sides.into_iter().filter(|side| side.2) {
+                let namespace =
+                    |unit: &Unit| unit.pods.first().map(|pod| &input.cluster.pods[*pod].namespace);
+                let within = |unit: &&Unit| {
+                    self.within.is_empty()
+                        || namespace(unit).is_some_and(|n| self.within.contains(n))
+                };
+                let units: Vec<Unit> = units.iter().filter(within).cloned().collect();
+                let question =
+                    Question { cluster: &input.cluster, units: &units, direction, traffic };
+                rows.extend(potential::rows(&question, &mut reach, &groups));
+            }
+            return potential::page(&rows, self.output);
+        }
+        let only = |pod: usize| {
+            let namespace = &input.cluster.pods[pod].namespace;
+            let asked = to.as_ref().is_none_or(|to| to.pods.binary_search(&pod).is_ok());
+            asked && (self.within.is_empty() || self.within.contains(namespace))
+        };
+        let found = routes::found(&input.cluster, &program, &names, &groups, &only);
+        if self.routes {
+            return routes::page(&found, self.output);
+        }
         let mut page = Page {
             cluster: &input.cluster,
+            program: &program,
             groups: &groups,
             sources: &sources,
             destinations: &destinations,
@@ -98,9 +139,11 @@ impl Reach {
         };
         match self.output {
             Format::Json => json(&page.pairs())?,
+            Format::Yaml => yaml(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
             Format::Table | Format::Wide | Format::Md => {
                 let mut table = page.table(self.output == Format::Wide);
+                let footnote = page.doubts().footnote(&groups);
                 let text = match self.output {
                     _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
                     Format::Md => table.markdown(),
@@ -111,6 +154,11 @@ impl Reach {
                     }
                 };
                 print(&text)?;
+                print(&footnote)?;
+                // Who asks for something else has no use for it.
+                if self.output != Format::Md && from.is_none() && traffic.is_none() {
+                    print(&routes::footnote(&found))?;
+                }
             }
             Format::Dot => print(&dot(&page.rows()))?,
             Format::Mermaid => print(&mermaid(&page.rows()))?,
@@ -174,7 +222,7 @@ impl Reach {
 }
 
 /// Most items of a list in the table.
-const MOST_ITEMS: usize = 12;
+pub(crate) const MOST_ITEMS: usize = 12;
 
 fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
     let mut pods = BTreeMap::new();
@@ -208,11 +256,12 @@ pub(crate) struct Row {
     pub(crate) from: Vec<String>,
     pub(crate) to: Vec<String>,
     pub(crate) ports: Vec<String>,
-    rules: Vec<String>,
+    pub(crate) rules: Vec<String>,
 }
 
 struct Page<'a> {
     cluster: &'a Cluster,
+    program: &'a Program,
     groups: &'a Groups,
     sources: &'a [Unit],
     destinations: &'a [Unit],
@@ -233,7 +282,7 @@ impl Page<'_> {
         if !self.within.is_empty() && !self.is_within(source) {
             for (cell, to) in row.iter_mut().zip(self.destinations) {
                 if !self.is_within(to) {
-                    *cell = Allowed::Alike(SetId::NOTHING);
+                    *cell = Allowed::Alike(Opens::default());
                 }
             }
         }
@@ -249,6 +298,8 @@ impl Page<'_> {
                 true => asked,
                 false => SetId::NOTHING,
             };
+            let only =
+                |opens: Opens| Opens { surely: only(opens.surely), perhaps: only(opens.perhaps) };
             for cell in &mut row {
                 *cell = match *cell {
                     Allowed::Alike(set) => Allowed::Alike(only(set)),
@@ -265,8 +316,8 @@ impl Page<'_> {
 
     fn products(&mut self) -> Vec<Product<Cell>> {
         let cell = |allowed: Allowed| match allowed {
-            Allowed::Alike(set) | Allowed::NoFamily(set) => (set, set),
-            Allowed::ByFamily([v4, v6]) => (v4, v6),
+            Allowed::Alike(opens) | Allowed::NoFamily(opens) => [opens; 2],
+            Allowed::ByFamily(opens) => opens,
         };
         let sources = self.sources;
         fold(sources.iter().map(|s| self.allowed(s).into_iter().map(cell).collect()))
@@ -299,24 +350,13 @@ impl Page<'_> {
             }
             let ports = ports(&self.reach, product.value);
             let rules = if rules { self.rules(&product) } else { Vec::new() };
-            let (from, to) = (self.describe(&from, &to), self.describe(&to, &from));
+            let groups = self.groups;
+            let (from, to) =
+                (groups.describe_beside(&from, &to), groups.describe_beside(&to, &from));
             rows.push(Row { from, to, ports, rules });
         }
         rows.sort_by(|a, b| (&a.to, &a.from, &a.ports).cmp(&(&b.to, &b.from, &b.ports)));
         rows
-    }
-
-    /// What one side of a row is called. A pod that is all of the other side may be left out here,
-    /// because its traffic to itself is not told.
-    fn describe(&self, side: &Members, other: &Members) -> Vec<String> {
-        let name = self.groups.describe(side);
-        if !other.is_one_pod() || side == other || !side.pods.contains(&other.pods[0]) {
-            return name;
-        }
-        let mut without = side.clone();
-        without.pods.retain(|pod| *pod != other.pods[0]);
-        let shorter = self.groups.describe(&without);
-        if shorter.concat().len() < name.concat().len() { shorter } else { name }
     }
 
     fn table(&mut self, wide: bool) -> Table {
@@ -333,6 +373,47 @@ impl Page<'_> {
         Table { headers, rows: rows.into_iter().map(cells).collect() }
     }
 
+    /// What keeps the doubtful parts of products from being known.
+    fn doubts(&mut self) -> Doubts {
+        let mut doubts = Doubts::default();
+        for product in self.products() {
+            let more = product.value.map(|Opens { surely, perhaps }| {
+                self.reach.set(perhaps).without(self.reach.set(surely))
+            });
+            let Some(more) = more.iter().find(|more| !more.is_nothing()) else { continue };
+            // The facts are about one end or about the other.
+            let (sources, destinations) = (&product.sources, &product.destinations);
+            let each = sources.iter().map(|source| (*source, destinations[0]));
+            let other = destinations.iter().map(|destination| (sources[0], *destination));
+            for (source, destination) in each.chain(other) {
+                let ends = (&self.sources[source], &self.destinations[destination]);
+                self.doubt(&mut doubts, ends.0, ends.1, more);
+            }
+        }
+        doubts
+    }
+
+    /// The same for one pair: pods of one unit lack the same facts.
+    fn doubt(&self, doubts: &mut Doubts, source: &Unit, destination: &Unit, more: &PortSet) {
+        let first = |unit: &Unit, not: Option<usize>| {
+            let other = unit.pods.iter().copied().find(|pod| Some(*pod) != not);
+            let address = unit.addresses.first().map(|range| End::Address(range.first));
+            other.map(End::Pod).or(address)
+        };
+        let of = (self.cluster, self.program);
+        let mut add = |source: Option<End>, destination: Option<End>| {
+            if let (Some(source), Some(destination)) = (source, destination) {
+                doubts.add(of, [source, destination], more, |pod| pod);
+            }
+        };
+        for pod in &source.pods {
+            add(Some(End::Pod(*pod)), first(destination, Some(*pod)));
+        }
+        for pod in &destination.pods {
+            add(first(source, Some(*pod)), Some(End::Pod(*pod)));
+        }
+    }
+
     /// The rules that allow what a product has, at both ends.
     fn rules(&self, product: &Product<Cell>) -> Vec<String> {
         let mut origins = BTreeSet::new();
@@ -341,7 +422,7 @@ impl Page<'_> {
             for destination in &product.destinations {
                 let (source, destination) =
                     (&self.sources[*source], &self.destinations[*destination]);
-                let sets = [product.value.0, product.value.1];
+                let sets = product.value.map(|opens| opens.perhaps);
                 if seen.insert((source.classes, destination.classes)) {
                     origins.extend(origins_of(&self.reach, source, destination, sets));
                 }
@@ -360,20 +441,16 @@ impl Page<'_> {
         for source in sources {
             let row = self.allowed(source);
             for (destination, allowed) in destinations.iter().zip(row) {
-                let (sets, families) = match allowed {
-                    Allowed::Alike(set) => ([set, set], vec![None]),
-                    Allowed::ByFamily(sets) => (sets, Family::ALL.map(Some).to_vec()),
+                let ways = match allowed {
+                    Allowed::Alike(opens) => vec![(opens, None)],
+                    Allowed::ByFamily([v4, v6]) => {
+                        vec![(v4, Some(Family::V4)), (v6, Some(Family::V6))]
+                    }
                     Allowed::NoFamily(_) => continue,
                 };
-                for family in families {
-                    let set = sets[family.map_or(0, |f| f as usize)];
-                    if set != SetId::NOTHING {
-                        let mut only = [SetId::NOTHING; 2];
-                        match family {
-                            Some(family) => only[family as usize] = set,
-                            None => only = sets,
-                        }
-                        self.pair(source, destination, only, family, &mut pairs);
+                for (opens, family) in ways {
+                    if opens != Opens::default() {
+                        self.pair(source, destination, opens, family, &mut pairs);
                     }
                 }
             }
@@ -387,12 +464,17 @@ impl Page<'_> {
         &self,
         source: &Unit,
         destination: &Unit,
-        sets: [SetId; 2],
+        opens: Opens,
         family: Option<Family>,
         pairs: &mut Vec<Pair>,
     ) {
         if source.pods.is_empty() && destination.pods.is_empty() {
             return;
+        }
+        let mut sets = [SetId::NOTHING; 2];
+        match family {
+            Some(family) => sets[family as usize] = opens.perhaps,
+            None => sets = [opens.perhaps; 2],
         }
         let origins = origins_of(&self.reach, source, destination, sets);
         let rules: Vec<RuleReport> = origins
@@ -402,75 +484,67 @@ impl Page<'_> {
                 rule: origin.rule_path(),
             })
             .collect();
-        let set = self.reach.set(sets[0].max(sets[1]));
-        for from in self.ends(source) {
-            for to in self.ends(destination) {
+        let (surely, perhaps) = (self.reach.set(opens.surely), self.reach.set(opens.perhaps));
+        let more = perhaps.without(surely);
+        let mut doubts = Doubts::default();
+        if surely != perhaps {
+            self.doubt(&mut doubts, source, destination, &more);
+        }
+        let perhaps = (surely != perhaps).then(|| PerhapsReport {
+            allowed: AllowedReport::of(&more),
+            depends_on: doubts.sentences(self.groups),
+        });
+        for from in self.groups.ends(&members(source)) {
+            for to in self.groups.ends(&members(destination)) {
                 if from.pods.len() == 1 && from == to {
                     continue;
                 }
-                let (everything, ports) = match set {
-                    PortSet::Everything => (true, Vec::new()),
-                    PortSet::Ports(ports) => (false, ports.iter().map(port_report).collect()),
-                };
                 pairs.push(Pair {
                     from: from.clone(),
                     to,
                     family: family.map(|f| f.to_string()),
-                    everything,
-                    ports,
+                    allowed: AllowedReport::of(surely),
                     rules: rules.clone(),
-                    text: set.to_string(),
+                    perhaps: perhaps.clone(),
+                    text: [surely, &more].map(|set| match set.is_nothing() {
+                        true => String::new(),
+                        false => set.to_string(),
+                    }),
                 });
             }
         }
     }
 
-    fn ends(&self, unit: &Unit) -> Vec<EndReport> {
-        let names = self.groups.split(&unit.pods).into_iter().map(|(name, pods)| EndReport {
-            name: name.to_owned(),
-            pods: pods.iter().map(|p| self.groups.pod(*p).to_owned()).collect(),
-            addresses: Vec::new(),
-        });
-        let outside = (!unit.addresses.is_empty()).then(|| EndReport {
-            name: "outside".to_owned(),
-            pods: Vec::new(),
-            addresses: cidrs(&unit.addresses),
-        });
-        names.chain(outside).collect()
-    }
-
     fn csv(&mut self) -> String {
-        let field = |text: &str| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text.to_owned(),
-        };
         let mut text =
-            "from,from_pods_or_addresses,to,to_pods_or_addresses,ports,family\n".to_owned();
+            "from,from_pods_or_addresses,to,to_pods_or_addresses,ports,family,perhaps\n".to_owned();
         for pair in self.pairs() {
             let list = |end: &EndReport| [end.pods.as_slice(), &end.addresses].concat().join(" ");
             let family = pair.family.as_deref().unwrap_or("");
             let (from, to) = (&pair.from, &pair.to);
-            let fields = [&from.name, &list(from), &to.name, &list(to), &pair.text, family];
-            let fields: Vec<String> = fields.into_iter().map(|f: &str| field(f)).collect();
+            let [surely, perhaps] = &pair.text;
+            let fields =
+                [&from.name, &list(from), &to.name, &list(to), surely, family, perhaps.as_str()];
+            let fields: Vec<String> = fields.into_iter().map(|f: &str| csv_field(f)).collect();
             text.push_str(&format!("{}\n", fields.join(",")));
         }
         text
     }
 }
 
-fn members(unit: &Unit) -> Members {
+pub(crate) fn members(unit: &Unit) -> Members {
     Members { pods: unit.pods.clone(), addresses: unit.addresses.clone() }
 }
 
 /// What a cell says.
-pub(crate) fn ports(reach: &reach::Reach<'_>, (v4, v6): (SetId, SetId)) -> Vec<String> {
-    let show = |set| reach.set(set).to_string();
-    if v4 == v6 {
-        return vec![show(v4)];
+fn ports(reach: &reach::Reach<'_>, opens: Cell) -> Vec<String> {
+    let show = |opens: Opens| shown(reach.set(opens.surely), reach.set(opens.perhaps));
+    if opens[0] == opens[1] {
+        return vec![show(opens[0])];
     }
-    let families = Family::ALL.into_iter().zip([v4, v6]);
-    let some = families.filter(|(_, set)| *set != SetId::NOTHING);
-    some.map(|(family, set)| format!("{} on {family}", show(set))).collect()
+    let families = Family::ALL.into_iter().zip(opens);
+    let some = families.filter(|(_, opens)| *opens != Opens::default());
+    some.map(|(family, opens)| format!("{} on {family}", show(opens))).collect()
 }
 
 /// The rules that allow some of what may be opened (by family) from one unit to another.
@@ -486,8 +560,8 @@ fn origins_of(
         let (Some(from), Some(to)) = (source.classes[at], destination.classes[at]) else {
             continue;
         };
-        let egress = reach.entries(from, Direction::Egress, to);
-        let ingress = reach.entries(to, Direction::Ingress, from);
+        let egress = reach.entries(from, Direction::Egress, to, family);
+        let ingress = reach.entries(to, Direction::Ingress, from, family);
         for entry in egress.into_iter().chain(ingress) {
             let allowed = PortSet::of([entry.ports]).intersection(reach.set(set));
             if !allowed.is_nothing() {
@@ -524,7 +598,7 @@ fn graph(rows: &[Row]) -> (Vec<String>, Vec<(usize, usize, String)>) {
     (names, edges)
 }
 
-fn dot(rows: &[Row]) -> String {
+pub(crate) fn dot(rows: &[Row]) -> String {
     let (names, edges) = graph(rows);
     let mut text = "digraph reach {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
     for (i, name) in names.iter().enumerate() {
@@ -536,7 +610,7 @@ fn dot(rows: &[Row]) -> String {
     text + "}\n"
 }
 
-fn mermaid(rows: &[Row]) -> String {
+pub(crate) fn mermaid(rows: &[Row]) -> String {
     let (names, edges) = graph(rows);
     let mut text = "flowchart LR\n".to_owned();
     for (i, name) in names.iter().enumerate() {
@@ -555,33 +629,55 @@ struct Pair {
     /// The one family on which this may be opened; absent where it is every family they share.
     #[serde(skip_serializing_if = "Option::is_none")]
     family: Option<String>,
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// The rules that allow it; empty where no policy isolates either end.
+    rules: Vec<RuleReport>,
+    /// What may be opened besides, if facts that are missing turn out so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perhaps: Option<PerhapsReport>,
+    /// What is sure, and what is not.
+    #[serde(skip)]
+    text: [String; 2],
+}
+
+/// What may be opened.
+#[derive(Serialize, Clone)]
+pub(crate) struct AllowedReport {
     /// Every port and protocol, ICMP included.
     everything: bool,
     ports: Vec<PortReport>,
-    /// The rules that allow it; empty where no policy isolates either end.
-    rules: Vec<RuleReport>,
-    #[serde(skip)]
-    text: String,
 }
 
-#[derive(Serialize, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct EndReport {
-    name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pods: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    addresses: Vec<String>,
+impl AllowedReport {
+    pub(crate) fn of(set: &PortSet) -> AllowedReport {
+        match set {
+            PortSet::Everything => AllowedReport { everything: true, ports: Vec::new() },
+            PortSet::Ports(ports) => {
+                AllowedReport { everything: false, ports: ports.iter().map(port_report).collect() }
+            }
+        }
+    }
 }
 
-#[derive(Serialize)]
-pub(crate) struct PortReport {
+#[derive(Serialize, Clone)]
+struct PerhapsReport {
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// The facts.
+    #[serde(rename = "dependsOn")]
+    depends_on: Vec<String>,
+}
+
+#[derive(Serialize, Clone)]
+struct PortReport {
     protocol: &'static str,
     port: u16,
     #[serde(rename = "endPort", skip_serializing_if = "Option::is_none")]
     end_port: Option<u16>,
 }
 
-pub(crate) fn port_report(ports: &Ports) -> PortReport {
+fn port_report(ports: &Ports) -> PortReport {
     PortReport {
         protocol: ports.protocol.as_str(),
         port: ports.first,

@@ -41,6 +41,12 @@ pub(crate) enum Trouble {
     /// `--explain` of what is no rule.
     #[error("no rule {id:?}; the rules are {known}")]
     UnknownRule { id: String, known: String },
+    /// What is wrong with the configuration, a line for each.
+    #[error("the configuration cannot be read:\n{0}")]
+    Config(String),
+    /// There is no file to write.
+    #[error("--fix cannot write to standard input: give files, or print the patch with --diff")]
+    FixStdin,
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,
@@ -50,6 +56,12 @@ pub(crate) enum Trouble {
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A picture of what is a list.
+    #[error("--routes has no picture: take -o table, wide, md, csv, json or yaml")]
+    NoPicture,
+    /// A revision, or what is to be read of it.
+    #[error("{0}")]
+    Git(String),
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },

@@ -8,6 +8,7 @@ use portcullis_core::net::ByAddress;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Options;
+use crate::callers::Caller;
 use crate::decode::Problem;
 use crate::diagnostic::{Diagnostic, Reason, Severity};
 use crate::input::{Input, PodPlace, ReadPolicy};
@@ -34,6 +35,11 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
         }
         if let Some((kind, ..)) = key(&found.body) {
             *input.read.entry(kind.as_str()).or_default() += 1;
+        }
+        for (at, call) in found.calls {
+            let object = found.label.clone().unwrap_or_default();
+            let location = input.location_at(&found.place, at);
+            input.callers.push(Caller { object, location, call });
         }
         match found.body {
             Body::Nothing => {}
@@ -99,6 +105,9 @@ fn key(body: &Body) -> Option<(Kind, &str, &str)> {
         Object::Node(node) => (Kind::Node, "", &node.name),
         Object::Service(service) => (Kind::Service, &service.namespace, &service.name),
         Object::Workload(w) => (w.kind, &w.namespace, &w.name),
+        Object::Route(kind, route) => (*kind, &route.namespace, &route.name),
+        Object::IngressClass(name, _) => (Kind::IngressClass, "", name),
+        Object::Gateway(namespace, name, _) => (Kind::Gateway, namespace, name),
     })
 }
 
@@ -187,6 +196,13 @@ fn take(
             input.places.services.push(place);
         }
         Object::Workload(w) => workloads.push((w, place)),
+        Object::Route(_, route) => cluster.routing.routes.push(route),
+        Object::IngressClass(name, controller) => {
+            cluster.routing.ingress_classes.insert(name, controller);
+        }
+        Object::Gateway(namespace, name, class) => {
+            cluster.routing.gateways.insert((namespace, name), class);
+        }
     }
 }
 

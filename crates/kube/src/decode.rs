@@ -338,7 +338,7 @@ impl Fields {
 }
 
 /// The known name that differs in case only, or else by the fewest letters.
-pub(crate) fn closest(name: &str, known: &'static [&'static str]) -> Option<&'static str> {
+pub(crate) fn closest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     if name.len() > 40 {
         return None;
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use portcullis_core::api;
 use portcullis_core::model::{Cluster, Policy};
 
+use crate::callers::Caller;
 use crate::diagnostic::{Diagnostic, Location, Severity};
 use crate::object::{Place, reread};
 use crate::source::TextFile;
@@ -26,6 +27,8 @@ pub struct Input {
     /// How many objects were passed over, by kind, with the group where it is not one of
     /// Kubernetes' own: `ConfigMap`, `NetworkPolicy.projectcalico.org`.
     pub passed_over: BTreeMap<String, usize>,
+    /// Who calls pods from outside their policies, as far as the input says.
+    pub callers: Vec<Caller>,
     pub(crate) files: Vec<TextFile>,
     pub(crate) places: Places,
 }
@@ -133,7 +136,7 @@ impl Input {
             return None;
         }
         let file = self.files.iter().find(|f| f.name == location.file)?;
-        let mut rest = file.text.as_str();
+        let mut rest = &*file.text;
         for _ in 1..location.line {
             let end = rest.find(['\n', '\r'])?;
             let length = if rest[end..].starts_with("\r\n") { 2 } else { 1 };

@@ -7,6 +7,7 @@
 
 mod assemble;
 mod block;
+mod callers;
 mod decode;
 mod diagnostic;
 mod document;
@@ -21,13 +22,19 @@ mod metadata;
 mod object;
 mod objects;
 mod policy;
+mod routes;
 mod rules;
 mod scalar;
+mod settings;
 mod source;
+mod span;
 mod tree;
 mod yaml;
 
+pub use callers::{Call, CallPort, CallTarget, CalledBy, Caller};
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};
 pub use input::{Input, ObjectRef, ReadPolicy};
 pub use load::{Options, load};
+pub use settings::{Setting, SettingEntry, SettingValue, WrongSetting};
 pub use source::Source;
+pub use span::{Part, Span, Step};

@@ -34,5 +34,5 @@ pub struct Snapshot {
 pub(crate) struct LiveObject {
     /// `cluster/prod networkpolicies/shop/web`: what stands in the place of a file name.
     pub(crate) name: Arc<str>,
-    pub(crate) text: String,
+    pub(crate) text: Arc<str>,
 }

@@ -31,7 +31,7 @@ pub enum Source {
 #[derive(Debug)]
 pub(crate) struct TextFile {
     pub(crate) name: Arc<str>,
-    pub(crate) text: String,
+    pub(crate) text: Arc<str>,
     /// Whether it is one object of a live cluster. Such a text has no lines that anyone knows.
     pub(crate) live: bool,
 }
@@ -135,7 +135,9 @@ impl Reader<'_> {
         }
         self.left -= length;
         match text(bytes) {
-            Ok(text) => self.files.push(TextFile { name: name.into(), text, live: false }),
+            Ok(text) => {
+                self.files.push(TextFile { name: name.into(), text: text.into(), live: false })
+            }
             Err((line, column, message)) => {
                 self.refuse_at(
                     Location { file: name.into(), line, column },

@@ -256,8 +256,10 @@ fn cluster(server: &Server) {
     );
 }
 
+type Change = Box<dyn Fn(&Server)>;
+
 /// Changes of every sort, one after the other.
-fn changes() -> Vec<Box<dyn Fn(&Server)>> {
+fn changes() -> Vec<Change> {
     let team_b = json!([{"namespaceSelector": {"matchLabels": {"team": "b"}}}]);
     let mut ops = pod("probe", "node-2", "10.0.9.3", "probe");
     ops["metadata"]["namespace"] = "ops".into();

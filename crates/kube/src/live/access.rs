@@ -127,7 +127,8 @@ impl Access {
     /// The name of the cluster and how to reach it.
     pub(crate) async fn config(&self) -> Result<(String, Config), Error> {
         let Some((file, kubeconfig)) = self.kubeconfig()? else {
-            let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+            let in_pod =
+                std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty());
             if in_pod && self.context.is_none() {
                 let config = Config::incluster().map_err(|e| Error::ServiceAccount(e.into()))?;
                 return Ok(("in-cluster".to_owned(), config));

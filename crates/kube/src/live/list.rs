@@ -119,7 +119,7 @@ impl Resource {
                 }
                 Ok(answer) => answer.map_err(Failure::Client)?,
             };
-            let (items, next) = page(&text).map_err(Failure::NoList)?;
+            let Page { items, next } = page(&text).map_err(Failure::NoList)?;
             count.fetch_add(items.len(), Ordering::Relaxed);
             objects.extend(items.into_iter().map(|item| self.object(cluster, item)));
             match next {
@@ -150,7 +150,7 @@ impl Resource {
         }
         item.retain(|key, _| !object.contains_key(key));
         object.extend(item);
-        LiveObject { name: name.into(), text: Value::Object(object).to_string() }
+        LiveObject { name: name.into(), text: Value::Object(object).to_string().into() }
     }
 }
 
@@ -175,8 +175,15 @@ pub(crate) enum Failure {
     Client(kube::Error),
 }
 
-/// The items of a page, and the token for the next one.
-fn page(text: &str) -> Result<(Vec<Map<String, Value>>, Option<String>), String> {
+/// A part of a list.
+struct Page {
+    items: Vec<Map<String, Value>>,
+    /// The token for the next one.
+    next: Option<String>,
+}
+
+/// An answer as a page, or why it is none.
+fn page(text: &str) -> Result<Page, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let Value::Object(mut list) = value else {
         return Err("JSON that is not an object".to_owned());
@@ -193,5 +200,5 @@ fn page(text: &str) -> Result<(Vec<Map<String, Value>>, Option<String>), String>
         Value::Object(object) => Ok(object),
         other => Err(format!("an item that is not an object: {other}")),
     };
-    Ok((items.into_iter().map(object).collect::<Result<_, _>>()?, next))
+    Ok(Page { items: items.into_iter().map(object).collect::<Result<_, _>>()?, next })
 }

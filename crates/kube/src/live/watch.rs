@@ -178,7 +178,7 @@ fn known(kind: Kind, body: Body) -> Option<Known> {
             objects::Object::Namespace { name, labels } => Some(Known::Namespace(name, labels)),
             objects::Object::Pod(pod, _) => Some(Known::Pod(pod)),
             objects::Object::Node(node) => Some(Known::Node(node)),
-            objects::Object::Service(_) | objects::Object::Workload(_) => None,
+            _ => None,
         },
         _ => None,
     }

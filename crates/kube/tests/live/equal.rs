@@ -128,9 +128,9 @@ fn policy(i: usize) -> impl Strategy<Value = Value> {
     )
 }
 
-fn several<S: Strategy<Value = Value>>(make: fn(usize) -> S) -> BoxedStrategy<Vec<Value>>
+fn several<S>(make: fn(usize) -> S) -> BoxedStrategy<Vec<Value>>
 where
-    S: 'static,
+    S: Strategy<Value = Value> + 'static,
 {
     (0..6usize).prop_flat_map(move |n| (0..n).map(make).collect::<Vec<_>>()).boxed()
 }
