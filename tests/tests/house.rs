@@ -106,6 +106,7 @@ fn kernel_and_kubernetes_are_known_in_one_crate_each() {
             "portcullis-kube",
             "portcullis-dataplane",
             "portcullis-lab",
+            "portcullis-agent",
             "portcullis",
         ] {
             assert_eq!(directly(name, needed), name == owner, "{name} and {needed}");
