@@ -1,6 +1,6 @@
 //! `portcullis diff`: which connections a change opens, closes, widens and narrows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,14 +8,17 @@ use portcullis_core::Program;
 use portcullis_core::diff::{self, Cause, Kind, MayOpen, Sets, Side};
 use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
-use portcullis_core::net::Family;
-use portcullis_core::program::End;
+use portcullis_core::net::{Family, IpNet, Protocol, Traffic};
+use portcullis_core::portset::PortSet;
+use portcullis_core::program::{End, Verdict};
 use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
 use crate::doubts::{self, Doubts};
+use crate::ends::{Flow, Names};
 use crate::equivalence;
 use crate::git::{self, Range};
+use crate::graph::{self, Picture, Scope, Tell, Told};
 use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::{is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
@@ -54,6 +57,9 @@ pub(crate) struct Diff {
     /// Most pods that one workload is expanded to
     #[arg(long, default_value_t = 2, value_name = "N")]
     replicas: u32,
+    /// Where pods without an address will get theirs from; may be repeated
+    #[arg(long, value_name = "CIDR")]
+    pod_cidr: Vec<IpNet>,
     /// Which differences make the exit code 1
     #[arg(long, value_enum, default_value_t = FailOn::Any)]
     fail_on: FailOn,
@@ -86,6 +92,14 @@ pub(crate) enum Format {
     Json,
     /// A table for a pull request
     Md,
+    /// A picture of what opens and what closes
+    Svg,
+    /// The same for Graphviz
+    Dot,
+    /// The same for Mermaid
+    Mermaid,
+    /// The same as a page to search and click in
+    Html,
 }
 
 /// What becomes of a pair, and why.
@@ -97,6 +111,7 @@ impl Diff {
             namespace: self.namespace.clone(),
             recursive: self.recursive,
             replicas: self.replicas,
+            pod_cidrs: self.pod_cidr.clone(),
             ..Options::default()
         };
         let [old, new] = self.states()?;
@@ -108,13 +123,36 @@ impl Diff {
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
-        let changes = changes(&mut diff);
+        let (table, by_number) = numbered(&mut diff);
+        let changes = changes(&diff, &table, &by_number);
         if self.equivalent {
             return equivalence::answer(clusters, &changes, self.output);
         }
         let footnote = doubts(clusters, programs.each_ref(), &diff, &changes).footnote(&groups);
         let page = Page { clusters, groups };
         match self.output {
+            Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+                let format = match self.output {
+                    Format::Dot => graph::Format::Dot,
+                    Format::Mermaid => graph::Format::Mermaid,
+                    Format::Html => graph::Format::Html,
+                    _ => graph::Format::Svg,
+                };
+                let names = clusters.map(Names::of);
+                let states = [0, 1].map(|side| graph::Asked {
+                    input: &inputs[side],
+                    program: &programs[side],
+                    names: &names[side],
+                });
+                let tell = Changes {
+                    page: &page,
+                    diff: &diff,
+                    by_number,
+                    states,
+                    explained: format == graph::Format::Html,
+                };
+                graph::print(&tell.picture(table, self.by == By::Namespace), format)?;
+            }
             Format::Json => {
                 json(&changes.iter().map(|change| page.report(change)).collect::<Vec<_>>())?;
             }
@@ -183,8 +221,8 @@ impl Row {
     }
 }
 
-fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
-    // Changes by number; 0 is none.
+/// The change of every pair of joints by its number, and what the numbers mean; 0 is none.
+fn numbered(diff: &mut diff::Diff<'_>) -> (Vec<Vec<u32>>, BTreeMap<u32, Change>) {
     let mut numbers: BTreeMap<Change, u32> = BTreeMap::new();
     let mut table = Vec::with_capacity(diff.joints.len());
     for source in 0..diff.joints.len() {
@@ -199,7 +237,14 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         });
         table.push(row.collect());
     }
-    let by_number: BTreeMap<u32, Change> = numbers.into_iter().map(|(c, n)| (n, c)).collect();
+    (table, numbers.into_iter().map(|(change, number)| (number, change)).collect())
+}
+
+fn changes(
+    diff: &diff::Diff<'_>,
+    table: &[Vec<u32>],
+    by_number: &BTreeMap<u32, Change>,
+) -> Vec<Row> {
     let members = |joints: &[usize]| {
         let part = |joint: &usize| {
             let diff::Joint { pods, addresses, .. } = &diff.joints[*joint];
@@ -211,7 +256,7 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         all
     };
     let mut rows = Vec::new();
-    for product in fold(table) {
+    for product in fold(table.iter().cloned()) {
         let (from, to) = (members(&product.sources), members(&product.destinations));
         // A pod's traffic to itself passes always.
         if from.is_one_pod() && from == to {
@@ -270,11 +315,7 @@ impl Page<'_> {
             .map(|row| {
                 let (old, new, causes) = &row.change;
                 let kind = row.kind();
-                let ports = match kind {
-                    Kind::Opened => shown(new),
-                    Kind::Closed => shown(old),
-                    _ => format!("{} -> {}", shown(old), shown(new)),
-                };
+                let ports = ports(old, new);
                 let causes = causes.iter().map(|cause| self.cause(cause)).collect();
                 let from = self.groups.describe_beside(&row.from, &row.to);
                 let to = self.groups.describe_beside(&row.to, &row.from);
@@ -339,6 +380,142 @@ impl Page<'_> {
         };
         let policy = policy.map(|index| self.policy(*side, index));
         CauseReport { kind, state: state(side), policy, place }
+    }
+}
+
+/// The changes in words, by their numbers.
+struct Changes<'a> {
+    page: &'a Page<'a>,
+    diff: &'a diff::Diff<'a>,
+    by_number: BTreeMap<u32, Change>,
+    states: [graph::Asked<'a>; 2],
+    /// Whether each change is to be explained by one connection.
+    explained: bool,
+}
+
+impl Changes<'_> {
+    fn picture(mut self, table: Vec<Vec<u32>>, namespaces: bool) -> Picture {
+        let side = |joint: &diff::Joint| graph::Side {
+            members: Members { pods: joint.pods.clone(), addresses: joint.addresses.clone() },
+            open: false,
+        };
+        let sides = || self.diff.joints.iter().map(side).collect();
+        let table = graph::Table::of(sides(), sides(), table);
+        let title = "What opens and what closes";
+        let scope = Scope { title, namespaces, refused: false, only_ends_of_flows: true };
+        table.draw(&self.page.groups, &mut self, scope)
+    }
+
+    /// Why the first connection that shows it has another verdict now than it had; of those
+    /// that are known in both states, or of the others.
+    fn why(
+        &self,
+        sources: &[usize],
+        destinations: &[usize],
+        (old, new): (&Sets, &Sets),
+        known: bool,
+    ) -> String {
+        let states = &self.states;
+        let ends = |joint: usize| {
+            let joint = &self.diff.joints[joint];
+            let pods =
+                joint.pods.iter().take(2).map(|pod| self.diff.pods[*pod].map(|p| p.map(End::Pod)));
+            let address = graph::some_address(&joint.addresses).map(|a| [Some(End::Address(a)); 2]);
+            pods.chain(address).collect::<Vec<[Option<End>; 2]>>()
+        };
+        let traffics = traffics(old, new);
+        for source in sources.iter().flat_map(|joint| ends(*joint)) {
+            for destination in destinations.iter().flat_map(|joint| ends(*joint)) {
+                for traffic in &traffics {
+                    let flows = [0, 1].map(|side| {
+                        let (source, destination) = (source[side]?, destination[side]?);
+                        Some(Flow { source, destination, traffic: *traffic })
+                    });
+                    let verdicts = [0, 1].map(|side| {
+                        let Flow { source, destination, traffic } = flows[side]?;
+                        Some(states[side].program.verdict(source, destination, traffic))
+                    });
+                    let is_known = !verdicts.contains(&Some(Verdict::Undetermined));
+                    if verdicts[0] == verdicts[1] || source == destination || is_known != known {
+                        continue;
+                    }
+                    let told = |side: usize| match flows[side] {
+                        Some(flow) => states[side].why(flow),
+                        None => "an end is not there\n".to_owned(),
+                    };
+                    return format!("Before: {}\nNow: {}", told(0), told(1));
+                }
+            }
+        }
+        String::new()
+    }
+}
+
+impl Tell<u32> for Changes<'_> {
+    fn together(&mut self, values: &BTreeSet<u32>) -> Vec<u32> {
+        values.iter().copied().collect()
+    }
+
+    fn ports(&self, value: u32) -> String {
+        let (old, new, _) = &self.by_number[&value];
+        ports(old, new)
+    }
+
+    fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<u32>) -> Told {
+        let value = value.unwrap_or_default();
+        let (old, new, causes) = &self.by_number[&value];
+        let kind = match Kind::between(old, new) {
+            Kind::Opened | Kind::Widened => graph::Kind::Opened,
+            Kind::Closed | Kind::Narrowed => graph::Kind::Closed,
+            Kind::Shifted => graph::Kind::Shifted,
+        };
+        let rules = causes.iter().map(|cause| self.page.cause(cause)).collect();
+        let why = |known: bool| self.why(sources, destinations, (old, new), known);
+        let sure = is_sure(old, new);
+        let more = |sets: &Sets| sets.each_ref().map(|open| open.perhaps.without(&open.surely));
+        Told {
+            kind,
+            ports: ports(old, new),
+            doubtful: !sure,
+            rules,
+            why: if self.explained && sure { why(true) } else { String::new() },
+            doubt: if more(old) != more(new) { why(false) } else { String::new() },
+        }
+    }
+}
+
+/// Whether something changes however the missing facts turn out.
+fn is_sure(old: &Sets, new: &Sets) -> bool {
+    old.iter()
+        .zip(new)
+        .any(|(old, new)| !old.perhaps.covers(&new.surely) || !new.perhaps.covers(&old.surely))
+}
+
+/// Traffic at the bounds of what is allowed before and after: some of it is allowed in one only.
+fn traffics(old: &Sets, new: &Sets) -> Vec<Traffic> {
+    let mut traffics = Vec::new();
+    for set in old.iter().chain(new).flat_map(|open| [&open.surely, &open.perhaps]) {
+        match set {
+            PortSet::Everything => {
+                traffics.extend([Traffic::Port(Protocol::Tcp, 443), Traffic::Other]);
+            }
+            PortSet::Ports(ports) => {
+                for p in ports {
+                    let bounds = [p.first.max(1), p.last, p.last.saturating_add(1)];
+                    traffics.extend(bounds.map(|port| Traffic::Port(p.protocol, port)));
+                }
+            }
+        }
+    }
+    traffics
+}
+
+/// What is allowed before and after, or what is on the one side if there is nothing on the other.
+fn ports(old: &Sets, new: &Sets) -> String {
+    match Kind::between(old, new) {
+        Kind::Opened => shown(new),
+        Kind::Closed => shown(old),
+        _ => format!("{} -> {}", shown(old), shown(new)),
     }
 }
 
@@ -410,4 +587,35 @@ struct CauseReport {
     /// The rule that allows, or the direction that is isolated.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_sure_where_it_is_one_however_missing_facts_turn_out() {
+        let ports = |port: Option<u16>| {
+            let ports = port.map(|p| portcullis_core::program::Ports {
+                protocol: Protocol::Tcp,
+                first: p,
+                last: p,
+            });
+            PortSet::of(ports.map(Some))
+        };
+        let sets = |surely: Option<u16>, perhaps: Option<u16>| {
+            let open =
+                MayOpen { surely: ports(surely), perhaps: ports(perhaps).union(&ports(surely)) };
+            [open.clone(), open]
+        };
+        let (nothing, perhaps, surely) =
+            (sets(None, None), sets(None, Some(80)), sets(Some(80), None));
+        assert!(is_sure(&nothing, &surely) && is_sure(&surely, &nothing));
+        for (old, new) in [(&nothing, &perhaps), (&perhaps, &surely)] {
+            assert!(!is_sure(old, new) && !is_sure(new, old));
+            assert!(super::ports(old, new).contains("80/TCP?"));
+        }
+        // Of two ports, one for sure.
+        assert!(is_sure(&perhaps, &sets(Some(443), Some(80))));
+    }
 }

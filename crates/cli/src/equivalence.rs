@@ -25,6 +25,9 @@ pub(crate) fn answer(
     match output {
         Format::Json => json(&Report::of(changes, &any))?,
         Format::Table | Format::Md => print(&text(changes, &any))?,
+        Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+            return Err(Trouble::NoPicture("--equivalent", "table, md or json"));
+        }
     }
     Ok(match any {
         Equivalence::Equal if changes.is_empty() => ExitCode::SUCCESS,

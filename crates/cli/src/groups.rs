@@ -161,8 +161,39 @@ impl Groups {
     }
 
     /// `namespace/name` of a pod.
-    fn pod(&self, pod: usize) -> &str {
+    pub(crate) fn pod(&self, pod: usize) -> &str {
         &self.pods[&pod].0
+    }
+
+    /// The numbers of the group and of the namespace of a pod.
+    pub(crate) fn place(&self, pod: usize) -> (usize, usize) {
+        let group = self.pods[&pod].1;
+        (group, self.groups[group].namespace)
+    }
+
+    /// The name of a namespace.
+    pub(crate) fn namespace(&self, namespace: usize) -> &str {
+        &self.namespaces[namespace].name
+    }
+
+    /// The numbers of all pods, ascending.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = usize> {
+        self.pods.keys().copied()
+    }
+
+    /// How many pods a namespace has, or all together.
+    pub(crate) fn pods_in(&self, namespace: Option<usize>) -> usize {
+        namespace.map_or(self.pods.len(), |n| self.namespaces[n].pods)
+    }
+
+    /// What pods of one group are called.
+    pub(crate) fn part(&self, pods: &[usize]) -> String {
+        let Group { name, pods: all, .. } = &self.groups[self.place(pods[0]).0];
+        match pods {
+            _ if pods.len() == all.len() => name.clone(),
+            [pod] => self.pod(*pod).to_owned(),
+            _ => format!("{name} ({} of {} pods)", pods.len(), all.len()),
+        }
     }
 
     /// What a set is called, as the items of a list: the shortest of the ways to say it.
@@ -288,7 +319,7 @@ fn but(all: &str, mut items: Vec<String>) -> Vec<String> {
 }
 
 /// Ranges that are ascending as the fewest CIDRs; a single address without its length.
-fn cidrs(ranges: &[IpRange]) -> Vec<String> {
+pub(crate) fn cidrs(ranges: &[IpRange]) -> Vec<String> {
     let ranges = Family::ALL.map(|family| merged(ranges, family)).concat();
     let show = |net: IpNet| match net.prefix_len() == net.max_prefix_len() {
         true => net.addr().to_string(),
@@ -319,7 +350,7 @@ fn merged(ranges: &[IpRange], family: Family) -> Vec<IpRange> {
 }
 
 /// The smallest CIDR around ranges that are ascending.
-fn cover(ranges: &[IpRange]) -> Option<IpNet> {
+pub(crate) fn cover(ranges: &[IpRange]) -> Option<IpNet> {
     let (first, last) = (ranges.first()?.first, ranges.last()?.last);
     let mut net = IpNet::from(first);
     while !net.contains(&last) {
@@ -329,7 +360,7 @@ fn cover(ranges: &[IpRange]) -> Option<IpNet> {
 }
 
 /// What is left of a range without others that are in it, ascending, and do not touch.
-fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
+pub(crate) fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
     let mut rest = Vec::new();
     let mut next = Some(all.first);
     for range in ranges {

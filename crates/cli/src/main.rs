@@ -3,6 +3,7 @@
 
 mod agent;
 mod args;
+mod assert;
 mod check;
 mod diff;
 mod doubts;
@@ -10,6 +11,7 @@ mod ends;
 mod equivalence;
 mod eval;
 mod git;
+mod graph;
 mod groups;
 mod input;
 mod kustomize;

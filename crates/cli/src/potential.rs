@@ -12,14 +12,15 @@ use portcullis_core::potential::{Description, Exposure, Namespaces, potential};
 use portcullis_core::reach::{Reach, SetId, Unit};
 use serde::Serialize;
 
+use crate::graph::{self, Picture};
 use crate::groups::{EndReport, Groups, Members};
 use crate::output::{json, print, terminal_width, yaml};
-use crate::reach::{AllowedReport, Format, MOST_ITEMS, Row, dot, members, mermaid};
+use crate::reach::{AllowedReport, Format, MOST_ITEMS, Row, members};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
-/// What is asked: who may open what to these, or (for egress) these to whom.
-pub(crate) struct Question<'a> {
+/// Those whose exposure is asked for: who may open what to them, or (for egress) they to whom.
+pub(crate) struct Subjects<'a> {
     pub(crate) cluster: &'a Cluster,
     pub(crate) units: &'a [Unit],
     pub(crate) direction: Direction,
@@ -37,12 +38,12 @@ pub(crate) struct Exposed {
 }
 
 /// The answer, as few rows as can be.
-pub(crate) fn rows(
-    question: &Question<'_>,
+pub(crate) fn exposed(
+    subjects: &Subjects<'_>,
     reach: &mut Reach<'_>,
     groups: &Groups,
 ) -> Vec<Exposed> {
-    let Question { cluster, units, direction, traffic } = question;
+    let Subjects { cluster, units, direction, traffic } = subjects;
     let found = potential(cluster, reach, units, *direction);
     let mut values: IndexSet<Exposure> = IndexSet::from_iter([Exposure::default()]);
     let mut number = |mut exposure: Exposure| {
@@ -79,8 +80,14 @@ pub(crate) fn page(exposed: &[Exposed], output: Format) -> Result<ExitCode, Trou
     match output {
         Format::Json => json(&exposed.iter().map(Report::of).collect::<Vec<_>>())?,
         Format::Yaml => yaml(&exposed.iter().map(Report::of).collect::<Vec<_>>())?,
-        Format::Dot => print(&dot(&rows))?,
-        Format::Mermaid => print(&mermaid(&rows))?,
+        Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+            let rows = rows.into_iter().map(|row| [row.from, row.to, row.ports]);
+            let title = "What pods that do not exist yet may open, or be opened";
+            let caption = "Any pod: of those that do not exist yet. Every pod: of those that do.";
+            let picture = Picture::of_rows(title, rows);
+            let picture = Picture { caption: vec![caption.to_owned()], ..picture };
+            graph::print(&picture, output.picture())?;
+        }
         Format::Csv | Format::Md | Format::Table | Format::Wide => {
             let cells = rows.into_iter().map(|row| vec![row.from, row.to, row.ports]);
             let mut table = Table { headers: &["FROM", "TO", "PORTS"], rows: cells.collect() };

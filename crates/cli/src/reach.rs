@@ -15,11 +15,12 @@ use serde::Serialize;
 
 use crate::doubts::{Doubts, shown};
 use crate::ends::{Names, PortName, Target};
+use crate::graph::{self, Asked};
 use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
 use crate::output::{json, print, terminal_width, yaml};
-use crate::potential::{self, Question};
-use crate::routes;
+use crate::potential::{self, Exposed, Subjects};
+use crate::routes::{self, Found};
 use crate::table::{Table, csv_field};
 use crate::trouble::Trouble;
 
@@ -33,7 +34,23 @@ use crate::trouble::Trouble;
                         portcullis reach -f examples/three-tier --from 192.168.5.10 --port 80")]
 pub(crate) struct Reach {
     #[command(flatten)]
-    input: InputArgs,
+    question: Question,
+    /// Instead, what pods that do not exist yet may open, and what may be opened to them
+    #[arg(long)]
+    potential: bool,
+    /// Instead, whether policies let Ingresses and routes of the Gateway API reach their pods
+    #[arg(long, conflicts_with_all = ["potential", "from", "port"])]
+    routes: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// Which connections are asked about, and how their ends are named.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Question {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
     /// Only connections that X opens; may be repeated
     #[arg(long, value_name = "X")]
     from: Vec<String>,
@@ -46,18 +63,9 @@ pub(crate) struct Reach {
     /// Only connections from or to pods of this namespace; may be repeated
     #[arg(long, value_name = "NAMESPACE")]
     within: Vec<String>,
-    /// Instead, what pods that do not exist yet may open, and what may be opened to them
-    #[arg(long)]
-    potential: bool,
-    /// Instead, whether policies let Ingresses and routes of the Gateway API reach their pods
-    #[arg(long, conflicts_with_all = ["potential", "from", "port"])]
-    routes: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
-    by: By,
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    pub(crate) by: By,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -74,76 +82,51 @@ pub(crate) enum Format {
     Csv,
     /// The table as Markdown
     Md,
-    /// The table as a graph for Graphviz
+    /// The picture of `portcullis graph`
+    Svg,
+    /// The same for Graphviz
     Dot,
-    /// The table as a graph for Mermaid
+    /// The same for Mermaid
     Mermaid,
+    /// The same as a page to search and click in
+    Html,
+}
+
+impl Format {
+    /// How the picture is written, of the formats that are one.
+    pub(crate) fn picture(self) -> graph::Format {
+        match self {
+            Format::Dot => graph::Format::Dot,
+            Format::Mermaid => graph::Format::Mermaid,
+            Format::Html => graph::Format::Html,
+            _ => graph::Format::Svg,
+        }
+    }
 }
 
 /// What a pair may do, by family; both the same unless the families differ.
-type Cell = [Opens; 2];
+pub(crate) type Cell = [Opens; 2];
 
 impl Reach {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
-        let input = self.input.read_sound()?;
+        let input = self.question.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let from = self.selected(&self.from, &input, &program, &names)?;
-        let to = self.selected(&self.to, &input, &program, &names)?;
-        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
-
-        let mut reach = reach::Reach::of(&program);
-        let units = reach.units(&input.cluster);
-        let groups = groups(&input.cluster, &units, self.by);
-        let units = self.apart(units, &input.cluster);
-        let sources = restricted(&units, from.as_ref());
-        let destinations = restricted(&units, to.as_ref());
+        let mut page = self.question.page(&input, &program, &names)?;
         if self.potential {
-            let sides = [
-                (Direction::Ingress, destinations, to.is_some() || from.is_none()),
-                (Direction::Egress, sources, from.is_some() || to.is_none()),
-            ];
-            let mut rows = Vec::new();
-            for (direction, units, _) in sides.into_iter().filter(|side| side.2) {
-                let namespace =
-                    |unit: &Unit| unit.pods.first().map(|pod| &input.cluster.pods[*pod].namespace);
-                let within = |unit: &&Unit| {
-                    self.within.is_empty()
-                        || namespace(unit).is_some_and(|n| self.within.contains(n))
-                };
-                let units: Vec<Unit> = units.iter().filter(within).cloned().collect();
-                let question =
-                    Question { cluster: &input.cluster, units: &units, direction, traffic };
-                rows.extend(potential::rows(&question, &mut reach, &groups));
-            }
-            return potential::page(&rows, self.output);
+            return potential::page(&self.exposed(&mut page), self.output);
         }
-        let only = |pod: usize| {
-            let namespace = &input.cluster.pods[pod].namespace;
-            let asked = to.as_ref().is_none_or(|to| to.pods.binary_search(&pod).is_ok());
-            asked && (self.within.is_empty() || self.within.contains(namespace))
-        };
-        let found = routes::found(&input.cluster, &program, &names, &groups, &only);
+        let found = page.routes(&names);
         if self.routes {
             return routes::page(&found, self.output);
         }
-        let mut page = Page {
-            cluster: &input.cluster,
-            program: &program,
-            groups: &groups,
-            sources: &sources,
-            destinations: &destinations,
-            reach,
-            traffic,
-            within: &self.within,
-        };
         match self.output {
             Format::Json => json(&page.pairs())?,
             Format::Yaml => yaml(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
             Format::Table | Format::Wide | Format::Md => {
                 let mut table = page.table(self.output == Format::Wide);
-                let footnote = page.doubts().footnote(&groups);
+                let footnote = page.doubts().footnote(&page.groups);
                 let text = match self.output {
                     _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
                     Format::Md => table.markdown(),
@@ -156,14 +139,72 @@ impl Reach {
                 print(&text)?;
                 print(&footnote)?;
                 // Who asks for something else has no use for it.
-                if self.output != Format::Md && from.is_none() && traffic.is_none() {
+                let Question { from, port, .. } = &self.question;
+                if self.output != Format::Md && from.is_empty() && port.is_none() {
                     print(&routes::footnote(&found))?;
                 }
             }
-            Format::Dot => print(&dot(&page.rows()))?,
-            Format::Mermaid => print(&mermaid(&page.rows()))?,
+            Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+                let format = self.output.picture();
+                let asked = Asked { input: &input, program: &program, names: &names };
+                let picture = asked.picture(&self.question, page, false, format);
+                graph::print(&picture, format)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// What pods that could exist may open to those asked for, and these to them.
+    fn exposed(&self, page: &mut Page<'_>) -> Vec<Exposed> {
+        let (from, to) = (!self.question.from.is_empty(), !self.question.to.is_empty());
+        let sides = [
+            (Direction::Ingress, &page.destinations, to || !from),
+            (Direction::Egress, &page.sources, from || !to),
+        ];
+        let mut exposed = Vec::new();
+        for (direction, units, _) in sides.into_iter().filter(|side| side.2) {
+            let within = |unit: &&Unit| page.within.is_empty() || page.is_within(unit);
+            let units: Vec<Unit> = units.iter().filter(within).cloned().collect();
+            let (cluster, traffic) = (page.cluster, page.traffic);
+            let subjects = Subjects { cluster, units: &units, direction, traffic };
+            exposed.extend(potential::exposed(&subjects, &mut page.reach, &page.groups));
+        }
+        exposed
+    }
+}
+
+impl Question {
+    /// Everything that answers it. The program and the names are of this input.
+    pub(crate) fn page<'a>(
+        &self,
+        input: &'a Input,
+        program: &'a Program,
+        names: &Names<'_>,
+    ) -> Result<Page<'a>, Trouble> {
+        let cluster = &input.cluster;
+        let from = self.selected(&self.from, input, program, names)?;
+        let to = self.selected(&self.to, input, program, names)?;
+        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
+        let mut reach = reach::Reach::of(program);
+        let units = reach.units(cluster);
+        let groups = groups(cluster, &units, self.by);
+        let units = self.apart(units, cluster);
+        Ok(Page {
+            cluster,
+            program,
+            groups,
+            sources: restricted(&units, from.as_ref()),
+            destinations: restricted(&units, to.as_ref()),
+            reach,
+            traffic,
+            within: self.within.clone(),
+        })
+    }
+
+    /// Whether some connections are left out.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.port.is_some()
+            || [&self.from, &self.to, &self.within].iter().any(|list| !list.is_empty())
     }
 
     /// What names stand for; `None` where there are none, and so no limit.
@@ -224,7 +265,8 @@ impl Reach {
 /// Most items of a list in the table.
 pub(crate) const MOST_ITEMS: usize = 12;
 
-fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
+/// What the pods of units, and the addresses, are called.
+pub(crate) fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
     let mut pods = BTreeMap::new();
     for (class, unit) in units.iter().enumerate() {
         pods.extend(unit.pods.iter().map(|p| (*p, class)));
@@ -259,15 +301,18 @@ pub(crate) struct Row {
     pub(crate) rules: Vec<String>,
 }
 
-struct Page<'a> {
-    cluster: &'a Cluster,
+/// What may be opened by whom.
+pub(crate) struct Page<'a> {
+    pub(crate) cluster: &'a Cluster,
     program: &'a Program,
-    groups: &'a Groups,
-    sources: &'a [Unit],
-    destinations: &'a [Unit],
-    reach: reach::Reach<'a>,
+    pub(crate) groups: Groups,
+    /// Those who open connections.
+    pub(crate) sources: Vec<Unit>,
+    /// Those who accept them.
+    pub(crate) destinations: Vec<Unit>,
+    pub(crate) reach: reach::Reach<'a>,
     traffic: Option<Traffic>,
-    within: &'a [String],
+    within: Vec<String>,
 }
 
 impl Page<'_> {
@@ -276,11 +321,20 @@ impl Page<'_> {
         first.is_some_and(|p| self.within.contains(&self.cluster.pods[*p].namespace))
     }
 
+    /// Whether policies let in what routes lead to the destinations.
+    fn routes(&self, names: &Names<'_>) -> Vec<Found> {
+        let within = |unit: &&Unit| self.within.is_empty() || self.is_within(unit);
+        let asked = self.destinations.iter().filter(within).flat_map(|unit| unit.pods.clone());
+        let asked: BTreeSet<usize> = asked.collect();
+        let asked = |pod: usize| asked.contains(&pod);
+        routes::found(self.cluster, self.program, names, &self.groups, &asked)
+    }
+
     /// What a source may open to each destination: exactly, and only what was asked for.
     fn allowed(&mut self, source: &Unit) -> Vec<Allowed> {
-        let mut row = self.reach.unit_row(self.destinations, source);
+        let mut row = self.reach.unit_row(&self.destinations, source);
         if !self.within.is_empty() && !self.is_within(source) {
-            for (cell, to) in row.iter_mut().zip(self.destinations) {
+            for (cell, to) in row.iter_mut().zip(&self.destinations) {
                 if !self.is_within(to) {
                     *cell = Allowed::Alike(Opens::default());
                 }
@@ -315,22 +369,23 @@ impl Page<'_> {
     }
 
     fn products(&mut self) -> Vec<Product<Cell>> {
+        fold(self.cells())
+    }
+
+    /// What each source may open to each destination.
+    pub(crate) fn cells(&mut self) -> impl Iterator<Item = Vec<Cell>> {
         let cell = |allowed: Allowed| match allowed {
             Allowed::Alike(opens) | Allowed::NoFamily(opens) => [opens; 2],
             Allowed::ByFamily(opens) => opens,
         };
-        let sources = self.sources;
-        fold(sources.iter().map(|s| self.allowed(s).into_iter().map(cell).collect()))
+        let sources = self.sources.clone();
+        sources.into_iter().map(move |s| self.allowed(&s).into_iter().map(cell).collect())
     }
 
-    fn rows(&mut self) -> Vec<Row> {
-        self.rows_with(false)
-    }
-
-    fn rows_with(&mut self, rules: bool) -> Vec<Row> {
+    fn rows(&mut self, rules: bool) -> Vec<Row> {
         let mut rows = Vec::new();
         for product in self.products() {
-            let (sources, destinations) = (self.sources, self.destinations);
+            let (sources, destinations) = (&self.sources, &self.destinations);
             let members = |units: &[Unit], of: &[usize]| {
                 let parts: Vec<Members> = of.iter().map(|i| members(&units[*i])).collect();
                 Members::of(parts.iter())
@@ -350,7 +405,7 @@ impl Page<'_> {
             }
             let ports = ports(&self.reach, product.value);
             let rules = if rules { self.rules(&product) } else { Vec::new() };
-            let groups = self.groups;
+            let groups = &self.groups;
             let (from, to) =
                 (groups.describe_beside(&from, &to), groups.describe_beside(&to, &from));
             rows.push(Row { from, to, ports, rules });
@@ -360,7 +415,7 @@ impl Page<'_> {
     }
 
     fn table(&mut self, wide: bool) -> Table {
-        let rows = self.rows_with(wide);
+        let rows = self.rows(wide);
         let cells = |row: Row| {
             let mut cells = vec![row.from, row.to, row.ports];
             cells.extend(wide.then_some(row.rules));
@@ -416,6 +471,15 @@ impl Page<'_> {
 
     /// The rules that allow what a product has, at both ends.
     fn rules(&self, product: &Product<Cell>) -> Vec<String> {
+        let origins = self.origins(product);
+        let mut rules: Vec<String> =
+            origins.iter().map(|o: &Origin| rule(self.cluster, o)).collect();
+        rules.dedup();
+        if rules.is_empty() { vec!["-".to_owned()] } else { rules }
+    }
+
+    /// The same as data.
+    pub(crate) fn origins(&self, product: &Product<Cell>) -> BTreeSet<Origin> {
         let mut origins = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for source in &product.sources {
@@ -428,17 +492,14 @@ impl Page<'_> {
                 }
             }
         }
-        let mut rules: Vec<String> =
-            origins.iter().map(|o: &Origin| rule(self.cluster, o)).collect();
-        rules.dedup();
-        if rules.is_empty() { vec!["-".to_owned()] } else { rules }
+        origins
     }
 
     /// Every pair of names, apart where the pods of a name do not fare alike.
     fn pairs(&mut self) -> Vec<Pair> {
-        let (sources, destinations) = (self.sources, self.destinations);
+        let (sources, destinations) = (self.sources.clone(), self.destinations.clone());
         let mut pairs = Vec::new();
-        for source in sources {
+        for source in &sources {
             let row = self.allowed(source);
             for (destination, allowed) in destinations.iter().zip(row) {
                 let ways = match allowed {
@@ -492,7 +553,7 @@ impl Page<'_> {
         }
         let perhaps = (surely != perhaps).then(|| PerhapsReport {
             allowed: AllowedReport::of(&more),
-            depends_on: doubts.sentences(self.groups),
+            depends_on: doubts.sentences(&self.groups),
         });
         for from in self.groups.ends(&members(source)) {
             for to in self.groups.ends(&members(destination)) {
@@ -537,7 +598,7 @@ pub(crate) fn members(unit: &Unit) -> Members {
 }
 
 /// What a cell says.
-fn ports(reach: &reach::Reach<'_>, opens: Cell) -> Vec<String> {
+pub(crate) fn ports(reach: &reach::Reach<'_>, opens: Cell) -> Vec<String> {
     let show = |opens: Opens| shown(reach.set(opens.surely), reach.set(opens.perhaps));
     if opens[0] == opens[1] {
         return vec![show(opens[0])];
@@ -581,45 +642,6 @@ fn policy(cluster: &Cluster, index: u32) -> String {
 pub(crate) fn rule(cluster: &Cluster, origin: &Origin) -> String {
     let Origin { direction, rule, .. } = origin;
     format!("{} {direction}[{rule}]", policy(cluster, origin.policy))
-}
-
-/// The nodes of a picture, each name once, and the edges between their numbers.
-fn graph(rows: &[Row]) -> (Vec<String>, Vec<(usize, usize, String)>) {
-    let mut names = Vec::new();
-    let mut number = |items: &[String]| {
-        let name = items.join(", ");
-        names.iter().position(|known| *known == name).unwrap_or_else(|| {
-            names.push(name);
-            names.len() - 1
-        })
-    };
-    let edges = rows.iter().map(|row| (number(&row.from), number(&row.to), row.ports.join(", ")));
-    let edges = edges.collect();
-    (names, edges)
-}
-
-pub(crate) fn dot(rows: &[Row]) -> String {
-    let (names, edges) = graph(rows);
-    let mut text = "digraph reach {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
-    for (i, name) in names.iter().enumerate() {
-        text.push_str(&format!("  n{i} [label=\"{}\"];\n", name.replace('"', "\\\"")));
-    }
-    for (from, to, ports) in edges {
-        text.push_str(&format!("  n{from} -> n{to} [label=\"{ports}\"];\n"));
-    }
-    text + "}\n"
-}
-
-pub(crate) fn mermaid(rows: &[Row]) -> String {
-    let (names, edges) = graph(rows);
-    let mut text = "flowchart LR\n".to_owned();
-    for (i, name) in names.iter().enumerate() {
-        text.push_str(&format!("  n{i}[\"{}\"]\n", name.replace('"', "#quot;")));
-    }
-    for (from, to, ports) in edges {
-        text.push_str(&format!("  n{from} -->|\"{ports}\"| n{to}\n"));
-    }
-    text
 }
 
 #[derive(Serialize)]

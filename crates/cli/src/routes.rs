@@ -143,7 +143,9 @@ pub(crate) fn page(found: &[Found], output: Format) -> Result<ExitCode, Trouble>
         Format::Json => json(&found)?,
         Format::Yaml => yaml(&found)?,
         Format::Csv => print(&table.csv())?,
-        Format::Dot | Format::Mermaid => return Err(Trouble::NoPicture),
+        Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+            return Err(Trouble::NoPicture("--routes", "table, wide, md, csv, json or yaml"));
+        }
         _ if found.is_empty() => print("no route leads to these pods\n")?,
         Format::Md => print(&table.markdown())?,
         Format::Wide | Format::Table => {

@@ -15,6 +15,12 @@ pub(crate) enum Trouble {
     /// The input has errors that were already printed.
     #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
     Input(String),
+    /// Errors in files of tests that were already printed.
+    #[error("the tests have {0}: nothing was told of any of them")]
+    Tests(String),
+    /// No test is left, by the pattern that was given.
+    #[error("no test has {0:?} in its name: nothing was tested")]
+    NoTests(String),
     /// No `-f`, and no cluster: the first thing that somebody new types.
     #[error(
         "nothing to read: -f is not given, and there is no cluster: {0}\n  \
@@ -50,15 +56,21 @@ pub(crate) enum Trouble {
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,
+    /// Nobody reads markup.
+    #[error(
+        "a picture is no text to read: write it to a file, with `> picture.svg` or \
+         --output-file, or choose -o dot or -o mermaid"
+    )]
+    PictureOnTerminal,
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
-    /// A picture of what is a list.
-    #[error("--routes has no picture: take -o table, wide, md, csv, json or yaml")]
-    NoPicture,
+    /// A picture of an answer that has none; the formats that it has.
+    #[error("{0} has no picture: take -o {1}")]
+    NoPicture(&'static str, &'static str),
     /// A revision, or what is to be read of it.
     #[error("{0}")]
     Git(String),

@@ -8,7 +8,7 @@ use portcullis_core::explain::{
     EndExplanation, Explanation, Miss, NearMiss, PathExplanation, explain,
 };
 use portcullis_core::labels::Selector;
-use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
+use portcullis_core::model::{Cluster, Direction, Peer, PortMatch, PortRule};
 use portcullis_core::net::Traffic;
 use portcullis_core::program::{End, Endpoint, Exemption, Judgement, Origin, Verdict};
 use portcullis_kube::{Input, ObjectRef};
@@ -84,6 +84,28 @@ impl Why {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The short answer about one connection of a cluster, which may have more addresses than that of
+/// the input, and what would allow it if that is asked for.
+pub(crate) fn text(
+    input: &Input,
+    cluster: &Cluster,
+    program: &Program,
+    names: &Names<'_>,
+    flow: Flow,
+    changes: bool,
+) -> String {
+    let why = explain(cluster, program, flow.source, flow.destination, flow.traffic);
+    let mut text = String::new();
+    Page { input, names, verbose: false, changes }.answer(&Answer { flow, why }, &mut text);
+    text
+}
+
+/// The same without colour.
+pub(crate) fn plain(input: &Input, program: &Program, names: &Names<'_>, flow: Flow) -> String {
+    let text = text(input, &input.cluster, program, names, flow, true);
+    anstream::adapter::strip_str(&text).to_string()
 }
 
 struct Answer {

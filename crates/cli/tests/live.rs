@@ -114,6 +114,16 @@ fn every_command_takes_a_live_cluster() {
         let (out, err) = texts(&output);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {out}{err}");
     }
+    // The manifests that a file of tests names are not what was asked about.
+    let tests = folder("tests").join("tests.yaml");
+    let text = "tests:\n- reachable: {to: db-0, port: 5432, onlyFrom: deployment/web}\n";
+    for manifests in ["", "manifests: not-there\n"] {
+        fs::write(&tests, format!("{manifests}{text}")).unwrap();
+        let mut command = portcullis();
+        let command = command.arg("test").arg(&tests).arg("--kubeconfig").arg(&config);
+        let (out, err) = texts(&command.output().unwrap());
+        assert!(out.contains("1 test, holds"), "{out}{err}");
+    }
     let flows = folder("flows").join("flows.jsonl");
     fs::write(&flows, "{\"from\":\"web-5d-x\",\"to\":\"shop/db-0\",\"port\":5432}\n").unwrap();
     let mut command = portcullis();

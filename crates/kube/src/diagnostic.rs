@@ -93,6 +93,8 @@ pub enum Reason {
     NamespaceName,
     /// A workload that stands for no pod.
     NoPods,
+    /// Something in a file of tests that cannot be tested.
+    Test,
     /// A kind that may not be listed in a live cluster.
     NotPermitted,
 }
@@ -127,6 +129,7 @@ impl Reason {
             Reason::UnknownNamespace => "unknown-namespace",
             Reason::NamespaceName => "namespace-name",
             Reason::NoPods => "no-pods",
+            Reason::Test => "test",
             Reason::NotPermitted => "not-permitted",
         }
     }

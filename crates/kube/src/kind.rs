@@ -145,6 +145,9 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
         Some((version, kind)) => (version.to_owned(), kind.to_owned()),
         None => {
             let missing = |name: &str| root.get(name).is_none_or(Node::is_null);
+            if is_tests(entries) {
+                return Some(Class::PassOver("file of tests".to_owned()));
+            }
             if missing("kind") && missing("apiVersion") {
                 let message = "not an object: apiVersion and kind are not set".to_owned();
                 out.error(root.at, String::new(), Reason::NotAnObject, message);
@@ -198,6 +201,12 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
         return Some(Class::List);
     }
     Some(Class::PassOver(if built_in { kind } else { format!("{kind}.{group}") }))
+}
+
+/// Whether a document is one of `portcullis test`, which may lie beside the manifests.
+fn is_tests(entries: &[Entry<'_>]) -> bool {
+    entries.iter().any(|e| e.key == "tests")
+        && entries.iter().all(|e| ["tests", "manifests", "podCIDRs"].contains(&&*e.key))
 }
 
 /// The type that the items of a `PodList` have without saying so.

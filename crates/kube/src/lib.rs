@@ -29,12 +29,15 @@ mod settings;
 mod source;
 mod span;
 mod tree;
+mod value;
 mod yaml;
 
 pub use callers::{Call, CallPort, CallTarget, CalledBy, Caller};
+pub use decode::closest;
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};
 pub use input::{Input, ObjectRef, ReadPolicy};
 pub use load::{Options, load};
 pub use settings::{Setting, SettingEntry, SettingValue, WrongSetting};
 pub use source::Source;
 pub use span::{Part, Span, Step};
+pub use value::{Content, Field, Place, Value, read_values};

@@ -284,7 +284,8 @@ fn is_within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn duplicates(root: &Node<'_>, out: &mut Problems) {
+/// Reports every key that its map has already.
+pub(crate) fn duplicates(root: &Node<'_>, out: &mut Problems) {
     tree::duplicates(root, &mut |path, entry, first| {
         let message = format!(
             "duplicate field {path:?}: key {:?} already set in map, on line {}",

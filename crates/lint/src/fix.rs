@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use portcullis_core::Program;
 use portcullis_core::diff::Diff;
+use portcullis_core::model::Cluster;
 use portcullis_core::validate;
 use portcullis_kube::{Diagnostic, Input, Options, Part, Severity, Source, Span, Step, load};
 
@@ -107,14 +108,20 @@ fn keeps_meaning(input: &Input, options: &Options, edits: &[&Edit]) -> bool {
 fn reach_is_equal(old: &Input, new: &Input) -> bool {
     let beside = |input: &Input| {
         let policies = Vec::new();
-        portcullis_core::model::Cluster { policies, ..input.cluster.clone() }
+        Cluster { policies, ..input.cluster.clone() }
     };
     if beside(old) != beside(new) {
         return false;
     }
-    let imagined = Context::new(old).cluster.pods;
-    let clusters = [old, new].map(|input| portcullis_core::model::Cluster {
-        pods: imagined.clone(),
+    // The namespaces of imagined pods are as imagined: without labels that nobody has spoken of.
+    let pods = Context::new(old).cluster.pods;
+    let mut namespaces = old.cluster.namespaces.clone();
+    for pod in &pods[old.cluster.pods.len()..] {
+        namespaces.entry(pod.namespace.clone()).or_default();
+    }
+    let clusters = [old, new].map(|input| Cluster {
+        pods: pods.clone(),
+        namespaces: namespaces.clone(),
         ..input.cluster.clone()
     });
     let programs = [Program::compile(&clusters[0]), Program::compile(&clusters[1])];
