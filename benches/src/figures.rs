@@ -12,6 +12,10 @@ impl Runs {
         self.0.insert(at, measured);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The same runs in another unit.
     pub(crate) fn map(&self, unit: impl Fn(f64) -> f64) -> Runs {
         self.0.iter().map(|one| unit(*one)).collect()

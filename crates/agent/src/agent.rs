@@ -129,11 +129,11 @@ impl<D: Dataplane> Agent<D> {
                 // The same state, of policies of other names: what was counted is the old ones'.
                 self.count_hits();
             }
-        } else if !self.put(&desired) {
+        } else if let Some(at) = self.put(&desired) {
+            self.metrics().enforced(at.saturating_duration_since(since));
+        } else {
             self.waiting_since = Some(since);
             return;
-        } else {
-            self.metrics().enforced(since.elapsed());
         }
         if !is_known {
             warn!(node = self.node, "the cluster has no node of this name: nothing is enforced");
@@ -148,8 +148,10 @@ impl<D: Dataplane> Agent<D> {
         self.in_force = Some(desired);
     }
 
-    /// Puts the state in force. If that fails, it is to be tried again later.
-    fn put(&mut self, desired: &Desired) -> bool {
+    /// Puts the state in force, and says since when it is. If that fails, it is to be tried again
+    /// later.
+    fn put(&mut self, desired: &Desired) -> Option<Instant> {
+        let start = Instant::now();
         match self.dataplane.apply(&desired.state) {
             Ok(report) => {
                 let last = self.dataplane.take_final_hits();
@@ -165,7 +167,7 @@ impl<D: Dataplane> Agent<D> {
                     seconds = report.elapsed.as_secs_f64(),
                     "enforced"
                 );
-                true
+                Some(start + report.elapsed)
             }
             Err(error) => {
                 let wait = wait(self.failures);
@@ -173,7 +175,7 @@ impl<D: Dataplane> Agent<D> {
                 self.next_attempt = Instant::now() + wait;
                 self.metrics().apply_errors += 1;
                 error!(%error, retry_seconds = wait.as_secs_f64(), "cannot enforce; what is in force stands");
-                false
+                None
             }
         }
     }
@@ -199,7 +201,7 @@ impl<D: Dataplane> Agent<D> {
         // Others may insist. To answer at once each time would keep the node busy.
         self.next_attempt = Instant::now() + wait(self.repairs).saturating_sub(WAITS[0]);
         self.repairs = self.repairs.saturating_add(1);
-        if self.put(&in_force) {
+        if self.put(&in_force).is_some() {
             self.metrics().drift_repairs += 1;
         }
     }

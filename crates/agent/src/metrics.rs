@@ -63,6 +63,11 @@ impl Metrics {
         self.apply.count
     }
 
+    /// The seconds from the arrival of events to the kernel's word that they are in force, in all.
+    pub fn event_to_enforced_seconds(&self) -> f64 {
+        self.enforced.sum
+    }
+
     /// How often what somebody else had changed was put back.
     pub fn drift_repairs(&self) -> u64 {
         self.drift_repairs

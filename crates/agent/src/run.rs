@@ -13,7 +13,13 @@ use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::{info, level_filters::LevelFilter};
+use tracing::info;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::{Agent, Metrics, http};
 
@@ -81,14 +87,12 @@ const SCRAPE: Duration = Duration::from_secs(2);
 /// Sends what the agent says to standard error, one line for each thing, as JSON if asked for.
 /// Once in a process; a second time has no effect.
 pub fn log(json: bool) {
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::INFO)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false);
+    let lines = layer().with_writer(io::stderr).with_ansi(false).with_target(false);
+    // What the libraries below would say of a failure comes as an event, in our words.
+    let ours = Targets::new().with_target("portcullis", LevelFilter::INFO);
     let _ = match json {
-        true => lines.json().flatten_event(true).try_init(),
-        false => lines.try_init(),
+        true => registry().with(lines.json().flatten_event(true).with_filter(ours)).try_init(),
+        false => registry().with(lines.with_filter(ours)).try_init(),
     };
 }
 
