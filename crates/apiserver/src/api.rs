@@ -16,7 +16,7 @@ use crate::select::{self, Select};
 use crate::store::{Compacted, Key, State, Store};
 use crate::table::{self, Include};
 use crate::watching::Watching;
-use crate::{body, discovery, meta, patch, schema};
+use crate::{body, discovery, meta, patch, protobuf, schema};
 
 /// A request, as far as it matters.
 #[derive(Debug)]
@@ -419,17 +419,25 @@ impl Request<'_> {
     /// The object of the request, decoded as a type, and warnings about it.
     fn body(&self, kind: &'static str, version: &str) -> Result<(Value, Vec<String>), Refusal> {
         let media = self.call.content_type.split(';').next().unwrap_or_default().trim();
-        if !matches!(media, "application/json" | "" | "*/*") {
+        if !matches!(media, "application/json" | "" | "*/*" | protobuf::MEDIA_TYPE) {
             return Err(Refusal::unsupported_media_type(
                 "the body of the request was in an unknown format - accepted media types \
                  include: application/json",
             ));
         }
-        let (value, duplicates) = read_json(self.call.body)?;
+        let (value, duplicates) = match media {
+            protobuf::MEDIA_TYPE => (
+                protobuf::read(kind, self.call.body).map_err(|why| {
+                    Refusal::unsupported_media_type(format!("{why}; send application/json"))
+                })?,
+                Vec::new(),
+            ),
+            _ => read_json(self.call.body)?,
+        };
         let (has_kind, has_version) =
             (meta::text(&value, "/kind"), meta::text(&value, "/apiVersion"));
         if (!has_kind.is_empty() && has_kind != kind)
-            || (!has_version.is_empty() && has_version != version)
+            || (!has_version.is_empty() && !version.is_empty() && has_version != version)
         {
             return Err(Refusal::bad_request(format!(
                 "{has_kind} in version {has_version:?} cannot be handled as a {kind}: the \
@@ -635,7 +643,7 @@ impl Request<'_> {
     fn deletion(&self) -> Result<Deletion, Refusal> {
         let options = match self.call.body {
             [] => Value::Null,
-            body => read_json(body)?.0,
+            _ => self.body("DeleteOptions", "")?.0,
         };
         let text = |pointer: &str, query: &str| match meta::text(&options, pointer) {
             "" => self.asks(query).to_owned(),

@@ -250,6 +250,8 @@ fn define(name: &'static str, schemas: &mut Map<String, Value>) {
 fn property(kind: &Type, schemas: &mut Map<String, Value>) -> Value {
     match kind {
         Type::String | Type::Quantity => json!({"type": "string"}),
+        Type::Time => json!({"type": "string", "format": "date-time"}),
+        Type::Bytes => json!({"type": "string", "format": "byte"}),
         Type::Integer => json!({"type": "integer", "format": "int32"}),
         Type::Number => json!({"type": "number"}),
         Type::Bool => json!({"type": "boolean"}),

@@ -17,6 +17,7 @@ mod meta;
 mod node;
 mod objects;
 mod patch;
+mod protobuf;
 mod refusal;
 mod resource;
 mod schema;

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Type {
     String,
+    Time,
+    /// In base64.
+    Bytes,
     Integer,
     Number,
     Bool,
@@ -42,6 +45,10 @@ pub(crate) struct Field {
     pub(crate) kind: Type,
     /// Replaced as a whole by server-side apply.
     pub(crate) atomic: bool,
+    /// Its number in the protocol buffers encoding; 0 where it is not known.
+    pub(crate) number: u32,
+    /// Whether that encoding tells a zero that was given from none.
+    pub(crate) optional: bool,
 }
 
 /// The fields of a type.
@@ -76,7 +83,11 @@ fn read(text: &'static str) -> HashMap<&'static str, Struct> {
         let of = types.entry(current).or_insert_with(|| Struct { fields: Vec::new() });
         of.fields.extend(words.filter_map(|word| {
             let (name, kind) = word.split_once(':')?;
-            Some(Field { name, atomic: kind.ends_with('!'), kind: type_of(kind) })
+            let (kind, number) = kind.split_once('=').unwrap_or((kind, "0"));
+            let optional = kind.ends_with('?');
+            let kind = kind.trim_end_matches('?');
+            let (atomic, number) = (kind.ends_with('!'), number.parse().ok()?);
+            Some(Field { name, atomic, kind: type_of(kind), number, optional })
         }));
     }
     types.remove("");
@@ -86,6 +97,8 @@ fn read(text: &'static str) -> HashMap<&'static str, Struct> {
 fn type_of(text: &'static str) -> Type {
     match text.trim_end_matches('!') {
         "s" => Type::String,
+        "t" => Type::Time,
+        "y" => Type::Bytes,
         "i" => Type::Integer,
         "n" => Type::Number,
         "b" => Type::Bool,
@@ -129,7 +142,10 @@ fn walk(kind: &Type, value: &mut Value, path: &str, owner: &str, out: &mut Decod
     let fits = match (kind, &*value) {
         (_, Value::Null)
         | (Type::Any, _)
-        | (Type::String | Type::IntOrString | Type::Quantity, Value::String(_))
+        | (
+            Type::String | Type::Time | Type::Bytes | Type::IntOrString | Type::Quantity,
+            Value::String(_),
+        )
         | (Type::Bool, Value::Bool(_))
         | (Type::Number | Type::Quantity, Value::Number(_))
         | (Type::Map(_) | Type::Struct(_), Value::Object(_))
@@ -215,6 +231,8 @@ fn json_name(value: &Value) -> String {
 fn go_name(kind: &Type) -> String {
     match kind {
         Type::String => "string".to_owned(),
+        Type::Time => "v1.Time".to_owned(),
+        Type::Bytes => "[]uint8".to_owned(),
         Type::Integer => "int32".to_owned(),
         Type::Number => "float64".to_owned(),
         Type::Bool => "bool".to_owned(),

@@ -155,7 +155,13 @@ fn write_slices(state: &mut State, service: &Value, groups: &Groups) {
         .collect();
     let empty = Groups::from([("[]".to_owned(), Group::default())]);
     for (ports, group) in if groups.is_empty() { &empty } else { groups } {
-        let ports = ports_of(ports);
+        let mut ports = ports_of(ports);
+        // Every port of a slice has a name, also an empty one: kubectl follows it blindly.
+        for port in ports.as_array_mut().into_iter().flatten() {
+            if port.get("name").is_none() {
+                port["name"] = json!("");
+            }
+        }
         let endpoints: Vec<Value> = group
             .ready
             .iter()
