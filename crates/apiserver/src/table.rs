@@ -470,7 +470,7 @@ fn human(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
         ..-1 => "<invalid>".to_owned(),
-        ..0 => "0s".to_owned(),
+        -1 => "0s".to_owned(),
         ..120 => format!("{seconds}s"),
         ..600 => two(minutes, "m", seconds % 60, "s"),
         ..10_800 => format!("{minutes}m"),
