@@ -467,6 +467,10 @@ impl Request<'_> {
         }
         strict.extend(decoded.unknown);
         match strictness {
+            Strictness::Strict if !strict.is_empty() && *self.call.method == Method::PATCH => {
+                let why = format!("strict decoding error: {}", strict.join(", "));
+                Err(Refusal::invalid_patch(self.call.body, &why))
+            }
             Strictness::Strict if !strict.is_empty() => {
                 refuse(&format!("strict decoding error: {}", strict.join(", ")))
             }

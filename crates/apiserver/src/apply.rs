@@ -24,6 +24,16 @@ struct Entry {
     owned: Owned,
 }
 
+impl Entry {
+    /// As conflicts name it.
+    fn display(&self, resource: &Resource) -> String {
+        match &*self.operation {
+            "Update" => format!("{:?} using {}", self.manager, resource.api_version()),
+            _ => format!("{:?}", self.manager),
+        }
+    }
+}
+
 /// Notes in the managed fields of `new` what a manager changed by an update.
 pub(crate) fn track(
     resource: &'static Resource,
@@ -85,12 +95,13 @@ pub(crate) fn apply(
         });
     let mut conflicts = Vec::new();
     for entry in &mut others {
+        let who = entry.display(resource);
         entry.owned.retain(|path| {
             let contested = wanted
                 .get(path)
                 .is_some_and(|value| present.get(path).is_some_and(|present| present != value));
             if contested {
-                conflicts.push((entry.manager.clone(), display(path)));
+                conflicts.push((who.clone(), display(path)));
             }
             !contested
         });
@@ -407,7 +418,7 @@ mod tests {
         let other = json!([{"name": "a", "image": "2"}]);
         let conflicts = applied(&live, deployment(None, other.clone()), "bob").expect_err("owned");
         let field = ".spec.template.spec.containers[name=\"a\"].image".to_owned();
-        assert_eq!(conflicts, [("ann".to_owned(), field)]);
+        assert_eq!(conflicts, [("\"ann\"".to_owned(), field)]);
         let kind = Resource::of_kind("Deployment").expect("served");
         let forced = apply(kind, &live, deployment(None, other), "bob", true).expect("forced");
         assert_eq!(forced["spec"]["template"]["spec"]["containers"][0]["image"], "2");
@@ -439,7 +450,7 @@ mod tests {
         scaled["spec"]["replicas"] = json!(5);
         track(kind, &live, &mut scaled, "kubectl", "");
         let conflicts = applied(&scaled, deployment(Some(1), containers), "ann");
-        let expected = ("kubectl".to_owned(), ".spec.replicas".to_owned());
+        let expected = ("\"kubectl\" using apps/v1".to_owned(), ".spec.replicas".to_owned());
         assert_eq!(conflicts, Err(vec![expected]));
     }
 }

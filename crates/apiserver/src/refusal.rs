@@ -43,6 +43,10 @@ impl Cause {
         Cause { field: field.to_owned(), reason: "FieldValueForbidden", message }
     }
 
+    fn sent(&self) -> Value {
+        json!({"reason": self.reason, "message": self.message, "field": self.field})
+    }
+
     pub(crate) fn unsupported(field: &str, value: &Value, supported: &[&str]) -> Cause {
         let supported: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         let list = supported.join(", ");
@@ -99,21 +103,33 @@ impl Refusal {
         Refusal::new(409, "Conflict", message).about(resource, name)
     }
 
-    /// Fields that other managers own (server-side apply).
+    /// Fields that other managers own (server-side apply): who, quoted, and which, by manager.
     pub(crate) fn apply_conflict(owned: &[(String, String)]) -> Refusal {
         let line = |(manager, field): &(String, String)| {
             json!({
                 "reason": "FieldManagerConflict",
-                "message": format!("conflict with {manager:?}"),
+                "message": format!("conflict with {manager}"),
                 "field": field,
             })
         };
         let causes: Vec<Value> = owned.iter().map(line).collect();
-        let count = owned.len();
-        let s = if count == 1 { "" } else { "s" };
-        let named: Vec<String> = owned.iter().map(|(m, f)| format!("with {m:?}: {f}")).collect();
-        let message =
-            format!("Apply failed with {count} conflict{s}: conflict{s} {}", named.join(", "));
+        let message = match owned {
+            [(manager, field)] => {
+                format!("Apply failed with 1 conflict: conflict with {manager}: {field}")
+            }
+            owned => {
+                let mut message = format!("Apply failed with {} conflicts: ", owned.len());
+                let mut lines = Vec::new();
+                for (i, (manager, field)) in owned.iter().enumerate() {
+                    if i == 0 || owned[i - 1].0 != *manager {
+                        lines.push(format!("conflicts with {manager}:"));
+                    }
+                    lines.push(format!("- {field}"));
+                }
+                message.push_str(&lines.join("\n"));
+                message
+            }
+        };
         let mut refusal = Refusal::new(409, "Conflict", message);
         refusal.details = Some(json!({"causes": causes}));
         refusal
@@ -143,6 +159,15 @@ impl Refusal {
     pub(crate) fn forbidden(resource: &Resource, name: &str, why: &str) -> Refusal {
         Refusal::new(403, "Forbidden", format!("{resource} {name:?} is forbidden: {why}"))
             .about(resource, name)
+    }
+
+    /// A patch that makes an object that strict decoding refuses.
+    pub(crate) fn invalid_patch(patch: &[u8], why: &str) -> Refusal {
+        let cause = Cause::invalid("patch", &json!(String::from_utf8_lossy(patch)), why);
+        let message = format!(" \"\" is invalid: {}: {}", cause.field, cause.message);
+        let mut refusal = Refusal::unprocessable(message);
+        refusal.details = Some(json!({"causes": [cause.sent()]}));
+        refusal
     }
 
     /// A namespace on its way out takes no new objects.
@@ -176,8 +201,7 @@ impl Refusal {
         let mut refusal =
             Refusal::new(422, "Invalid", format!("{kind} {name:?} is invalid: {all}"));
         let mut details = details(resource, resource.kind, name);
-        let cause = |c: &Cause| json!({"reason": c.reason, "message": c.message, "field": c.field});
-        details["causes"] = causes.iter().map(cause).collect();
+        details["causes"] = causes.iter().map(Cause::sent).collect();
         refusal.details = Some(details);
         refusal
     }

@@ -74,10 +74,11 @@ pub struct Store {
 impl Store {
     /// An empty one that remembers this many changes.
     ///
-    /// Its revisions begin at the time of day, so that one from before a restart is too old here,
-    /// and its owner starts anew, instead of waiting for changes that it believes to have seen.
+    /// Its revisions begin at the time, in microseconds: no store makes more changes than that, so a
+    /// revision from before a restart is too old here, and its owner starts anew instead of waiting
+    /// for changes that it believes to have seen.
     pub fn new(capacity: usize) -> Store {
-        let revision = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+        let revision = jiff::Timestamp::now().as_microsecond().unsigned_abs();
         let state =
             State { objects: BTreeMap::new(), revision, history: VecDeque::new(), capacity };
         Store { state: Mutex::new(state), revision: watch::Sender::new(revision) }

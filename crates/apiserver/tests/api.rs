@@ -1,5 +1,7 @@
 //! The server as clients of the API see it, over HTTPS, through kube's own client.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
