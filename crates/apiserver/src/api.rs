@@ -79,9 +79,12 @@ fn try_answer(store: &Store, call: &Call<'_>) -> Result<Answer, Refusal> {
 
 /// Addresses that are not about objects.
 fn about_the_server(path: &[&str], call: &Call<'_>) -> Option<Answer> {
-    let aggregated = call.accept.contains("as=APIGroupDiscoveryList")
-        && call.accept.contains("v=v2;as=") | call.accept.contains("v=v2,")
-        || call.accept.contains("as=APIGroupDiscoveryList;v=v2");
+    let aggregated = call.accept.split(',').any(|part| {
+        let words: Vec<&str> = part.split(';').map(str::trim).collect();
+        ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
+            .iter()
+            .all(|word| words.contains(word))
+    });
     let all = |core| Answer::Json {
         code: 200,
         content_type: AGGREGATED,

@@ -75,7 +75,35 @@ fn pod(object: &mut Value) {
         ]),
     );
     pod_spec(spec);
-    set(object, "status", json!({"phase": "Pending", "qosClass": "BestEffort"}));
+    let quality = quality(&object["spec"]);
+    set(object, "status", json!({"phase": "Pending", "qosClass": quality}));
+}
+
+/// The QoS class: what a pod is promised.
+fn quality(spec: &Value) -> &'static str {
+    let containers = || meta::list(spec, "/containers").iter();
+    let asks = |container: &Value, list: &str, of: &str| {
+        container["resources"][list].get(of).cloned().filter(|amount| *amount != "0")
+    };
+    let resources = ["cpu", "memory"];
+    let guaranteed = containers().all(|container| {
+        resources.iter().all(|of| {
+            let limit = asks(container, "limits", of);
+            let request = asks(container, "requests", of);
+            limit.is_some() && (request.is_none() || request == limit)
+        })
+    });
+    let some = containers().any(|container| {
+        let both = |of: &&str| {
+            asks(container, "limits", of).or_else(|| asks(container, "requests", of)).is_some()
+        };
+        resources.iter().any(both)
+    });
+    match (guaranteed, some) {
+        (true, true) => "Guaranteed",
+        (_, true) => "Burstable",
+        (_, false) => "BestEffort",
+    }
 }
 
 fn pod_spec(spec: &mut Value) {

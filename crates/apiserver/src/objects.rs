@@ -288,6 +288,9 @@ fn keep_what_is_not_the_authors(resource: &Resource, old: &Value, mut new: Value
     if resource.status {
         keep("status", old, &mut new);
     }
+    if resource.kind == "Service" {
+        drop_what_the_type_has_not(old, &mut new);
+    }
     match resource.kind {
         "Service" if new["spec"].is_object() && new["spec"]["type"] != "ExternalName" => {
             for field in ["clusterIP", "clusterIPs"] {
@@ -316,6 +319,40 @@ fn keep_what_is_not_the_authors(resource: &Resource, old: &Value, mut new: Value
         _ => {}
     }
     new
+}
+
+/// A Service that changes its type loses what only the old type has, unless its author changed it.
+fn drop_what_the_type_has_not(old: &Value, new: &mut Value) {
+    let (before, now) = (&old["spec"]["type"], new["spec"]["type"].clone());
+    let on_nodes = |kind: &Value| *kind == "NodePort" || *kind == "LoadBalancer";
+    let mut fields: Vec<&str> = Vec::new();
+    if on_nodes(before) && !on_nodes(&now) {
+        fields.extend(["externalTrafficPolicy", "allocateLoadBalancerNodePorts"]);
+        let ports = meta::list(old, "/spec/ports").to_vec();
+        for port in new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten()
+        {
+            let kept = ports.iter().any(|old| old["nodePort"] == port["nodePort"]);
+            if let Some(port) = port.as_object_mut().filter(|_| kept) {
+                port.shift_remove("nodePort");
+            }
+        }
+    }
+    if now == "ExternalName" && *before != "ExternalName" {
+        fields.extend([
+            "clusterIP",
+            "clusterIPs",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "internalTrafficPolicy",
+        ]);
+    }
+    for field in fields {
+        if new["spec"].get(field) == old["spec"].get(field)
+            && let Some(spec) = new["spec"].as_object_mut()
+        {
+            spec.shift_remove(field);
+        }
+    }
 }
 
 /// Stores an object, or removes it where it was only waiting for its last finalizer to go.

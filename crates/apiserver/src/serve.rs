@@ -27,7 +27,7 @@ use rcgen::{
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::{self, Answer, Call};
@@ -54,7 +54,7 @@ impl Default for Options {
     }
 }
 
-/// An API server that is up. It goes down when this is dropped.
+/// An API server that is up. It goes down when this is dropped, and its connections with it.
 #[derive(Debug)]
 pub struct Server {
     store: Arc<Store>,
@@ -185,7 +185,10 @@ struct Shared {
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
+    // They end with this task.
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         // What cannot be accepted (no more descriptors, a client that is gone) is no reason to end.
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -193,7 +196,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
         };
         let _ = stream.set_nodelay(true);
         let (tls, shared) = (tls.clone(), shared.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
             let service = service_fn(move |request| {
                 let shared = shared.clone();

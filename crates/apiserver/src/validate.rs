@@ -279,7 +279,9 @@ pub(crate) fn update(resource: &Resource, old: &Value, new: &Value) -> Vec<Cause
                 causes.push(Cause::forbidden("spec", detail));
             }
         }
-        "Service" if old["spec"]["type"] == new["spec"]["type"] => {
+        "Service"
+            if new["spec"]["type"] != "ExternalName" && old["spec"].get("clusterIP").is_some() =>
+        {
             immutable("/spec/clusterIP", &mut causes);
         }
         "Secret" => immutable("/type", &mut causes),

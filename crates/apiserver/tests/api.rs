@@ -180,11 +180,11 @@ fn a_watch_of_a_forgotten_past_is_told_so_and_a_watcher_starts_anew() {
         maps.create(&PostParams::default(), &config_map("b", 2)).await.expect("created");
         let mut names = Vec::new();
         while names.len() < 2 {
-            match events.next().await.expect("goes on") {
-                Ok(watcher::Event::Apply(map) | watcher::Event::InitApply(map)) => {
-                    names.push(map.name_any());
-                }
-                Ok(_) | Err(_) => {}
+            // An error is how a watcher says that it has to start anew.
+            if let Ok(watcher::Event::Apply(map) | watcher::Event::InitApply(map)) =
+                events.next().await.expect("goes on")
+            {
+                names.push(map.name_any());
             }
         }
         names.sort();
@@ -624,5 +624,140 @@ fn a_generation_counts_specs_and_nothing_else() {
         let opened = patch(json!({"spec": {"ingress": [{}]}})).await;
         assert_eq!(opened["metadata"]["generation"], 2);
         assert_eq!(opened["metadata"]["uid"], made["metadata"]["uid"]);
+    });
+}
+
+/// A network that refuses a pod until it has been asked twice.
+#[derive(Debug, Default)]
+struct Reluctant {
+    asked: std::sync::atomic::AtomicU32,
+    down: std::sync::Mutex<Vec<String>>,
+}
+
+impl portcullis_apiserver::PodNetwork for Reluctant {
+    fn up(&self, _: &Value) -> Result<Vec<std::net::IpAddr>, String> {
+        match self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 | 1 => Err("no cable".to_owned()),
+            _ => Ok(vec![[10, 0, 0, 1].into()]),
+        }
+    }
+
+    fn down(&self, pod: &Value) {
+        let name = pod["metadata"]["name"].as_str().expect("a name").to_owned();
+        self.down.lock().expect("not poisoned").push(name);
+    }
+}
+
+#[test]
+fn a_pod_without_a_network_waits_and_says_why_and_its_network_goes_before_it_does() {
+    run(async {
+        let network = Arc::new(Reluctant::default());
+        let server = Server::start(Options::default(), network.clone()).await.expect("starts");
+        let client = client(&server).await;
+        let pods = "/api/v1/namespaces/default/pods";
+        let pod = json!({
+            "metadata": {"name": "a"},
+            "spec": {"containers": [{"name": "a", "image": "a"}]},
+        });
+        ask(&client, Method::POST, pods, pod).await.expect("created");
+        let path = format!("{pods}/a");
+        let until = async |what: &dyn Fn(&Value) -> bool| loop {
+            let pod = ask(&client, Method::GET, &path, Value::Null).await.expect("there");
+            if what(&pod) {
+                break pod;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let condition = |pod: &Value, kind: &str| {
+            let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.into_iter().find(|c| c["type"] == kind).unwrap_or_default()
+        };
+        let unplaced =
+            until(&|pod| condition(pod, "PodScheduled")["reason"] == "Unschedulable").await;
+        assert_eq!(condition(&unplaced, "PodScheduled")["message"], "0/0 nodes are available.");
+        server.add_node(&Node {
+            name: "node-1".to_owned(),
+            address: [192, 0, 2, 1].into(),
+            pod_cidr: "10.0.0.0/24".to_owned(),
+        });
+        let waiting = until(&|pod| condition(pod, "Ready")["message"] == "no cable").await;
+        let state = &waiting["status"]["containerStatuses"][0]["state"];
+        assert_eq!(state["waiting"]["reason"], "ContainerCreating");
+        let running = until(&|pod| pod["status"]["phase"] == "Running").await;
+        assert_eq!(running["status"]["podIP"], "10.0.0.1");
+        assert_eq!(running["status"]["hostIP"], "192.0.2.1");
+        assert_eq!(condition(&running, "Ready")["status"], "True");
+        let gone = ask(&client, Method::DELETE, &path, Value::Null).await.expect("begun");
+        assert_eq!(gone["metadata"]["deletionGracePeriodSeconds"], 30);
+        while ask(&client, Method::GET, &path, Value::Null).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(*network.down.lock().expect("not poisoned"), ["a"]);
+    });
+}
+
+#[test]
+fn a_service_has_one_address_for_life_and_loses_what_its_type_has_not() {
+    run(async {
+        let (_server, client) = start(Options::default()).await;
+        let services = "/api/v1/namespaces/default/services";
+        let service = |name: &str, spec: Value| json!({"metadata": {"name": name}, "spec": spec});
+        let ports = json!([{"port": 80}]);
+        let on_nodes = service("a", json!({"type": "NodePort", "ports": ports}));
+        let made = ask(&client, Method::POST, services, on_nodes).await.expect("created");
+        assert_eq!(made["spec"]["ports"][0]["nodePort"], 30000);
+        let taken = json!({"clusterIP": made["spec"]["clusterIP"], "ports": ports});
+        let refused = ask(&client, Method::POST, services, service("b", taken)).await;
+        assert_eq!(refused.expect_err("taken").code, 422);
+        let outside = json!({"clusterIP": "10.1.2.3", "ports": ports});
+        let refused = ask(&client, Method::POST, services, service("b", outside)).await;
+        assert_eq!(refused.expect_err("out of range").code, 422);
+        let path = format!("{services}/a");
+        let patch = async |patch: Value| {
+            let merge = "application/merge-patch+json";
+            ask_as(&client, Method::PATCH, &path, merge, json!({"spec": patch})).await
+        };
+        let moved = patch(json!({"clusterIP": "10.96.0.77"})).await.expect_err("immutable");
+        let field = moved.details.expect("details").causes[0].field.clone();
+        assert_eq!((moved.code, &*field), (422, "spec.clusterIP"));
+        let inside = patch(json!({"type": "ClusterIP"})).await.expect("another type");
+        assert_eq!(inside["spec"]["ports"][0].get("nodePort"), None);
+        assert_eq!(inside["spec"]["clusterIP"], made["spec"]["clusterIP"]);
+        let named = patch(json!({"type": "ExternalName", "externalName": "example.com"})).await;
+        assert_eq!(named.expect("another type")["spec"].get("clusterIP"), None);
+        let headless = service("h", json!({"clusterIP": "None", "selector": {"a": "b"}}));
+        let headless = ask(&client, Method::POST, services, headless).await.expect("created");
+        assert_eq!(headless["spec"]["clusterIP"], "None");
+    });
+}
+
+#[test]
+fn a_watched_table_names_its_columns_once() {
+    run(async {
+        let (_server, client) = start(Options::default()).await;
+        let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+        for name in ["a", "b"] {
+            maps.create(&PostParams::default(), &config_map(name, 1)).await.expect("created");
+        }
+        let uri = "/api/v1/namespaces/default/configmaps?watch=true&timeoutSeconds=1";
+        let request = Request::get(uri)
+            .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")
+            .body(Vec::new())
+            .expect("a request");
+        let text = client.request_text(request).await.expect("events");
+        let events: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let shown: Vec<_> = events
+            .iter()
+            .map(|event| {
+                let table = &event["object"];
+                let columns = table["columnDefinitions"].as_array().map_or(0, Vec::len);
+                (columns, table["rows"][0]["cells"][0].as_str().expect("a name"))
+            })
+            .collect();
+        assert_eq!(shown, [(3, "a"), (0, "b")]);
+        let row = &events[0]["object"]["rows"][0]["object"];
+        assert_eq!(row["kind"], "PartialObjectMetadata");
+        assert_eq!(row.get("data"), None);
     });
 }

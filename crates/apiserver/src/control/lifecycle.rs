@@ -80,7 +80,7 @@ impl Lifecycle {
         let mut well = true;
         for (key, pod) in &pods {
             if meta::is_terminating(pod) {
-                store.write(|state| end(state, key, meta::uid(pod)));
+                store.write(|state| end(state, key, pod));
                 continue;
             }
             let placed = !meta::text(pod, "/spec/nodeName").is_empty();
@@ -91,11 +91,11 @@ impl Lifecycle {
             match self.network.up(pod) {
                 Ok(addresses) => {
                     self.up.insert(meta::uid(pod).to_owned(), pod.clone());
-                    store.write(|state| started(state, key, &addresses));
+                    store.write(|state| started(state, key, pod, &addresses));
                 }
                 Err(why) => {
                     well = false;
-                    store.write(|state| waiting(state, key, &why));
+                    store.write(|state| waiting(state, key, pod, &why));
                 }
             }
         }
@@ -103,13 +103,16 @@ impl Lifecycle {
     }
 }
 
-/// A pod whose network is gone has no reason to stay.
-fn end(state: &mut State, key: &Key, uid: &str) {
-    if state.get(key).is_some_and(|pod| meta::uid(pod) == uid) {
-        objects::amend(state, key, |pod| {
-            pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);
-        });
+/// Changes a pod unless another one has taken its name meanwhile.
+fn amend(state: &mut State, key: &Key, pod: &Value, change: impl FnOnce(&mut Value)) {
+    if state.get(key).is_some_and(|now| meta::uid(now) == meta::uid(pod)) {
+        objects::amend(state, key, change);
     }
+}
+
+/// A pod whose network is gone has no reason to stay.
+fn end(state: &mut State, key: &Key, pod: &Value) {
+    amend(state, key, pod, |pod| pod["metadata"]["deletionGracePeriodSeconds"] = json!(0));
 }
 
 fn host_of(state: &State, pod: &Value) -> Option<String> {
@@ -136,9 +139,9 @@ fn containers(pod: &Value, state: &Value, ready: bool) -> Value {
     each.collect()
 }
 
-fn started(state: &mut State, key: &Key, addresses: &[IpAddr]) {
-    let host = state.get(key).and_then(|pod| host_of(state, pod));
-    objects::amend(state, key, |pod| {
+fn started(state: &mut State, key: &Key, pod: &Value, addresses: &[IpAddr]) {
+    let host = host_of(state, pod);
+    amend(state, key, pod, |pod| {
         let now = meta::now();
         let running = json!({"running": {"startedAt": now}});
         let statuses = containers(pod, &running, true);
@@ -165,8 +168,8 @@ fn started(state: &mut State, key: &Key, addresses: &[IpAddr]) {
     });
 }
 
-fn waiting(state: &mut State, key: &Key, why: &str) {
-    objects::amend(state, key, |pod| {
+fn waiting(state: &mut State, key: &Key, pod: &Value, why: &str) {
+    amend(state, key, pod, |pod| {
         let waiting = json!({"waiting": {"reason": "ContainerCreating"}});
         let statuses = containers(pod, &waiting, false);
         let status = &mut pod["status"];
