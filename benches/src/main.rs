@@ -7,6 +7,7 @@ mod eval;
 mod figures;
 mod folder;
 mod lab;
+mod lint;
 mod machine;
 mod reach;
 mod why;
@@ -22,11 +23,12 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
     ("reach", reach::run),
+    ("lint", lint::run),
     ("lab", lab::run),
     ("connections", connections::run),
 ];

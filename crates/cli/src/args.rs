@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::print;
 use crate::trouble::Trouble;
-use crate::{check, diff, eval, lab, reach, why};
+use crate::{assert, check, diff, eval, graph, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -29,8 +29,12 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Who can reach whom, on what?
     Reach(reach::Reach),
+    /// Who can reach whom, as a picture
+    Graph(graph::Graph),
     /// Which connections does a change open and close?
     Diff(diff::Diff),
+    /// Do the policies allow and refuse what they are meant to? Tests for review and for CI
+    Test(assert::Assert),
     /// Real packets without a cluster: pods as network namespaces, no root needed
     Lab {
         #[command(subcommand)]
@@ -61,7 +65,9 @@ impl Command {
             Command::Why(why) => why.run(),
             Command::Eval(eval) => eval.run(),
             Command::Reach(reach) => reach.run(),
+            Command::Graph(graph) => graph.run(),
             Command::Diff(diff) => diff.run(),
+            Command::Test(test) => test.run(),
             Command::Lab { command } => command.run(),
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Arguments::command(), Vec::new());

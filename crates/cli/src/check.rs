@@ -1,16 +1,19 @@
 //! `portcullis check`: what the API server would say, and what was probably not meant.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity};
-use portcullis_lint::{Finding, render};
+use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity, WrongSetting};
+use portcullis_lint::{Config, Finding, Patch, render};
 use serde::Serialize;
 
 use crate::input::InputArgs;
 use crate::output::{json, plural, print};
-use crate::style::{ALLOWED, ERROR};
+use crate::style::{ALLOWED, BOLD, ERROR};
 use crate::trouble::Trouble;
 
 /// Is it valid, and is it what was meant? Exits 1 if anything is an error.
@@ -30,6 +33,19 @@ pub(crate) struct Check {
     /// The same as --fail-on warning
     #[arg(long, conflicts_with = "fail_on")]
     strict: bool,
+    /// What the project wants of the rules [default: .portcullis.yaml here or above, up to the root
+    /// of the repository]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write what is safe to write: edits that keep every comment and change no meaning
+    #[arg(long, requires = "filename", conflicts_with = "kustomize")]
+    fix: bool,
+    /// Print those edits as a patch and write nothing; exits 1 if there are any, or errors
+    #[arg(long, requires = "filename", conflicts_with = "kustomize")]
+    diff: bool,
+    /// With --fix, the same as --diff
+    #[arg(long, requires = "fix")]
+    dry_run: bool,
     /// Print what a rule is about, why, and what to write instead; nothing is checked
     #[arg(long, value_name = "RULE", conflicts_with_all = ["filename", "output"])]
     explain: Option<String>,
@@ -44,6 +60,10 @@ enum Format {
     Json,
     /// GitHub Actions: annotations of the lines in a pull request
     Github,
+    /// SARIF 2.1.0, for code scanning and editors
+    Sarif,
+    /// JUnit XML: a test for each policy
+    Junit,
 }
 
 /// A severity, on the command line.
@@ -82,6 +102,8 @@ struct Entry<'a> {
     help: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     related: Vec<Related<'a>>,
+    /// Whether `--fix` may answer it.
+    fixable: bool,
 }
 
 #[derive(Serialize)]
@@ -109,24 +131,60 @@ impl Check {
             print(&rule.ok_or_else(unknown)?.explanation())?;
             return Ok(ExitCode::SUCCESS);
         }
-        let input = self.input.read()?;
-        let lint = portcullis_lint::lint(&input);
-        let reader: Vec<Finding> = input.diagnostics.iter().map(Finding::from).collect();
+        let config = configuration(self.config.as_deref())?;
+        let mut input = self.input.read()?;
+        let mut reader = portcullis_lint::reader_findings(&input);
+        let mut lint = portcullis_lint::lint_with(&input, &config);
+        if self.fix || self.diff {
+            let findings = [reader.as_slice(), &lint].concat();
+            let patches = portcullis_lint::fix(&input, &self.input.options(None), &findings);
+            if self.diff || self.dry_run {
+                print(&patches.iter().map(Patch::unified).collect::<String>())?;
+                if input.has_errors() {
+                    anstream::eprintln!(
+                        "files with errors are left as they are: see `portcullis check`"
+                    );
+                }
+                let clean = patches.is_empty() && !input.has_errors();
+                return Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            if self.input.reads_stdin() {
+                return Err(Trouble::FixStdin);
+            }
+            for patch in &patches {
+                write(patch)?;
+            }
+            if !patches.is_empty() {
+                input = self.input.read()?;
+                reader = portcullis_lint::reader_findings(&input);
+                lint = portcullis_lint::lint_with(&input, &config);
+            }
+        }
         let count = |severity| {
             reader.iter().chain(&lint).filter(|finding| finding.severity == severity).count()
         };
         let counts = [Severity::Error, Severity::Warning, Severity::Note].map(count);
+        let fail_on = match self.fail_on {
+            _ if self.strict => Severity::Warning,
+            Weight::Error => Severity::Error,
+            Weight::Warning => Severity::Warning,
+            Weight::Note => Severity::Note,
+        };
         match self.output {
             Format::Table => {
                 let shown = |f: &&Finding| self.notes || f.severity != Severity::Note;
                 let of_lint = lint.iter().filter(shown);
                 let hidden = lint.len() - of_lint.clone().count();
-                print(&table(&input, reader.iter().chain(of_lint), counts, hidden))?;
+                let fixable = |f: &&Finding| f.fix.is_some() && self.input.is_files();
+                let fixable = reader.iter().chain(&lint).filter(fixable).count();
+                print(&table(&input, reader.iter().chain(of_lint), counts, [hidden, fixable]))?;
             }
             Format::Github => {
                 let all = reader.iter().chain(&lint);
                 print(&all.map(render::github).collect::<String>())?;
             }
+            Format::Sarif => print(&render::sarif(&[reader, lint].concat()))?,
+            Format::Junit => print(&render::junit(&input, &[reader, lint].concat(), fail_on))?,
             Format::Json => {
                 let [errors, warnings, notes] = counts;
                 let report = Report {
@@ -154,15 +212,56 @@ impl Check {
         if input.diagnostics.iter().any(unread) {
             return Ok(ExitCode::from(2));
         }
-        let weighty = match self.fail_on {
-            _ if self.strict => 2,
-            Weight::Error => 1,
-            Weight::Warning => 2,
-            Weight::Note => 3,
-        };
-        let failed = counts.iter().take(weighty).any(|n| *n > 0);
+        let weights = [Severity::Error, Severity::Warning, Severity::Note];
+        let failed = weights.iter().zip(counts).any(|(weight, n)| *weight <= fail_on && n > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
+}
+
+/// Writes a file, if it still is what was read.
+fn write(patch: &Patch) -> Result<(), Trouble> {
+    let file = &patch.file;
+    let trouble = |source| Trouble::Io { what: format!("cannot write {file}"), source };
+    let there = fs::read_to_string(&**file).map_err(trouble)?;
+    let mark = if there.starts_with('\u{FEFF}') { "\u{FEFF}" } else { "" };
+    if there[mark.len()..] != patch.old {
+        return Err(trouble(io::Error::other("it has changed since it was read")));
+    }
+    fs::write(&**file, format!("{mark}{}", patch.new)).map_err(trouble)?;
+    anstream::eprintln!("{BOLD}fixed{BOLD:#} {} in {file}", plural(patch.fixed, "finding"));
+    Ok(())
+}
+
+/// The name of the file that a project says in what it wants.
+const CONFIG: &str = ".portcullis.yaml";
+
+/// What the project wants: of this file, or else of the nearest one.
+fn configuration(file: Option<&Path>) -> Result<Config, Trouble> {
+    let found = match file {
+        Some(file) => Some(file.to_owned()),
+        None => nearest_config(),
+    };
+    let Some(file) = found else { return Ok(Config::default()) };
+    let shown = file.display();
+    let text = fs::read_to_string(&file)
+        .map_err(|source| Trouble::Io { what: format!("cannot read {shown}"), source })?;
+    let base = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    Config::parse(&text, base).map_err(|wrong| {
+        let line = |w: &WrongSetting| format!("{shown}:{}:{}: {}", w.line, w.column, w.message);
+        Trouble::Config(wrong.iter().map(line).collect::<Vec<_>>().join("\n"))
+    })
+}
+
+/// The file of the working directory, or of the nearest directory above it that is of the same
+/// repository.
+fn nearest_config() -> Option<PathBuf> {
+    let here = std::env::current_dir().ok()?;
+    let root = here.ancestors().find(|directory| directory.join(".git").exists());
+    let within = here.ancestors().take_while(|d| root.map_or(*d == here, |r| d.starts_with(r)));
+    within.map(|directory| directory.join(CONFIG)).find(|file| file.is_file())
 }
 
 fn entry(finding: &Finding) -> Entry<'_> {
@@ -178,6 +277,7 @@ fn entry(finding: &Finding) -> Entry<'_> {
         related: related
             .map(|r| Related { message: &r.message, location: place(&r.location) })
             .collect(),
+        fixable: finding.fix.is_some(),
     }
 }
 
@@ -189,7 +289,7 @@ fn table<'a>(
     input: &Input,
     findings: impl Iterator<Item = &'a Finding>,
     [errors, warnings, _]: [usize; 3],
-    hidden: usize,
+    [hidden, fixable]: [usize; 2],
 ) -> String {
     let mut text: String = findings.map(|finding| render::text(input, finding)).collect();
     let read = if input.read.is_empty() { "nothing".to_owned() } else { counted(&input.read) };
@@ -205,13 +305,17 @@ fn table<'a>(
             if n == 1 { "it" } else { "them" }
         ),
     };
+    let fixable = match fixable {
+        0 => String::new(),
+        n => format!("; {n} can be fixed (--fix)"),
+    };
     let verdict = match (errors, warnings) {
         (0, 0) => format!("{ALLOWED}valid{ALLOWED:#}"),
         (0, n) => format!("{ALLOWED}valid{ALLOWED:#}, {}", plural(n, "warning")),
         (e, 0) => format!("{ERROR}{}{ERROR:#}", plural(e, "error")),
         (e, n) => format!("{ERROR}{}{ERROR:#}, {}", plural(e, "error"), plural(n, "warning")),
     };
-    text.push_str(&format!("{verdict}: read {read}{passed_over}{hidden}\n"));
+    text.push_str(&format!("{verdict}: read {read}{passed_over}{hidden}{fixable}\n"));
     text
 }
 

@@ -1,21 +1,28 @@
 //! `portcullis diff`: which connections a change opens, closes, widens and narrows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use portcullis_core::Program;
-use portcullis_core::diff::{self, Cause, Kind, Sets, Side};
+use portcullis_core::diff::{self, Cause, Kind, MayOpen, Sets, Side};
 use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
-use portcullis_core::net::Family;
+use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_core::portset::PortSet;
+use portcullis_core::program::{End, Verdict};
+use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
-use crate::groups::{By, Groups, Members, cidrs};
-use crate::input::InputArgs;
+use crate::doubts::{self, Doubts};
+use crate::ends::{Flow, Names};
+use crate::equivalence;
+use crate::git::{self, Range};
+use crate::graph::{self, Picture, Scope, Tell, Told};
+use crate::groups::{By, EndReport, Groups, Members};
+use crate::input::{is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
-use crate::reach::{PortReport, port_report, rule};
+use crate::reach::{AllowedReport, rule};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
@@ -23,13 +30,24 @@ use crate::trouble::Trouble;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 no difference, 1 differences (or those of --fail-on), \
                         2 the command could not do its work.\n\n\
-                        Example:\n  \
-                        portcullis diff old/ new/ -o md --fail-on widened")]
+                        Examples:\n  \
+                        portcullis diff old/ new/ -o md --fail-on widened\n  \
+                        portcullis diff --git main...HEAD -R -f deploy/\n  \
+                        portcullis diff old/ new/ --equivalent")]
 pub(crate) struct Diff {
     /// Manifests before: a file or a directory
-    old: PathBuf,
+    #[arg(required_unless_present = "git")]
+    old: Option<PathBuf>,
     /// Manifests after
-    new: PathBuf,
+    #[arg(required_unless_present = "git")]
+    new: Option<PathBuf>,
+    /// Two git revisions: A..B, A...B (B and where it left A), or A (and the files as they are)
+    #[arg(long, value_name = "A..B", conflicts_with_all = ["old", "new"])]
+    git: Option<Range>,
+    /// What to read of each revision: a file or a directory; may be repeated
+    #[arg(short = 'f', long, value_name = "PATH", default_value = ".",
+        conflicts_with_all = ["old", "new"])]
+    filename: Vec<PathBuf>,
     /// Read directories with everything below them
     #[arg(short = 'R', long)]
     recursive: bool,
@@ -42,6 +60,9 @@ pub(crate) struct Diff {
     /// Which differences make the exit code 1
     #[arg(long, value_enum, default_value_t = FailOn::Any)]
     fail_on: FailOn,
+    /// Only whether anything differs: for these pods, and for any pods that could exist
+    #[arg(long)]
+    equivalent: bool,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -61,13 +82,21 @@ enum FailOn {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people
     Table,
     /// For programs; the shape is stable
     Json,
     /// A table for a pull request
     Md,
+    /// A picture of what opens and what closes
+    Svg,
+    /// The same for Graphviz
+    Dot,
+    /// The same for Mermaid
+    Mermaid,
+    /// The same as a page to search and click in
+    Html,
 }
 
 /// What becomes of a pair, and why.
@@ -75,23 +104,51 @@ type Change = (Sets, Sets, Vec<Cause>);
 
 impl Diff {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
-        let read = |path: &PathBuf| {
-            let args = InputArgs {
-                filename: vec![path.clone()],
-                recursive: self.recursive,
-                namespace: self.namespace.clone(),
-                replicas: self.replicas,
-            };
-            args.read_sound()
+        let options = Options {
+            namespace: self.namespace.clone(),
+            recursive: self.recursive,
+            replicas: self.replicas,
+            ..Options::default()
         };
-        let inputs = [read(&self.old)?, read(&self.new)?];
+        let [old, new] = self.states()?;
+        let inputs = [
+            sound(portcullis_kube::load(&old, &options))?,
+            sound(portcullis_kube::load(&new, &options))?,
+        ];
         let clusters = inputs.each_ref().map(|input| &input.cluster);
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
-        let changes = changes(&mut diff);
+        let (table, by_number) = numbered(&mut diff);
+        let changes = changes(&diff, &table, &by_number);
+        if self.equivalent {
+            return equivalence::answer(clusters, &changes, self.output);
+        }
+        let footnote = doubts(clusters, programs.each_ref(), &diff, &changes).footnote(&groups);
         let page = Page { clusters, groups };
         match self.output {
+            Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+                let format = match self.output {
+                    Format::Dot => graph::Format::Dot,
+                    Format::Mermaid => graph::Format::Mermaid,
+                    Format::Html => graph::Format::Html,
+                    _ => graph::Format::Svg,
+                };
+                let names = clusters.map(Names::of);
+                let states = [0, 1].map(|side| graph::Asked {
+                    input: &inputs[side],
+                    program: &programs[side],
+                    names: &names[side],
+                });
+                let tell = Changes {
+                    page: &page,
+                    diff: &diff,
+                    by_number,
+                    states,
+                    explained: format == graph::Format::Html,
+                };
+                graph::print(&tell.picture(table, self.by == By::Namespace), format)?;
+            }
             Format::Json => {
                 json(&changes.iter().map(|change| page.report(change)).collect::<Vec<_>>())?;
             }
@@ -99,7 +156,8 @@ impl Diff {
             Format::Md => print(&page.table(&changes).markdown())?,
             Format::Table => {
                 let text = page.table(&changes).text(terminal_width());
-                print(&format!("{text}{}\n", plural(changes.len(), "difference")))?;
+                let count = plural(changes.len(), "difference");
+                print(&format!("{text}{count}\n{footnote}"))?;
             }
         }
         let counts = |row: &Row| match self.fail_on {
@@ -108,6 +166,24 @@ impl Diff {
             FailOn::Narrowed => row.kind().loses(),
         };
         Ok(if changes.iter().any(counts) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// Where the two states come from.
+    fn states(&self) -> Result<[Vec<Source>; 2], Trouble> {
+        let Some(range) = &self.git else {
+            let paths = [&self.old, &self.new].map(|path| path.iter().cloned());
+            if paths.clone().iter_mut().flatten().filter(|path| is_stdin(path)).count() > 1 {
+                return Err(Trouble::StdinTwice);
+            }
+            return Ok(paths.map(|path| path.map(source).collect()));
+        };
+        let (old, new) = range.revisions()?;
+        let read = |revision: &str| git::sources(revision, &self.filename, self.recursive);
+        let new = match new {
+            Some(revision) => read(&revision)?,
+            None => self.filename.iter().cloned().map(source).collect(),
+        };
+        Ok([read(&old)?, new])
     }
 }
 
@@ -129,7 +205,7 @@ fn groups(clusters: [&Cluster; 2], diff: &diff::Diff<'_>, by: By) -> Groups {
 }
 
 /// Pairs that share a change.
-struct Row {
+pub(crate) struct Row {
     from: Members,
     to: Members,
     change: Change,
@@ -141,8 +217,8 @@ impl Row {
     }
 }
 
-fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
-    // Changes by number; 0 is none.
+/// The change of every pair of joints by its number, and what the numbers mean; 0 is none.
+fn numbered(diff: &mut diff::Diff<'_>) -> (Vec<Vec<u32>>, BTreeMap<u32, Change>) {
     let mut numbers: BTreeMap<Change, u32> = BTreeMap::new();
     let mut table = Vec::with_capacity(diff.joints.len());
     for source in 0..diff.joints.len() {
@@ -157,7 +233,14 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         });
         table.push(row.collect());
     }
-    let by_number: BTreeMap<u32, Change> = numbers.into_iter().map(|(c, n)| (n, c)).collect();
+    (table, numbers.into_iter().map(|(change, number)| (number, change)).collect())
+}
+
+fn changes(
+    diff: &diff::Diff<'_>,
+    table: &[Vec<u32>],
+    by_number: &BTreeMap<u32, Change>,
+) -> Vec<Row> {
     let members = |joints: &[usize]| {
         let part = |joint: &usize| {
             let diff::Joint { pods, addresses, .. } = &diff.joints[*joint];
@@ -169,7 +252,7 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         all
     };
     let mut rows = Vec::new();
-    for product in fold(table) {
+    for product in fold(table.iter().cloned()) {
         let (from, to) = (members(&product.sources), members(&product.destinations));
         // A pod's traffic to itself passes always.
         if from.is_one_pod() && from == to {
@@ -178,6 +261,42 @@ fn changes(diff: &mut diff::Diff<'_>) -> Vec<Row> {
         rows.push(Row { from, to, change: by_number[&product.value].clone() });
     }
     rows
+}
+
+/// What keeps the doubtful parts of changes from being known, in either state.
+fn doubts(
+    clusters: [&Cluster; 2],
+    programs: [&Program; 2],
+    diff: &diff::Diff<'_>,
+    changes: &[Row],
+) -> Doubts {
+    let mut doubts = Doubts::default();
+    let mut numbers = [BTreeMap::new(), BTreeMap::new()];
+    for (number, pods) in diff.pods.iter().enumerate() {
+        for (numbers, pod) in numbers.iter_mut().zip(pods) {
+            numbers.extend(pod.map(|pod| (pod, number)));
+        }
+    }
+    for row in changes {
+        for (side, sets) in [&row.change.0, &row.change.1].into_iter().enumerate() {
+            let mut more = sets.iter().map(|open| open.perhaps.without(&open.surely));
+            let Some(more) = more.find(|more| !more.is_nothing()) else { continue };
+            let ends = |members: &Members| {
+                let pods = members.pods.iter().filter_map(|pod| diff.pods[*pod][side]);
+                let addresses = members.addresses.iter().map(|range| End::Address(range.first));
+                pods.map(End::Pod).chain(addresses).collect::<Vec<_>>()
+            };
+            let (from, to) = (ends(&row.from), ends(&row.to));
+            let first = |ends: &[End], not: &End| ends.iter().find(|end| *end != not).copied();
+            let each = from.iter().filter_map(|end| Some([*end, first(&to, end)?]));
+            let other = to.iter().filter_map(|end| Some([first(&from, end)?, *end]));
+            for ends in each.chain(other) {
+                let of = (clusters[side], programs[side]);
+                doubts.add(of, ends, &more, |pod| numbers[side][&pod]);
+            }
+        }
+    }
+    doubts
 }
 
 struct Page<'a> {
@@ -192,13 +311,10 @@ impl Page<'_> {
             .map(|row| {
                 let (old, new, causes) = &row.change;
                 let kind = row.kind();
-                let ports = match kind {
-                    Kind::Opened => shown(new),
-                    Kind::Closed => shown(old),
-                    _ => format!("{} -> {}", shown(old), shown(new)),
-                };
+                let ports = ports(old, new);
                 let causes = causes.iter().map(|cause| self.cause(cause)).collect();
-                let (from, to) = (self.groups.describe(&row.from), self.groups.describe(&row.to));
+                let from = self.groups.describe_beside(&row.from, &row.to);
+                let to = self.groups.describe_beside(&row.to, &row.from);
                 vec![vec![word(kind).to_owned()], from, to, vec![ports], causes]
             })
             .collect();
@@ -236,26 +352,12 @@ impl Page<'_> {
         let (old, new, causes) = &row.change;
         Report {
             change: word(row.kind()),
-            from: self.ends(&row.from),
-            to: self.ends(&row.to),
+            from: self.groups.ends(&row.from),
+            to: self.groups.ends(&row.to),
             old: Ports::of(old),
             new: Ports::of(new),
             causes: causes.iter().map(|cause| self.cause_report(cause)).collect(),
         }
-    }
-
-    fn ends(&self, members: &Members) -> Vec<EndReport> {
-        let names = self.groups.split(&members.pods).into_iter().map(|(name, pods)| EndReport {
-            name: name.to_owned(),
-            pods: pods.iter().map(|pod| self.groups.pod(*pod).to_owned()).collect(),
-            addresses: Vec::new(),
-        });
-        let outside = (!members.addresses.is_empty()).then(|| EndReport {
-            name: "outside".to_owned(),
-            pods: Vec::new(),
-            addresses: cidrs(&members.addresses),
-        });
-        names.chain(outside).collect()
     }
 
     fn cause_report(&self, cause: &Cause) -> CauseReport {
@@ -277,6 +379,142 @@ impl Page<'_> {
     }
 }
 
+/// The changes in words, by their numbers.
+struct Changes<'a> {
+    page: &'a Page<'a>,
+    diff: &'a diff::Diff<'a>,
+    by_number: BTreeMap<u32, Change>,
+    states: [graph::Asked<'a>; 2],
+    /// Whether each change is to be explained by one connection.
+    explained: bool,
+}
+
+impl Changes<'_> {
+    fn picture(mut self, table: Vec<Vec<u32>>, namespaces: bool) -> Picture {
+        let side = |joint: &diff::Joint| graph::Side {
+            members: Members { pods: joint.pods.clone(), addresses: joint.addresses.clone() },
+            open: false,
+        };
+        let sides = || self.diff.joints.iter().map(side).collect();
+        let table = graph::Table::of(sides(), sides(), table);
+        let title = "What opens and what closes";
+        let scope = Scope { title, namespaces, refused: false, only_ends_of_flows: true };
+        table.draw(&self.page.groups, &mut self, scope)
+    }
+
+    /// Why the first connection that shows it has another verdict now than it had; of those
+    /// that are known in both states, or of the others.
+    fn why(
+        &self,
+        sources: &[usize],
+        destinations: &[usize],
+        (old, new): (&Sets, &Sets),
+        known: bool,
+    ) -> String {
+        let states = &self.states;
+        let ends = |joint: usize| {
+            let joint = &self.diff.joints[joint];
+            let pods =
+                joint.pods.iter().take(2).map(|pod| self.diff.pods[*pod].map(|p| p.map(End::Pod)));
+            let address = graph::some_address(&joint.addresses).map(|a| [Some(End::Address(a)); 2]);
+            pods.chain(address).collect::<Vec<[Option<End>; 2]>>()
+        };
+        let traffics = traffics(old, new);
+        for source in sources.iter().flat_map(|joint| ends(*joint)) {
+            for destination in destinations.iter().flat_map(|joint| ends(*joint)) {
+                for traffic in &traffics {
+                    let flows = [0, 1].map(|side| {
+                        let (source, destination) = (source[side]?, destination[side]?);
+                        Some(Flow { source, destination, traffic: *traffic })
+                    });
+                    let verdicts = [0, 1].map(|side| {
+                        let Flow { source, destination, traffic } = flows[side]?;
+                        Some(states[side].program.verdict(source, destination, traffic))
+                    });
+                    let is_known = !verdicts.contains(&Some(Verdict::Undetermined));
+                    if verdicts[0] == verdicts[1] || source == destination || is_known != known {
+                        continue;
+                    }
+                    let told = |side: usize| match flows[side] {
+                        Some(flow) => states[side].why(flow),
+                        None => "an end is not there\n".to_owned(),
+                    };
+                    return format!("Before: {}\nNow: {}", told(0), told(1));
+                }
+            }
+        }
+        String::new()
+    }
+}
+
+impl Tell<u32> for Changes<'_> {
+    fn together(&mut self, values: &BTreeSet<u32>) -> Vec<u32> {
+        values.iter().copied().collect()
+    }
+
+    fn ports(&self, value: u32) -> String {
+        let (old, new, _) = &self.by_number[&value];
+        ports(old, new)
+    }
+
+    fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<u32>) -> Told {
+        let value = value.unwrap_or_default();
+        let (old, new, causes) = &self.by_number[&value];
+        let kind = match Kind::between(old, new) {
+            Kind::Opened | Kind::Widened => graph::Kind::Opened,
+            Kind::Closed | Kind::Narrowed => graph::Kind::Closed,
+            Kind::Shifted => graph::Kind::Shifted,
+        };
+        let rules = causes.iter().map(|cause| self.page.cause(cause)).collect();
+        let why = |known: bool| self.why(sources, destinations, (old, new), known);
+        let sure = is_sure(old, new);
+        let more = |sets: &Sets| sets.each_ref().map(|open| open.perhaps.without(&open.surely));
+        Told {
+            kind,
+            ports: ports(old, new),
+            doubtful: !sure,
+            rules,
+            why: if self.explained && sure { why(true) } else { String::new() },
+            doubt: if more(old) != more(new) { why(false) } else { String::new() },
+        }
+    }
+}
+
+/// Whether something changes however the missing facts turn out.
+fn is_sure(old: &Sets, new: &Sets) -> bool {
+    old.iter()
+        .zip(new)
+        .any(|(old, new)| !old.perhaps.covers(&new.surely) || !new.perhaps.covers(&old.surely))
+}
+
+/// Traffic at the bounds of what is allowed before and after: some of it is allowed in one only.
+fn traffics(old: &Sets, new: &Sets) -> Vec<Traffic> {
+    let mut traffics = Vec::new();
+    for set in old.iter().chain(new).flat_map(|open| [&open.surely, &open.perhaps]) {
+        match set {
+            PortSet::Everything => {
+                traffics.extend([Traffic::Port(Protocol::Tcp, 443), Traffic::Other]);
+            }
+            PortSet::Ports(ports) => {
+                for p in ports {
+                    let bounds = [p.first.max(1), p.last, p.last.saturating_add(1)];
+                    traffics.extend(bounds.map(|port| Traffic::Port(p.protocol, port)));
+                }
+            }
+        }
+    }
+    traffics
+}
+
+/// What is allowed before and after, or what is on the one side if there is nothing on the other.
+fn ports(old: &Sets, new: &Sets) -> String {
+    match Kind::between(old, new) {
+        Kind::Opened => shown(new),
+        Kind::Closed => shown(old),
+        _ => format!("{} -> {}", shown(old), shown(new)),
+    }
+}
+
 fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Opened => "opens",
@@ -287,8 +525,14 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-fn shown([v4, v6]: &Sets) -> String {
-    if v4 == v6 { v4.to_string() } else { format!("{v4} on IPv4, {v6} on IPv6") }
+fn shown(sets: &Sets) -> String {
+    let [v4, v6] = sets.each_ref().map(|open| doubts::shown(&open.surely, &open.perhaps));
+    match sets {
+        [a, b] if a == b => v4,
+        [_, b] if *b == MayOpen::NOTHING => format!("{v4} on IPv4"),
+        [a, _] if *a == MayOpen::NOTHING => format!("{v6} on IPv6"),
+        _ => format!("{v4} on IPv4, {v6} on IPv6"),
+    }
 }
 
 #[derive(Serialize)]
@@ -299,15 +543,6 @@ struct Report {
     old: Ports,
     new: Ports,
     causes: Vec<CauseReport>,
-}
-
-#[derive(Serialize)]
-struct EndReport {
-    name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pods: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    addresses: Vec<String>,
 }
 
 /// What a state allows, by family.
@@ -321,19 +556,18 @@ struct Ports {
 
 #[derive(Serialize)]
 struct FamilyReport {
-    /// Every port and protocol, ICMP included.
-    everything: bool,
-    ports: Vec<PortReport>,
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// What is allowed besides if facts that are missing turn out so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perhaps: Option<AllowedReport>,
 }
 
 impl Ports {
     fn of(sets: &Sets) -> Ports {
-        let [v4, v6] = sets.each_ref().map(|set| match set {
-            PortSet::Everything => FamilyReport { everything: true, ports: Vec::new() },
-            PortSet::Ports(ports) => {
-                let ports = ports.iter().map(port_report).collect();
-                FamilyReport { everything: false, ports }
-            }
+        let [v4, v6] = sets.each_ref().map(|MayOpen { surely, perhaps }| FamilyReport {
+            allowed: AllowedReport::of(surely),
+            perhaps: (surely != perhaps).then(|| AllowedReport::of(&perhaps.without(surely))),
         });
         Ports { v4, v6 }
     }
@@ -349,4 +583,35 @@ struct CauseReport {
     /// The rule that allows, or the direction that is isolated.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_sure_where_it_is_one_however_missing_facts_turn_out() {
+        let ports = |port: Option<u16>| {
+            let ports = port.map(|p| portcullis_core::program::Ports {
+                protocol: Protocol::Tcp,
+                first: p,
+                last: p,
+            });
+            PortSet::of(ports.map(Some))
+        };
+        let sets = |surely: Option<u16>, perhaps: Option<u16>| {
+            let open =
+                MayOpen { surely: ports(surely), perhaps: ports(perhaps).union(&ports(surely)) };
+            [open.clone(), open]
+        };
+        let (nothing, perhaps, surely) =
+            (sets(None, None), sets(None, Some(80)), sets(Some(80), None));
+        assert!(is_sure(&nothing, &surely) && is_sure(&surely, &nothing));
+        for (old, new) in [(&nothing, &perhaps), (&perhaps, &surely)] {
+            assert!(!is_sure(old, new) && !is_sure(new, old));
+            assert!(super::ports(old, new).contains("80/TCP?"));
+        }
+        // Of two ports, one for sure.
+        assert!(is_sure(&perhaps, &sets(Some(443), Some(80))));
+    }
 }

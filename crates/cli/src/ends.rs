@@ -181,15 +181,7 @@ impl<'a> Names<'a> {
                 )));
             }
         };
-        let destinations: Vec<(End, Traffic)> = match to {
-            Target::Address(address) => vec![(End::Address(*address), port.traffic()?)],
-            Target::Pod(pod) => self.on(*pod, port)?,
-            Target::Workload(pods) => {
-                let each = pods.iter().map(|pod| self.on(*pod, port));
-                each.collect::<Result<Vec<_>, _>>()?.concat()
-            }
-            Target::Service(i) => self.endpoints(&self.cluster.services[*i], port)?,
-        };
+        let destinations = self.destinations(to, port)?;
         // A pod of several is asked about the others: by itself it always reaches itself.
         let several = destinations.len() > 1 || sources.len() > 1;
         let among = several && matches!(to, Target::Workload(_) | Target::Service(_));
@@ -203,6 +195,24 @@ impl<'a> Names<'a> {
             }
         }
         Ok(flows)
+    }
+
+    /// The ends that a name accepts connections at: every pod of a workload, every endpoint of a
+    /// Service (at its target port).
+    pub(crate) fn destinations(
+        &self,
+        to: &Target,
+        port: &PortName,
+    ) -> Result<Vec<(End, Traffic)>, NotAnEnd> {
+        Ok(match to {
+            Target::Address(address) => vec![(End::Address(*address), port.traffic()?)],
+            Target::Pod(pod) => self.on(*pod, port)?,
+            Target::Workload(pods) => {
+                let each = pods.iter().map(|pod| self.on(*pod, port));
+                each.collect::<Result<Vec<_>, _>>()?.concat()
+            }
+            Target::Service(i) => self.endpoints(&self.cluster.services[*i], port)?,
+        })
     }
 
     /// A pod with each number that it has a port at.
@@ -336,7 +346,7 @@ fn full_kind(text: &str) -> Option<&'static str> {
 }
 
 /// The numbers that a pod has a port name at, in the order of its containers.
-fn named_ports(pod: &Pod, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
+pub(crate) fn named_ports(pod: &Pod, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
     let named = move |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == protocol;
     pod.ports.iter().filter(named).map(|p| p.port)
 }
@@ -361,7 +371,7 @@ impl PortName {
 
     /// The traffic towards a pod, or towards an address that is none. A pod may have a name at
     /// several numbers (SEMANTICS 17); without a protocol it is that of the first.
-    fn numbers(&self, pod: Option<&Pod>) -> Result<Vec<Traffic>, NotAnEnd> {
+    pub(crate) fn numbers(&self, pod: Option<&Pod>) -> Result<Vec<Traffic>, NotAnEnd> {
         match self {
             PortName::Other => Ok(vec![Traffic::Other]),
             PortName::Port(Ok(number), protocol) => {

@@ -88,7 +88,7 @@ impl Eval {
             cluster: &input.cluster,
             program: &program,
             names: Names::of(&input.cluster),
-            namespace: &self.input.namespace,
+            namespace: &input.namespace,
             undetermined: self.undetermined,
         };
         judge.all(&name, reader, self.output, &mut io::stdout().lock())?;

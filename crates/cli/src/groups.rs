@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use portcullis_core::model::Pod;
 use portcullis_core::net::{Family, IpNet, IpRange, next_address, previous_address};
+use serde::Serialize;
 
 use crate::ends::shown_pod;
 
@@ -45,6 +46,16 @@ impl Members {
     pub(crate) fn is_one_pod(&self) -> bool {
         self.pods.len() == 1 && self.addresses.is_empty()
     }
+}
+
+/// Pods of one name, or addresses, as programs read them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct EndReport {
+    pub(crate) name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pods: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// Pods by the names that they share.
@@ -125,7 +136,7 @@ impl Groups {
     }
 
     /// The pods of a set, those of one group together.
-    pub(crate) fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
+    fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
         let mut by_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for pod in pods {
             by_group.entry(self.pods[pod].1).or_default().push(*pod);
@@ -134,9 +145,55 @@ impl Groups {
         named.collect()
     }
 
+    /// What is in a set, by name.
+    pub(crate) fn ends(&self, set: &Members) -> Vec<EndReport> {
+        let names = self.split(&set.pods).into_iter().map(|(name, pods)| EndReport {
+            name: name.to_owned(),
+            pods: pods.iter().map(|pod| self.pod(*pod).to_owned()).collect(),
+            addresses: Vec::new(),
+        });
+        let outside = (!set.addresses.is_empty()).then(|| EndReport {
+            name: "outside".to_owned(),
+            pods: Vec::new(),
+            addresses: cidrs(&set.addresses),
+        });
+        names.chain(outside).collect()
+    }
+
     /// `namespace/name` of a pod.
     pub(crate) fn pod(&self, pod: usize) -> &str {
         &self.pods[&pod].0
+    }
+
+    /// The numbers of the group and of the namespace of a pod.
+    pub(crate) fn place(&self, pod: usize) -> (usize, usize) {
+        let group = self.pods[&pod].1;
+        (group, self.groups[group].namespace)
+    }
+
+    /// The name of a namespace.
+    pub(crate) fn namespace(&self, namespace: usize) -> &str {
+        &self.namespaces[namespace].name
+    }
+
+    /// The numbers of all pods, ascending.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = usize> {
+        self.pods.keys().copied()
+    }
+
+    /// How many pods a namespace has, or all together.
+    pub(crate) fn pods_in(&self, namespace: Option<usize>) -> usize {
+        namespace.map_or(self.pods.len(), |n| self.namespaces[n].pods)
+    }
+
+    /// What pods of one group are called.
+    pub(crate) fn part(&self, pods: &[usize]) -> String {
+        let Group { name, pods: all, .. } = &self.groups[self.place(pods[0]).0];
+        match pods {
+            _ if pods.len() == all.len() => name.clone(),
+            [pod] => self.pod(*pod).to_owned(),
+            _ => format!("{name} ({} of {} pods)", pods.len(), all.len()),
+        }
     }
 
     /// What a set is called, as the items of a list: the shortest of the ways to say it.
@@ -171,6 +228,19 @@ impl Groups {
         }
         let length = |items: &Vec<String>| items.iter().map(|i| i.len() + 2).sum::<usize>();
         ways.into_iter().min_by_key(length).unwrap_or_default()
+    }
+
+    /// What one side of a pair is called. A pod that is all of the other side may be left out here,
+    /// because its traffic to itself is not told.
+    pub(crate) fn describe_beside(&self, side: &Members, other: &Members) -> Vec<String> {
+        let name = self.describe(side);
+        if !other.is_one_pod() || side == other || !side.pods.contains(&other.pods[0]) {
+            return name;
+        }
+        let mut without = side.clone();
+        without.pods.retain(|pod| *pod != other.pods[0]);
+        let shorter = self.describe(&without);
+        if shorter.concat().len() < name.concat().len() { shorter } else { name }
     }
 
     fn pod_items(&self, pods: &[usize]) -> Vec<String> {
@@ -280,7 +350,7 @@ fn merged(ranges: &[IpRange], family: Family) -> Vec<IpRange> {
 }
 
 /// The smallest CIDR around ranges that are ascending.
-fn cover(ranges: &[IpRange]) -> Option<IpNet> {
+pub(crate) fn cover(ranges: &[IpRange]) -> Option<IpNet> {
     let (first, last) = (ranges.first()?.first, ranges.last()?.last);
     let mut net = IpNet::from(first);
     while !net.contains(&last) {
@@ -290,7 +360,7 @@ fn cover(ranges: &[IpRange]) -> Option<IpNet> {
 }
 
 /// What is left of a range without others that are in it, ascending, and do not touch.
-fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
+pub(crate) fn complement(ranges: &[IpRange], all: IpRange) -> Vec<IpRange> {
     let mut rest = Vec::new();
     let mut next = Some(all.first);
     for range in ranges {

@@ -336,18 +336,18 @@ fn traffics(plan: &Plan, asked: &[PortName]) -> Result<BTreeSet<Traffic>, Troubl
 }
 
 /// One line on a terminal that says how far the lab is.
-struct Progress {
+pub(crate) struct Progress {
     shown: Option<Instant>,
 }
 
 impl Progress {
     const PAUSE: Duration = Duration::from_millis(100);
 
-    fn new() -> Progress {
+    pub(crate) fn new() -> Progress {
         Progress { shown: None }
     }
 
-    fn show(&mut self, step: Step, done: usize, all: usize) {
+    pub(crate) fn show(&mut self, step: Step, done: usize, all: usize) {
         let recent = self.shown.is_some_and(|shown| shown.elapsed() < Self::PAUSE);
         if recent && done < all || !std::io::stderr().is_terminal() {
             return;
@@ -364,7 +364,7 @@ impl Progress {
         let _ = std::io::stderr().flush();
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         if self.shown.take().is_some() {
             anstream::eprint!("\r\x1b[K");
         }

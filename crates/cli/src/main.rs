@@ -2,17 +2,25 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod assert;
 mod check;
 mod diff;
+mod doubts;
 mod ends;
+mod equivalence;
 mod eval;
+mod git;
+mod graph;
 mod groups;
 mod input;
+mod kustomize;
 mod lab;
 mod manifest;
 mod matrix;
 mod output;
+mod potential;
 mod reach;
+mod routes;
 mod style;
 mod table;
 mod trouble;

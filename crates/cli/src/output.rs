@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::trouble::Trouble;
 
@@ -22,6 +23,59 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Trouble> {
     print(&format!("{text}\n"))
 }
 
+/// Prints a value as YAML: the shape is that of JSON.
+pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<(), Trouble> {
+    let value = serde_json::to_value(value).map_err(|e| Trouble::output(e.into()))?;
+    let mut text = String::new();
+    block(&value, 0, &mut text);
+    print(&text)
+}
+
+/// Writes a value in block style, from where the line is; ends the line.
+fn block(value: &Value, indent: usize, text: &mut String) {
+    let inside = |value: &Value| match value {
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => false,
+    };
+    // What comes first stands where the line is.
+    let margin = |i: usize| if i == 0 { String::new() } else { " ".repeat(indent) };
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            for (i, item) in items.iter().enumerate() {
+                text.push_str(&format!("{}- ", margin(i)));
+                block(item, indent + 2, text);
+            }
+        }
+        Value::Object(fields) if !fields.is_empty() => {
+            for (i, (key, field)) in fields.iter().enumerate() {
+                text.push_str(&format!("{}{}:", margin(i), scalar(key)));
+                if inside(field) {
+                    // Lists are not indented below their key.
+                    let deeper = indent + if field.is_array() { 0 } else { 2 };
+                    text.push_str(&format!("\n{}", " ".repeat(deeper)));
+                    block(field, deeper, text);
+                } else {
+                    text.push(' ');
+                    block(field, indent, text);
+                }
+            }
+        }
+        Value::String(plain) => text.push_str(&format!("{}\n", scalar(plain))),
+        // Numbers, booleans, null, and what is empty are the same in both.
+        other => text.push_str(&format!("{other}\n")),
+    }
+}
+
+/// A text, quoted unless nothing can take it for anything else.
+fn scalar(text: &str) -> String {
+    const WORDS: [&str; 9] = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
+        && !WORDS.iter().any(|word| text.eq_ignore_ascii_case(word));
+    if plain { text.to_owned() } else { Value::from(text).to_string() }
+}
+
 /// Prints a text, with its colours if they belong there.
 pub(crate) fn print(text: &str) -> Result<(), Trouble> {
     let mut out = anstream::stdout().lock();
@@ -38,4 +92,35 @@ pub(crate) fn terminal_width() -> usize {
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
     let terminal = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
     columns.or_else(terminal).unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yaml_has_the_shape_of_json_and_quotes_what_could_be_something_else() {
+        let value = serde_json::json!([
+            {"a": {"k": {}, "no": null}, "b": [{"x": 1, "z": []}, ["on", "10.0.0.0/8"]]},
+            "shop/*", "shop/web", true, "a: b # c", ""
+        ]);
+        let mut text = String::new();
+        block(&value, 0, &mut text);
+        let expected = "\
+- a:
+    k: {}
+    \"no\": null
+  b:
+  - x: 1
+    z: []
+  - - \"on\"
+    - \"10.0.0.0/8\"
+- \"shop/*\"
+- shop/web
+- true
+- \"a: b # c\"
+- \"\"
+";
+        assert_eq!(text, expected);
+    }
 }

@@ -8,15 +8,20 @@ use portcullis_core::fold::{Product, fold};
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::net::{Family, IpRange, Traffic};
 use portcullis_core::portset::PortSet;
-use portcullis_core::program::{Origin, Ports};
-use portcullis_core::reach::{self, Allowed, SetId, Unit};
+use portcullis_core::program::{End, Origin, Ports};
+use portcullis_core::reach::{self, Allowed, Opens, SetId, Unit};
+use portcullis_kube::Input;
 use serde::Serialize;
 
+use crate::doubts::{Doubts, shown};
 use crate::ends::{Names, PortName, Target};
-use crate::groups::{By, Groups, Members, cidrs};
+use crate::graph::{self, Asked};
+use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
-use crate::output::{json, print, terminal_width};
-use crate::table::Table;
+use crate::output::{json, print, terminal_width, yaml};
+use crate::potential::{self, Exposed, Subjects};
+use crate::routes::{self, Found};
+use crate::table::{Table, csv_field};
 use crate::trouble::Trouble;
 
 /// Who can reach whom, on what?
@@ -29,7 +34,23 @@ use crate::trouble::Trouble;
                         portcullis reach -f examples/three-tier --from 192.168.5.10 --port 80")]
 pub(crate) struct Reach {
     #[command(flatten)]
-    input: InputArgs,
+    question: Question,
+    /// Instead, what pods that do not exist yet may open, and what may be opened to them
+    #[arg(long)]
+    potential: bool,
+    /// Instead, whether policies let Ingresses and routes of the Gateway API reach their pods
+    #[arg(long, conflicts_with_all = ["potential", "from", "port"])]
+    routes: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// Which connections are asked about, and how their ends are named.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Question {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
     /// Only connections that X opens; may be repeated
     #[arg(long, value_name = "X")]
     from: Vec<String>,
@@ -44,62 +65,68 @@ pub(crate) struct Reach {
     within: Vec<String>,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
-    by: By,
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    pub(crate) by: By,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people: those that fare alike in one row
     Table,
     /// The same with the rules that allow, and nothing shortened
     Wide,
     /// For programs: every pair; the shape is stable
     Json,
+    /// The same as YAML
+    Yaml,
     /// Every pair, for spreadsheets
     Csv,
     /// The table as Markdown
     Md,
-    /// The table as a graph for Graphviz
+    /// The picture of `portcullis graph`
+    Svg,
+    /// The same for Graphviz
     Dot,
-    /// The table as a graph for Mermaid
+    /// The same for Mermaid
     Mermaid,
+    /// The same as a page to search and click in
+    Html,
+}
+
+impl Format {
+    /// How the picture is written, of the formats that are one.
+    pub(crate) fn picture(self) -> graph::Format {
+        match self {
+            Format::Dot => graph::Format::Dot,
+            Format::Mermaid => graph::Format::Mermaid,
+            Format::Html => graph::Format::Html,
+            _ => graph::Format::Svg,
+        }
+    }
 }
 
 /// What a pair may do, by family; both the same unless the families differ.
-type Cell = (SetId, SetId);
+pub(crate) type Cell = [Opens; 2];
 
 impl Reach {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
-        let input = self.input.read_sound()?;
+        let input = self.question.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let from = self.selected(&self.from, &input.cluster, &program, &names)?;
-        let to = self.selected(&self.to, &input.cluster, &program, &names)?;
-        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
-
-        let mut reach = reach::Reach::of(&program);
-        let units = reach.units(&input.cluster);
-        let groups = groups(&input.cluster, &units, self.by);
-        let units = self.apart(units, &input.cluster);
-        let sources = restricted(&units, from.as_ref());
-        let destinations = restricted(&units, to.as_ref());
-        let mut page = Page {
-            cluster: &input.cluster,
-            groups: &groups,
-            sources: &sources,
-            destinations: &destinations,
-            reach,
-            traffic,
-            within: &self.within,
-        };
+        let mut page = self.question.page(&input, &program, &names)?;
+        if self.potential {
+            return potential::page(&self.exposed(&mut page), self.output);
+        }
+        let found = page.routes(&names);
+        if self.routes {
+            return routes::page(&found, self.output);
+        }
         match self.output {
             Format::Json => json(&page.pairs())?,
+            Format::Yaml => yaml(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
             Format::Table | Format::Wide | Format::Md => {
                 let mut table = page.table(self.output == Format::Wide);
+                let footnote = page.doubts().footnote(&page.groups);
                 let text = match self.output {
                     _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
                     Format::Md => table.markdown(),
@@ -110,21 +137,85 @@ impl Reach {
                     }
                 };
                 print(&text)?;
+                print(&footnote)?;
+                // Who asks for something else has no use for it.
+                let Question { from, port, .. } = &self.question;
+                if self.output != Format::Md && from.is_empty() && port.is_none() {
+                    print(&routes::footnote(&found))?;
+                }
             }
-            Format::Dot => print(&dot(&page.rows()))?,
-            Format::Mermaid => print(&mermaid(&page.rows()))?,
+            Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
+                let format = self.output.picture();
+                let asked = Asked { input: &input, program: &program, names: &names };
+                let picture = asked.picture(&self.question, page, false, format);
+                graph::print(&picture, format)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// What pods that could exist may open to those asked for, and these to them.
+    fn exposed(&self, page: &mut Page<'_>) -> Vec<Exposed> {
+        let (from, to) = (!self.question.from.is_empty(), !self.question.to.is_empty());
+        let sides = [
+            (Direction::Ingress, &page.destinations, to || !from),
+            (Direction::Egress, &page.sources, from || !to),
+        ];
+        let mut exposed = Vec::new();
+        for (direction, units, _) in sides.into_iter().filter(|side| side.2) {
+            let within = |unit: &&Unit| page.within.is_empty() || page.is_within(unit);
+            let units: Vec<Unit> = units.iter().filter(within).cloned().collect();
+            let (cluster, traffic) = (page.cluster, page.traffic);
+            let subjects = Subjects { cluster, units: &units, direction, traffic };
+            exposed.extend(potential::exposed(&subjects, &mut page.reach, &page.groups));
+        }
+        exposed
+    }
+}
+
+impl Question {
+    /// Everything that answers it. The program and the names are of this input.
+    pub(crate) fn page<'a>(
+        &self,
+        input: &'a Input,
+        program: &'a Program,
+        names: &Names<'_>,
+    ) -> Result<Page<'a>, Trouble> {
+        let cluster = &input.cluster;
+        let from = self.selected(&self.from, input, program, names)?;
+        let to = self.selected(&self.to, input, program, names)?;
+        let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
+        let mut reach = reach::Reach::of(program);
+        let units = reach.units(cluster);
+        let groups = groups(cluster, &units, self.by);
+        let units = self.apart(units, cluster);
+        Ok(Page {
+            cluster,
+            program,
+            groups,
+            sources: restricted(&units, from.as_ref()),
+            destinations: restricted(&units, to.as_ref()),
+            reach,
+            traffic,
+            within: self.within.clone(),
+        })
+    }
+
+    /// Whether some connections are left out.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.port.is_some()
+            || [&self.from, &self.to, &self.within].iter().any(|list| !list.is_empty())
     }
 
     /// What names stand for; `None` where there are none, and so no limit.
     fn selected(
         &self,
         texts: &[String],
-        cluster: &Cluster,
+        input: &Input,
         program: &Program,
         names: &Names<'_>,
     ) -> Result<Option<Members>, Trouble> {
+        let cluster = &input.cluster;
         let mut parts = Vec::new();
         for text in texts {
             let mut part = Members::default();
@@ -135,7 +226,7 @@ impl Reach {
                 parts.push(part);
                 continue;
             }
-            match names.find(text, &self.input.namespace)? {
+            match names.find(text, &input.namespace)? {
                 Target::Pod(pod) => part.pods.push(pod),
                 Target::Workload(pods) => part.pods.extend(pods),
                 Target::Service(service) => {
@@ -172,9 +263,10 @@ impl Reach {
 }
 
 /// Most items of a list in the table.
-const MOST_ITEMS: usize = 12;
+pub(crate) const MOST_ITEMS: usize = 12;
 
-fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
+/// What the pods of units, and the addresses, are called.
+pub(crate) fn groups(cluster: &Cluster, units: &[Unit], by: By) -> Groups {
     let mut pods = BTreeMap::new();
     for (class, unit) in units.iter().enumerate() {
         pods.extend(unit.pods.iter().map(|p| (*p, class)));
@@ -206,17 +298,21 @@ pub(crate) struct Row {
     pub(crate) from: Vec<String>,
     pub(crate) to: Vec<String>,
     pub(crate) ports: Vec<String>,
-    rules: Vec<String>,
+    pub(crate) rules: Vec<String>,
 }
 
-struct Page<'a> {
-    cluster: &'a Cluster,
-    groups: &'a Groups,
-    sources: &'a [Unit],
-    destinations: &'a [Unit],
-    reach: reach::Reach<'a>,
+/// What may be opened by whom.
+pub(crate) struct Page<'a> {
+    pub(crate) cluster: &'a Cluster,
+    program: &'a Program,
+    pub(crate) groups: Groups,
+    /// Those who open connections.
+    pub(crate) sources: Vec<Unit>,
+    /// Those who accept them.
+    pub(crate) destinations: Vec<Unit>,
+    pub(crate) reach: reach::Reach<'a>,
     traffic: Option<Traffic>,
-    within: &'a [String],
+    within: Vec<String>,
 }
 
 impl Page<'_> {
@@ -225,13 +321,22 @@ impl Page<'_> {
         first.is_some_and(|p| self.within.contains(&self.cluster.pods[*p].namespace))
     }
 
+    /// Whether policies let in what routes lead to the destinations.
+    fn routes(&self, names: &Names<'_>) -> Vec<Found> {
+        let within = |unit: &&Unit| self.within.is_empty() || self.is_within(unit);
+        let asked = self.destinations.iter().filter(within).flat_map(|unit| unit.pods.clone());
+        let asked: BTreeSet<usize> = asked.collect();
+        let asked = |pod: usize| asked.contains(&pod);
+        routes::found(self.cluster, self.program, names, &self.groups, &asked)
+    }
+
     /// What a source may open to each destination: exactly, and only what was asked for.
     fn allowed(&mut self, source: &Unit) -> Vec<Allowed> {
-        let mut row = self.reach.unit_row(self.destinations, source);
+        let mut row = self.reach.unit_row(&self.destinations, source);
         if !self.within.is_empty() && !self.is_within(source) {
-            for (cell, to) in row.iter_mut().zip(self.destinations) {
+            for (cell, to) in row.iter_mut().zip(&self.destinations) {
                 if !self.is_within(to) {
-                    *cell = Allowed::Alike(SetId::NOTHING);
+                    *cell = Allowed::Alike(Opens::default());
                 }
             }
         }
@@ -247,6 +352,8 @@ impl Page<'_> {
                 true => asked,
                 false => SetId::NOTHING,
             };
+            let only =
+                |opens: Opens| Opens { surely: only(opens.surely), perhaps: only(opens.perhaps) };
             for cell in &mut row {
                 *cell = match *cell {
                     Allowed::Alike(set) => Allowed::Alike(only(set)),
@@ -262,22 +369,23 @@ impl Page<'_> {
     }
 
     fn products(&mut self) -> Vec<Product<Cell>> {
+        fold(self.cells())
+    }
+
+    /// What each source may open to each destination.
+    pub(crate) fn cells(&mut self) -> impl Iterator<Item = Vec<Cell>> {
         let cell = |allowed: Allowed| match allowed {
-            Allowed::Alike(set) | Allowed::NoFamily(set) => (set, set),
-            Allowed::ByFamily([v4, v6]) => (v4, v6),
+            Allowed::Alike(opens) | Allowed::NoFamily(opens) => [opens; 2],
+            Allowed::ByFamily(opens) => opens,
         };
-        let sources = self.sources;
-        fold(sources.iter().map(|s| self.allowed(s).into_iter().map(cell).collect()))
+        let sources = self.sources.clone();
+        sources.into_iter().map(move |s| self.allowed(&s).into_iter().map(cell).collect())
     }
 
-    fn rows(&mut self) -> Vec<Row> {
-        self.rows_with(false)
-    }
-
-    fn rows_with(&mut self, rules: bool) -> Vec<Row> {
+    fn rows(&mut self, rules: bool) -> Vec<Row> {
         let mut rows = Vec::new();
         for product in self.products() {
-            let (sources, destinations) = (self.sources, self.destinations);
+            let (sources, destinations) = (&self.sources, &self.destinations);
             let members = |units: &[Unit], of: &[usize]| {
                 let parts: Vec<Members> = of.iter().map(|i| members(&units[*i])).collect();
                 Members::of(parts.iter())
@@ -297,28 +405,17 @@ impl Page<'_> {
             }
             let ports = ports(&self.reach, product.value);
             let rules = if rules { self.rules(&product) } else { Vec::new() };
-            let (from, to) = (self.describe(&from, &to), self.describe(&to, &from));
+            let groups = &self.groups;
+            let (from, to) =
+                (groups.describe_beside(&from, &to), groups.describe_beside(&to, &from));
             rows.push(Row { from, to, ports, rules });
         }
         rows.sort_by(|a, b| (&a.to, &a.from, &a.ports).cmp(&(&b.to, &b.from, &b.ports)));
         rows
     }
 
-    /// What one side of a row is called. A pod that is all of the other side may be left out here,
-    /// because its traffic to itself is not told.
-    fn describe(&self, side: &Members, other: &Members) -> Vec<String> {
-        let name = self.groups.describe(side);
-        if !other.is_one_pod() || side == other || !side.pods.contains(&other.pods[0]) {
-            return name;
-        }
-        let mut without = side.clone();
-        without.pods.retain(|pod| *pod != other.pods[0]);
-        let shorter = self.groups.describe(&without);
-        if shorter.concat().len() < name.concat().len() { shorter } else { name }
-    }
-
     fn table(&mut self, wide: bool) -> Table {
-        let rows = self.rows_with(wide);
+        let rows = self.rows(wide);
         let cells = |row: Row| {
             let mut cells = vec![row.from, row.to, row.ports];
             cells.extend(wide.then_some(row.rules));
@@ -331,47 +428,90 @@ impl Page<'_> {
         Table { headers, rows: rows.into_iter().map(cells).collect() }
     }
 
-    /// The rules that allow what a product has, at both ends.
-    fn rules(&self, product: &Product<Cell>) -> Vec<String> {
-        let mut origins = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        for source in &product.sources {
-            for destination in &product.destinations {
-                let (source, destination) =
-                    (&self.sources[*source], &self.destinations[*destination]);
-                let sets = [product.value.0, product.value.1];
-                if seen.insert((source.classes, destination.classes)) {
-                    origins.extend(origins_of(&self.reach, source, destination, sets));
-                }
+    /// What keeps the doubtful parts of products from being known.
+    fn doubts(&mut self) -> Doubts {
+        let mut doubts = Doubts::default();
+        for product in self.products() {
+            let more = product.value.map(|Opens { surely, perhaps }| {
+                self.reach.set(perhaps).without(self.reach.set(surely))
+            });
+            let Some(more) = more.iter().find(|more| !more.is_nothing()) else { continue };
+            // The facts are about one end or about the other.
+            let (sources, destinations) = (&product.sources, &product.destinations);
+            let each = sources.iter().map(|source| (*source, destinations[0]));
+            let other = destinations.iter().map(|destination| (sources[0], *destination));
+            for (source, destination) in each.chain(other) {
+                let ends = (&self.sources[source], &self.destinations[destination]);
+                self.doubt(&mut doubts, ends.0, ends.1, more);
             }
         }
+        doubts
+    }
+
+    /// The same for one pair: pods of one unit lack the same facts.
+    fn doubt(&self, doubts: &mut Doubts, source: &Unit, destination: &Unit, more: &PortSet) {
+        let first = |unit: &Unit, not: Option<usize>| {
+            let other = unit.pods.iter().copied().find(|pod| Some(*pod) != not);
+            let address = unit.addresses.first().map(|range| End::Address(range.first));
+            other.map(End::Pod).or(address)
+        };
+        let of = (self.cluster, self.program);
+        let mut add = |source: Option<End>, destination: Option<End>| {
+            if let (Some(source), Some(destination)) = (source, destination) {
+                doubts.add(of, [source, destination], more, |pod| pod);
+            }
+        };
+        for pod in &source.pods {
+            add(Some(End::Pod(*pod)), first(destination, Some(*pod)));
+        }
+        for pod in &destination.pods {
+            add(first(source, Some(*pod)), Some(End::Pod(*pod)));
+        }
+    }
+
+    /// The rules that allow what a product has, at both ends.
+    fn rules(&self, product: &Product<Cell>) -> Vec<String> {
+        let origins = self.origins(product);
         let mut rules: Vec<String> =
             origins.iter().map(|o: &Origin| rule(self.cluster, o)).collect();
         rules.dedup();
         if rules.is_empty() { vec!["-".to_owned()] } else { rules }
     }
 
+    /// The same as data.
+    pub(crate) fn origins(&self, product: &Product<Cell>) -> BTreeSet<Origin> {
+        let mut origins = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        for source in &product.sources {
+            for destination in &product.destinations {
+                let (source, destination) =
+                    (&self.sources[*source], &self.destinations[*destination]);
+                let sets = product.value.map(|opens| opens.perhaps);
+                if seen.insert((source.classes, destination.classes)) {
+                    origins.extend(origins_of(&self.reach, source, destination, sets));
+                }
+            }
+        }
+        origins
+    }
+
     /// Every pair of names, apart where the pods of a name do not fare alike.
     fn pairs(&mut self) -> Vec<Pair> {
-        let (sources, destinations) = (self.sources, self.destinations);
+        let (sources, destinations) = (self.sources.clone(), self.destinations.clone());
         let mut pairs = Vec::new();
-        for source in sources {
+        for source in &sources {
             let row = self.allowed(source);
             for (destination, allowed) in destinations.iter().zip(row) {
-                let (sets, families) = match allowed {
-                    Allowed::Alike(set) => ([set, set], vec![None]),
-                    Allowed::ByFamily(sets) => (sets, Family::ALL.map(Some).to_vec()),
+                let ways = match allowed {
+                    Allowed::Alike(opens) => vec![(opens, None)],
+                    Allowed::ByFamily([v4, v6]) => {
+                        vec![(v4, Some(Family::V4)), (v6, Some(Family::V6))]
+                    }
                     Allowed::NoFamily(_) => continue,
                 };
-                for family in families {
-                    let set = sets[family.map_or(0, |f| f as usize)];
-                    if set != SetId::NOTHING {
-                        let mut only = [SetId::NOTHING; 2];
-                        match family {
-                            Some(family) => only[family as usize] = set,
-                            None => only = sets,
-                        }
-                        self.pair(source, destination, only, family, &mut pairs);
+                for (opens, family) in ways {
+                    if opens != Opens::default() {
+                        self.pair(source, destination, opens, family, &mut pairs);
                     }
                 }
             }
@@ -385,12 +525,17 @@ impl Page<'_> {
         &self,
         source: &Unit,
         destination: &Unit,
-        sets: [SetId; 2],
+        opens: Opens,
         family: Option<Family>,
         pairs: &mut Vec<Pair>,
     ) {
         if source.pods.is_empty() && destination.pods.is_empty() {
             return;
+        }
+        let mut sets = [SetId::NOTHING; 2];
+        match family {
+            Some(family) => sets[family as usize] = opens.perhaps,
+            None => sets = [opens.perhaps; 2],
         }
         let origins = origins_of(&self.reach, source, destination, sets);
         let rules: Vec<RuleReport> = origins
@@ -400,75 +545,67 @@ impl Page<'_> {
                 rule: origin.rule_path(),
             })
             .collect();
-        let set = self.reach.set(sets[0].max(sets[1]));
-        for from in self.ends(source) {
-            for to in self.ends(destination) {
+        let (surely, perhaps) = (self.reach.set(opens.surely), self.reach.set(opens.perhaps));
+        let more = perhaps.without(surely);
+        let mut doubts = Doubts::default();
+        if surely != perhaps {
+            self.doubt(&mut doubts, source, destination, &more);
+        }
+        let perhaps = (surely != perhaps).then(|| PerhapsReport {
+            allowed: AllowedReport::of(&more),
+            depends_on: doubts.sentences(&self.groups),
+        });
+        for from in self.groups.ends(&members(source)) {
+            for to in self.groups.ends(&members(destination)) {
                 if from.pods.len() == 1 && from == to {
                     continue;
                 }
-                let (everything, ports) = match set {
-                    PortSet::Everything => (true, Vec::new()),
-                    PortSet::Ports(ports) => (false, ports.iter().map(port_report).collect()),
-                };
                 pairs.push(Pair {
                     from: from.clone(),
                     to,
                     family: family.map(|f| f.to_string()),
-                    everything,
-                    ports,
+                    allowed: AllowedReport::of(surely),
                     rules: rules.clone(),
-                    text: set.to_string(),
+                    perhaps: perhaps.clone(),
+                    text: [surely, &more].map(|set| match set.is_nothing() {
+                        true => String::new(),
+                        false => set.to_string(),
+                    }),
                 });
             }
         }
     }
 
-    fn ends(&self, unit: &Unit) -> Vec<EndReport> {
-        let names = self.groups.split(&unit.pods).into_iter().map(|(name, pods)| EndReport {
-            name: name.to_owned(),
-            pods: pods.iter().map(|p| self.groups.pod(*p).to_owned()).collect(),
-            addresses: Vec::new(),
-        });
-        let outside = (!unit.addresses.is_empty()).then(|| EndReport {
-            name: "outside".to_owned(),
-            pods: Vec::new(),
-            addresses: cidrs(&unit.addresses),
-        });
-        names.chain(outside).collect()
-    }
-
     fn csv(&mut self) -> String {
-        let field = |text: &str| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text.to_owned(),
-        };
         let mut text =
-            "from,from_pods_or_addresses,to,to_pods_or_addresses,ports,family\n".to_owned();
+            "from,from_pods_or_addresses,to,to_pods_or_addresses,ports,family,perhaps\n".to_owned();
         for pair in self.pairs() {
             let list = |end: &EndReport| [end.pods.as_slice(), &end.addresses].concat().join(" ");
             let family = pair.family.as_deref().unwrap_or("");
             let (from, to) = (&pair.from, &pair.to);
-            let fields = [&from.name, &list(from), &to.name, &list(to), &pair.text, family];
-            let fields: Vec<String> = fields.into_iter().map(|f: &str| field(f)).collect();
+            let [surely, perhaps] = &pair.text;
+            let fields =
+                [&from.name, &list(from), &to.name, &list(to), surely, family, perhaps.as_str()];
+            let fields: Vec<String> = fields.into_iter().map(|f: &str| csv_field(f)).collect();
             text.push_str(&format!("{}\n", fields.join(",")));
         }
         text
     }
 }
 
-fn members(unit: &Unit) -> Members {
+pub(crate) fn members(unit: &Unit) -> Members {
     Members { pods: unit.pods.clone(), addresses: unit.addresses.clone() }
 }
 
 /// What a cell says.
-pub(crate) fn ports(reach: &reach::Reach<'_>, (v4, v6): (SetId, SetId)) -> Vec<String> {
-    let show = |set| reach.set(set).to_string();
-    if v4 == v6 {
-        return vec![show(v4)];
+pub(crate) fn ports(reach: &reach::Reach<'_>, opens: Cell) -> Vec<String> {
+    let show = |opens: Opens| shown(reach.set(opens.surely), reach.set(opens.perhaps));
+    if opens[0] == opens[1] {
+        return vec![show(opens[0])];
     }
-    let families = Family::ALL.into_iter().zip([v4, v6]);
-    let some = families.filter(|(_, set)| *set != SetId::NOTHING);
-    some.map(|(family, set)| format!("{} on {family}", show(set))).collect()
+    let families = Family::ALL.into_iter().zip(opens);
+    let some = families.filter(|(_, opens)| *opens != Opens::default());
+    some.map(|(family, opens)| format!("{} on {family}", show(opens))).collect()
 }
 
 /// The rules that allow some of what may be opened (by family) from one unit to another.
@@ -484,8 +621,8 @@ fn origins_of(
         let (Some(from), Some(to)) = (source.classes[at], destination.classes[at]) else {
             continue;
         };
-        let egress = reach.entries(from, Direction::Egress, to);
-        let ingress = reach.entries(to, Direction::Ingress, from);
+        let egress = reach.entries(from, Direction::Egress, to, family);
+        let ingress = reach.entries(to, Direction::Ingress, from, family);
         for entry in egress.into_iter().chain(ingress) {
             let allowed = PortSet::of([entry.ports]).intersection(reach.set(set));
             if !allowed.is_nothing() {
@@ -507,45 +644,6 @@ pub(crate) fn rule(cluster: &Cluster, origin: &Origin) -> String {
     format!("{} {direction}[{rule}]", policy(cluster, origin.policy))
 }
 
-/// The nodes of a picture, each name once, and the edges between their numbers.
-fn graph(rows: &[Row]) -> (Vec<String>, Vec<(usize, usize, String)>) {
-    let mut names = Vec::new();
-    let mut number = |items: &[String]| {
-        let name = items.join(", ");
-        names.iter().position(|known| *known == name).unwrap_or_else(|| {
-            names.push(name);
-            names.len() - 1
-        })
-    };
-    let edges = rows.iter().map(|row| (number(&row.from), number(&row.to), row.ports.join(", ")));
-    let edges = edges.collect();
-    (names, edges)
-}
-
-fn dot(rows: &[Row]) -> String {
-    let (names, edges) = graph(rows);
-    let mut text = "digraph reach {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
-    for (i, name) in names.iter().enumerate() {
-        text.push_str(&format!("  n{i} [label=\"{}\"];\n", name.replace('"', "\\\"")));
-    }
-    for (from, to, ports) in edges {
-        text.push_str(&format!("  n{from} -> n{to} [label=\"{ports}\"];\n"));
-    }
-    text + "}\n"
-}
-
-fn mermaid(rows: &[Row]) -> String {
-    let (names, edges) = graph(rows);
-    let mut text = "flowchart LR\n".to_owned();
-    for (i, name) in names.iter().enumerate() {
-        text.push_str(&format!("  n{i}[\"{}\"]\n", name.replace('"', "#quot;")));
-    }
-    for (from, to, ports) in edges {
-        text.push_str(&format!("  n{from} -->|\"{ports}\"| n{to}\n"));
-    }
-    text
-}
-
 #[derive(Serialize)]
 struct Pair {
     from: EndReport,
@@ -553,33 +651,55 @@ struct Pair {
     /// The one family on which this may be opened; absent where it is every family they share.
     #[serde(skip_serializing_if = "Option::is_none")]
     family: Option<String>,
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// The rules that allow it; empty where no policy isolates either end.
+    rules: Vec<RuleReport>,
+    /// What may be opened besides, if facts that are missing turn out so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perhaps: Option<PerhapsReport>,
+    /// What is sure, and what is not.
+    #[serde(skip)]
+    text: [String; 2],
+}
+
+/// What may be opened.
+#[derive(Serialize, Clone)]
+pub(crate) struct AllowedReport {
     /// Every port and protocol, ICMP included.
     everything: bool,
     ports: Vec<PortReport>,
-    /// The rules that allow it; empty where no policy isolates either end.
-    rules: Vec<RuleReport>,
-    #[serde(skip)]
-    text: String,
 }
 
-#[derive(Serialize, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct EndReport {
-    name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pods: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    addresses: Vec<String>,
+impl AllowedReport {
+    pub(crate) fn of(set: &PortSet) -> AllowedReport {
+        match set {
+            PortSet::Everything => AllowedReport { everything: true, ports: Vec::new() },
+            PortSet::Ports(ports) => {
+                AllowedReport { everything: false, ports: ports.iter().map(port_report).collect() }
+            }
+        }
+    }
 }
 
-#[derive(Serialize)]
-pub(crate) struct PortReport {
+#[derive(Serialize, Clone)]
+struct PerhapsReport {
+    #[serde(flatten)]
+    allowed: AllowedReport,
+    /// The facts.
+    #[serde(rename = "dependsOn")]
+    depends_on: Vec<String>,
+}
+
+#[derive(Serialize, Clone)]
+struct PortReport {
     protocol: &'static str,
     port: u16,
     #[serde(rename = "endPort", skip_serializing_if = "Option::is_none")]
     end_port: Option<u16>,
 }
 
-pub(crate) fn port_report(ports: &Ports) -> PortReport {
+fn port_report(ports: &Ports) -> PortReport {
     PortReport {
         protocol: ports.protocol.as_str(),
         port: ports.first,

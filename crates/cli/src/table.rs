@@ -62,6 +62,16 @@ impl Table {
         widths
     }
 
+    /// Comma-separated values, with the headers in lower case.
+    pub(crate) fn csv(&self) -> String {
+        let line = |fields: Vec<String>| format!("{}\n", fields.join(","));
+        let mut text = line(self.headers.iter().map(|header| header.to_lowercase()).collect());
+        for cells in &self.rows {
+            text.push_str(&line(cells.iter().map(|cell| csv_field(&cell.join(", "))).collect()));
+        }
+        text
+    }
+
     pub(crate) fn markdown(&self) -> String {
         let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let headers = self.headers.iter().map(|header| (*header).to_owned()).collect();
@@ -73,6 +83,14 @@ impl Table {
             text.push_str(&row(cells.iter().map(escape).collect()));
         }
         text
+    }
+}
+
+/// A field of comma-separated values, quoted where it must be.
+pub(crate) fn csv_field(text: &str) -> String {
+    match text.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
     }
 }
 

@@ -15,24 +15,65 @@ pub(crate) enum Trouble {
     /// The input has errors that were already printed.
     #[error("the input has {0}: nothing was answered; `portcullis check` shows all of it")]
     Input(String),
-    /// No `-f`.
-    #[error("no input: pass -f with a file, a directory, or - for standard input")]
-    NoInput,
+    /// Errors in files of tests that were already printed.
+    #[error("the tests have {0}: nothing was told of any of them")]
+    Tests(String),
+    /// No test is left, by the pattern that was given.
+    #[error("no test has {0:?} in its name: nothing was tested")]
+    NoTests(String),
+    /// No `-f`, and no cluster: the first thing that somebody new types.
+    #[error(
+        "nothing to read: -f is not given, and there is no cluster: {0}\n  \
+         manifests     -f FILE, -f DIRECTORY -R, or -k DIRECTORY with a kustomization\n  \
+         a Helm chart  helm template CHART | portcullis ... -f -\n  \
+         a cluster     --kubeconfig FILE, and --context NAME if it has several"
+    )]
+    NoInput(String),
+    /// A live cluster that cannot be read.
+    #[error(transparent)]
+    Live(#[from] portcullis_kube::live::Error),
+    /// `-k` without the program for it.
+    #[error(
+        "-k needs kustomize or kubectl, and neither is installed: install one, or pass what \
+         `kustomize build {0}` prints elsewhere with -f -"
+    )]
+    NoKustomize(String),
+    /// `-k`, and the program for it says no.
+    #[error("{0}")]
+    Kustomize(String),
     /// More than one thing is to be read from it.
     #[error("standard input (-) can be read once: give a file for the other")]
     StdinTwice,
     /// `--explain` of what is no rule.
     #[error("no rule {id:?}; the rules are {known}")]
     UnknownRule { id: String, known: String },
+    /// What is wrong with the configuration, a line for each.
+    #[error("the configuration cannot be read:\n{0}")]
+    Config(String),
+    /// There is no file to write.
+    #[error("--fix cannot write to standard input: give files, or print the patch with --diff")]
+    FixStdin,
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,
+    /// Nobody reads markup.
+    #[error(
+        "a picture is no text to read: write it to a file, with `> picture.svg` or \
+         --output-file, or choose -o dot or -o mermaid"
+    )]
+    PictureOnTerminal,
     /// The ends of a question.
     #[error(transparent)]
     End(#[from] NotAnEnd),
     /// A line of the flows that `eval` was given.
     #[error("{place}: {why}")]
     Flow { place: String, why: String },
+    /// A picture of an answer that has none; the formats that it has.
+    #[error("{0} has no picture: take -o {1}")]
+    NoPicture(&'static str, &'static str),
+    /// A revision, or what is to be read of it.
+    #[error("{0}")]
+    Git(String),
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },

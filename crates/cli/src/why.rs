@@ -8,7 +8,7 @@ use portcullis_core::explain::{
     EndExplanation, Explanation, Miss, NearMiss, PathExplanation, explain,
 };
 use portcullis_core::labels::Selector;
-use portcullis_core::model::{Direction, Peer, PortMatch, PortRule};
+use portcullis_core::model::{Cluster, Direction, Peer, PortMatch, PortRule};
 use portcullis_core::net::Traffic;
 use portcullis_core::program::{End, Endpoint, Exemption, Judgement, Origin, Verdict};
 use portcullis_kube::{Input, ObjectRef};
@@ -55,8 +55,8 @@ impl Why {
         let input = self.input.read_sound()?;
         let program = Program::compile(&input.cluster);
         let names = Names::of(&input.cluster);
-        let from = names.find(&self.source, &self.input.namespace)?;
-        let to = names.find(&self.destination, &self.input.namespace)?;
+        let from = names.find(&self.source, &input.namespace)?;
+        let to = names.find(&self.destination, &input.namespace)?;
         let flows = names.flows(&from, &to, &self.port)?;
         let answers: Vec<Answer> = flows
             .into_iter()
@@ -84,6 +84,28 @@ impl Why {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The short answer about one connection of a cluster, which may have more addresses than that of
+/// the input, and what would allow it if that is asked for.
+pub(crate) fn text(
+    input: &Input,
+    cluster: &Cluster,
+    program: &Program,
+    names: &Names<'_>,
+    flow: Flow,
+    changes: bool,
+) -> String {
+    let why = explain(cluster, program, flow.source, flow.destination, flow.traffic);
+    let mut text = String::new();
+    Page { input, names, verbose: false, changes }.answer(&Answer { flow, why }, &mut text);
+    text
+}
+
+/// The same without colour.
+pub(crate) fn plain(input: &Input, program: &Program, names: &Names<'_>, flow: Flow) -> String {
+    let text = text(input, &input.cluster, program, names, flow, true);
+    anstream::adapter::strip_str(&text).to_string()
 }
 
 struct Answer {
@@ -306,7 +328,7 @@ impl Page<'_> {
         // The file was named with the rule.
         let location =
             self.input.locate(ObjectRef::Policy(near.origin.policy as usize), &miss.path);
-        let place = location.map_or(String::new(), |l| {
+        let place = location.filter(|l| l.line > 0).map_or(String::new(), |l| {
             format!(" {DIM}(line {}, column {}){DIM:#}", l.line, l.column)
         });
         let field = miss.path.strip_prefix(&near.origin.rule_path()).unwrap_or(&miss.path);

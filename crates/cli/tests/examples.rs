@@ -107,6 +107,40 @@ fn the_kernel_does_with_every_example_what_is_expected() {
     }
 }
 
+#[test]
+fn the_tests_of_examples_hold_offline_and_with_real_packets() {
+    let with_tests = examples().into_iter().filter(|example| example.join("tests").is_dir());
+    let mut count = 0;
+    for example in with_tests {
+        let tests = example.join("tests");
+        for lab in [&[][..], &["--lab"]] {
+            let arguments = [&["test", tests.to_str().unwrap(), "-o", "json"], lab].concat();
+            let report: Value = serde_json::from_str(&portcullis(&arguments, &example, 0)).unwrap();
+            assert_eq!(report["failed"], 0);
+            let of_packets = |test: &&Value| test["tried"].as_u64().is_some_and(|n| n > 0);
+            let tests = report["tests"].as_array().unwrap();
+            let isolated = tests.iter().filter(|t| t["name"].as_str().unwrap().contains("isolate"));
+            let expected = if lab.is_empty() { 0 } else { tests.len() - isolated.count() };
+            assert_eq!(tests.iter().filter(of_packets).count(), expected, "{example:?}");
+        }
+        count += 1;
+    }
+    assert!(count >= 5, "only {count} examples have tests");
+}
+
+#[test]
+fn the_first_file_of_tests_of_every_example_holds_at_once() {
+    for example in examples() {
+        let text = portcullis(&["test", "--init"], &example, 0);
+        let file =
+            std::env::temp_dir().join(format!("portcullis-init-{}.yaml", std::process::id()));
+        fs::write(&file, &text).unwrap();
+        let out = portcullis(&["test", file.to_str().unwrap()], &example, 0);
+        assert!(out.ends_with(", all hold\n"), "{example:?}:\n{text}\n{out}");
+        fs::remove_file(&file).unwrap();
+    }
+}
+
 /// The endpoints of a lab that a name of a pod, a workload or an address stands for, quoted.
 fn pods(run: &Value, name: &Value) -> Vec<String> {
     let name = name.as_str().unwrap();

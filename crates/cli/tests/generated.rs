@@ -25,7 +25,13 @@ fn every_command_has_a_manual_page() {
     let directory = std::env::temp_dir().join(format!("portcullis-man-{}", std::process::id()));
     fs::create_dir(&directory).unwrap();
     portcullis(&["man", directory.to_str().unwrap()]);
-    for page in ["portcullis", "portcullis-check", "portcullis-why", "portcullis-lab-run"] {
+    for page in [
+        "portcullis",
+        "portcullis-check",
+        "portcullis-why",
+        "portcullis-test",
+        "portcullis-lab-run",
+    ] {
         let text = fs::read_to_string(directory.join(format!("{page}.1"))).unwrap();
         assert!(text.contains(".SH SYNOPSIS"), "{page}");
     }

@@ -10,7 +10,7 @@ use crate::model::{Cluster, Direction, Pod};
 use crate::net::{Family, IpRange, previous_address};
 use crate::portset::PortSet;
 use crate::program::Origin;
-use crate::reach::{Allowed, ClassId, Reach, SetId, Unit};
+use crate::reach::{Allowed, ClassId, Opens, Reach, Unit};
 
 /// A state before, and one after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,7 +28,25 @@ impl Side {
 
 /// What may be opened between two ends, on IPv4 and on IPv6. Families that the two do not share
 /// are as the other is.
-pub type Sets = [PortSet; 2];
+pub type Sets = [MayOpen; 2];
+
+/// What may be opened. The two differ where some fact is missing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MayOpen {
+    /// However the missing facts turn out.
+    pub surely: PortSet,
+    /// If they turn out so.
+    pub perhaps: PortSet,
+}
+
+impl MayOpen {
+    /// Nothing in any case.
+    pub const NOTHING: MayOpen = MayOpen { surely: PortSet::NOTHING, perhaps: PortSet::NOTHING };
+
+    fn covers(&self, other: &MayOpen) -> bool {
+        self.surely.covers(&other.surely) && self.perhaps.covers(&other.perhaps)
+    }
+}
 
 /// What becomes of the connections of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,7 +67,7 @@ impl Kind {
     /// What lies between two different values.
     pub fn between(old: &Sets, new: &Sets) -> Kind {
         let covers = |a: &Sets, b: &Sets| a.iter().zip(b).all(|(a, b)| a.covers(b));
-        let nothing = |sets: &Sets| sets.iter().all(PortSet::is_nothing);
+        let nothing = |sets: &Sets| sets.iter().all(|open| open.perhaps.is_nothing());
         match (covers(new, old), covers(old, new)) {
             (true, _) if nothing(old) => Kind::Opened,
             (true, _) => Kind::Widened,
@@ -165,16 +183,24 @@ impl<'a> Diff<'a> {
 
     /// The sets of a value in a state.
     pub fn sets(&self, side: Side, allowed: Allowed) -> Sets {
-        let of = |set: SetId| self.reaches[side as usize].set(set).clone();
+        let of = |Opens { surely, perhaps }: Opens| {
+            let set = |id| self.reaches[side as usize].set(id).clone();
+            MayOpen { surely: set(surely), perhaps: set(perhaps) }
+        };
         match allowed {
             Allowed::Alike(set) => [of(set), of(set)],
-            Allowed::NoFamily(_) => [PortSet::NOTHING; 2],
+            Allowed::NoFamily(_) => [MayOpen::NOTHING; 2],
             Allowed::ByFamily(sets) => sets.map(of),
         }
     }
 
     /// Why a pair may do something in one state that it may not in the other.
-    pub fn causes(&self, source: usize, destination: usize, values: [Allowed; 2]) -> Vec<Cause> {
+    pub fn causes(
+        &mut self,
+        source: usize,
+        destination: usize,
+        values: [Allowed; 2],
+    ) -> Vec<Cause> {
         let mut causes = BTreeSet::new();
         for (has, lacks) in [(Side::New, Side::Old), (Side::Old, Side::New)] {
             let more = self.sets(has, values[has as usize]);
@@ -184,8 +210,9 @@ impl<'a> Diff<'a> {
                 if less[at].covers(&more[at]) {
                     continue;
                 }
+                let joints = &self.joints;
                 let class = |side: Side, joint: usize| {
-                    let classes = self.joints[joint].classes[side as usize];
+                    let classes = joints[joint].classes[side as usize];
                     classes.map(|classes| classes[at])
                 };
                 for direction in Direction::ALL {
@@ -201,8 +228,10 @@ impl<'a> Diff<'a> {
                     };
                     let (Some(Some(subject)), Some(Some(remote))) = here else { continue };
                     let lacking = match (there_subject, there_remote) {
-                        (Some(s), Some(r)) => self.end(lacks, s, direction, r),
-                        _ => PortSet::Everything,
+                        (Some(s), Some(r)) => {
+                            end(&mut self.reaches[lacks as usize], s, direction, r, family)
+                        }
+                        _ => continue,
                     };
                     if lacking.covers(&more[at]) {
                         continue;
@@ -215,9 +244,14 @@ impl<'a> Diff<'a> {
                         causes.extend(policies.map(|p| Cause::Isolates(lacks, *p, direction)));
                         continue;
                     }
-                    for entry in reach.entries(subject, direction, remote) {
-                        let allows = PortSet::of([entry.ports]).intersection(&more[at]);
-                        if !lacking.covers(&allows) {
+                    for entry in reach.entries(subject, direction, remote, family) {
+                        let allows = PortSet::of([entry.ports]);
+                        let lacks = |more: &PortSet, lacking: &PortSet| {
+                            !lacking.covers(&allows.intersection(more))
+                        };
+                        if lacks(&more[at].surely, &lacking.surely)
+                            || lacks(&more[at].perhaps, &lacking.perhaps)
+                        {
                             let origin = Origin { peer: None, port: None, ..entry.origin };
                             causes.insert(Cause::Rule(has, origin));
                         }
@@ -227,18 +261,18 @@ impl<'a> Diff<'a> {
         }
         causes.into_iter().collect()
     }
+}
 
-    /// What the policies of one end allow.
-    fn end(&self, side: Side, subject: ClassId, direction: Direction, remote: ClassId) -> PortSet {
-        let reach = &self.reaches[side as usize];
-        match reach.isolation(subject, direction) {
-            None => PortSet::Everything,
-            Some(_) => {
-                let entries = reach.entries(subject, direction, remote);
-                PortSet::of(entries.iter().map(|e| e.ports))
-            }
-        }
-    }
+/// What the policies of one end allow.
+fn end(
+    reach: &mut Reach<'_>,
+    subject: ClassId,
+    direction: Direction,
+    remote: ClassId,
+    family: Family,
+) -> MayOpen {
+    let Opens { surely, perhaps } = reach.end(subject, direction, remote, family);
+    MayOpen { surely: reach.set(surely).clone(), perhaps: reach.set(perhaps).clone() }
 }
 
 /// Where the pods of a state are, but for finished ones.

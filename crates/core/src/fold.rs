@@ -2,8 +2,8 @@
 
 use std::hash::{Hash, Hasher};
 
-use indexmap::IndexMap;
-use rustc_hash::{FxBuildHasher, FxHasher};
+use indexmap::{IndexMap, IndexSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet, FxHasher};
 
 /// Every one of the sources has the value with every one of the destinations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,46 +22,70 @@ pub struct Product<V> {
 pub fn fold<V: Copy + Eq + Hash + Default>(
     rows: impl IntoIterator<Item = Vec<V>>,
 ) -> Vec<Product<V>> {
-    let mut distinct: Groups<Vec<V>> = Groups::default();
+    // Large clusters have tens of millions of cells: they are kept once, as numbers.
+    let mut values: IndexSet<V, FxBuildHasher> = IndexSet::from_iter([V::default()]);
+    let mut distinct: IndexMap<Vec<u32>, Vec<usize>, FxBuildHasher> = IndexMap::default();
     for (i, row) in rows.into_iter().enumerate() {
+        // Not `into_iter`, which would keep the larger allocation.
+        let row: Vec<u32> = row.iter().map(|value| values.insert_full(*value).0 as u32).collect();
         distinct.entry(row).or_default().push(i);
     }
-    let width = distinct.first().map_or(0, |(row, _)| row.len());
-    let rows: Vec<&Vec<V>> = distinct.keys().collect();
-    let columns = alike(&rows, width);
-    let small = |row: &&Vec<V>| columns.iter().map(|c| row[c[0]]).collect::<Vec<V>>();
-    let table: Vec<Vec<V>> = rows.iter().map(small).collect();
-    let turned: Vec<Vec<V>> =
-        (0..columns.len()).map(|c| table.iter().map(|row| row[c]).collect()).collect();
+    let sources: Vec<&Vec<usize>> = distinct.values().collect();
+    let rows: Vec<&[u32]> = distinct.keys().map(Vec::as_slice).collect();
+    let columns = alike(&rows);
+    let table = Table { rows: &rows, columns: columns.iter().map(|alike| alike[0]).collect() };
+    let turn = count(table.turned()) < count(table.straight());
+    let chosen = if turn { products(table.turned()) } else { products(table.straight()) };
 
-    let (by_row, by_column) = (products(&table), products(&turned));
-    let all = |groups: &[&Vec<usize>], of: &[usize]| {
-        let mut all: Vec<usize> = of.iter().flat_map(|g| groups[*g]).copied().collect();
+    let all = |groups: &mut dyn Iterator<Item = &Vec<usize>>| {
+        let mut all: Vec<usize> = groups.flatten().copied().collect();
         all.sort_unstable();
         all
     };
-    let sources: Vec<&Vec<usize>> = distinct.values().collect();
-    let destinations: Vec<&Vec<usize>> = columns.iter().collect();
-    let turn = by_column.len() < by_row.len();
-    let chosen = if turn { by_column } else { by_row };
-    let product = |((value, across), along): ((V, Vec<usize>), Vec<usize>)| {
+    let product = |((value, across), along): ((u32, Vec<u32>), Vec<u32>)| {
         let (from, to) = if turn { (across, along) } else { (along, across) };
-        let (sources, destinations) = (all(&sources, &from), all(&destinations, &to));
-        Product { sources, destinations, value }
+        Product {
+            sources: all(&mut from.iter().map(|i| sources[*i as usize])),
+            destinations: all(&mut to.iter().map(|i| &columns[*i as usize])),
+            value: values[value as usize],
+        }
     };
     chosen.into_iter().map(product).collect()
 }
 
-type Groups<K> = IndexMap<K, Vec<usize>, FxBuildHasher>;
+/// A table of the numbers of values, of which only some columns count.
+struct Table<'a> {
+    rows: &'a [&'a [u32]],
+    columns: Vec<usize>,
+}
+
+impl Table<'_> {
+    /// Its rows.
+    fn straight(&self) -> impl Iterator<Item = Vec<u32>> {
+        self.rows.iter().map(|row| self.columns.iter().map(|column| row[*column]).collect())
+    }
+
+    /// Its columns; some at a time, so that memory is read in order.
+    fn turned(&self) -> impl Iterator<Item = Vec<u32>> {
+        self.columns.chunks(64).flat_map(|columns| {
+            let mut turned = vec![Vec::with_capacity(self.rows.len()); columns.len()];
+            for row in self.rows {
+                columns.iter().zip(&mut turned).for_each(|(c, line)| line.push(row[*c]));
+            }
+            turned
+        })
+    }
+}
 
 /// The columns, those that are the same in every row together.
-fn alike<V: Copy + Eq + Hash>(rows: &[&Vec<V>], width: usize) -> Vec<Vec<usize>> {
+fn alike(rows: &[&[u32]]) -> Vec<Vec<usize>> {
+    let width = rows.first().map_or(0, |row| row.len());
     // Row by row, so that memory is read in order: first by hash, then exactly.
     let mut hashes = vec![FxHasher::default(); width];
     for row in rows {
         row.iter().zip(&mut hashes).for_each(|(value, hash)| value.hash(hash));
     }
-    let mut by_hash: Groups<u64> = Groups::default();
+    let mut by_hash: IndexMap<u64, Vec<usize>, FxBuildHasher> = IndexMap::default();
     for (column, hash) in hashes.iter().enumerate() {
         by_hash.entry(hash.finish()).or_default().push(column);
     }
@@ -80,20 +104,36 @@ fn alike<V: Copy + Eq + Hash>(rows: &[&Vec<V>], width: usize) -> Vec<Vec<usize>>
     groups
 }
 
-/// By value and the columns that have it: the rows where they do.
-fn products<V: Copy + Eq + Hash + Default>(
-    table: &[Vec<V>],
-) -> IndexMap<(V, Vec<usize>), Vec<usize>, FxBuildHasher> {
-    let mut products: Groups<(V, Vec<usize>)> = Groups::default();
-    for (i, row) in table.iter().enumerate() {
-        let mut by_value: Groups<V> = Groups::default();
-        for (column, value) in row.iter().enumerate() {
-            if *value != V::default() {
-                by_value.entry(*value).or_default().push(column);
-            }
+/// How many products there will be; by hash, so that none of them is kept for that.
+fn count(lines: impl Iterator<Item = Vec<u32>>) -> usize {
+    let mut seen: FxHashSet<u64> = FxHashSet::default();
+    let mut of_line: FxHashMap<u32, FxHasher> = FxHashMap::default();
+    for line in lines {
+        for (at, value) in line.iter().enumerate().filter(|(_, value)| **value != 0) {
+            // This hash does not see zeros at the beginning.
+            of_line.entry(*value).or_default().write_usize(at + 1);
         }
-        for found in by_value {
-            products.entry(found).or_default().push(i);
+        for (value, mut hash) in of_line.drain() {
+            hash.write_u32(value);
+            seen.insert(hash.finish());
+        }
+    }
+    seen.len()
+}
+
+/// By value and the places of a line that have it: the lines where they do.
+fn products(
+    lines: impl Iterator<Item = Vec<u32>>,
+) -> IndexMap<(u32, Vec<u32>), Vec<u32>, FxBuildHasher> {
+    let mut products: IndexMap<(u32, Vec<u32>), Vec<u32>, FxBuildHasher> = IndexMap::default();
+    for (i, line) in (0..).zip(lines) {
+        let mut by_value: IndexMap<u32, Vec<u32>, FxBuildHasher> = IndexMap::default();
+        for (at, value) in (0..).zip(line).filter(|(_, value)| *value != 0) {
+            by_value.entry(value).or_default().push(at);
+        }
+        for (value, mut places) in by_value {
+            places.shrink_to_fit();
+            products.entry((value, places)).or_default().push(i);
         }
     }
     products

@@ -25,6 +25,8 @@ pub struct Cluster {
     pub services: Vec<Service>,
     /// The policies, in input order. Order never matters (SEMANTICS 3).
     pub policies: Vec<Policy>,
+    /// What lets connections in from outside. No policy speaks of it.
+    pub routing: Routing,
     /// Where pods without an address will get theirs from; empty if nobody has said. It only makes
     /// fewer answers undetermined.
     pub pod_cidrs: Vec<IpNet>,
@@ -107,6 +109,8 @@ pub struct Service {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+    /// `metadata.labels`, by which monitors find it. No policy asks for them.
+    pub labels: Labels,
     /// `spec.selector`; `None` where there is none, and so no endpoints of its own.
     pub selector: Option<Labels>,
     /// `spec.clusterIPs` that are addresses.
@@ -132,12 +136,52 @@ pub struct ServicePort {
 }
 
 /// `ServicePort.targetPort`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TargetPort {
     /// A number.
     Number(u16),
     /// The name of a container port of the endpoint.
     Name(String),
+}
+
+/// Ingresses and routes of the Gateway API, and what tells who serves them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// In input order.
+    pub routes: Vec<Route>,
+    /// By name of an IngressClass: `spec.controller`.
+    pub ingress_classes: BTreeMap<String, String>,
+    /// By namespace and name of a Gateway: `spec.gatewayClassName`.
+    pub gateways: BTreeMap<(String, String), String>,
+}
+
+/// An Ingress, or a route of the Gateway API: it makes a controller open connections to the
+/// endpoints of Services.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The kind, as the API spells it: `Ingress`, `HTTPRoute`.
+    pub kind: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.ingressClassName` of an Ingress, or the annotation that was before it.
+    pub class: Option<String>,
+    /// The Gateways that a route is attached to: namespace and name.
+    pub gateways: Vec<(String, String)>,
+    /// Where it leads, each once.
+    pub backends: Vec<Backend>,
+}
+
+/// A port of a Service that a route leads to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// The namespace of the Service.
+    pub namespace: String,
+    /// Its name.
+    pub service: String,
+    /// `port` of the Service: a number or a name.
+    pub port: TargetPort,
 }
 
 /// Ingress or egress.

@@ -89,6 +89,32 @@ impl PortSet {
         PortSet::Ports(both)
     }
 
+    /// What is in this and not in the other. Everything less some ports is still called everything:
+    /// what has no ports is left.
+    pub fn without(&self, other: &PortSet) -> PortSet {
+        let (own, holes) = match (self, other) {
+            (_, PortSet::Everything) => return PortSet::NOTHING,
+            (PortSet::Everything, PortSet::Ports(_)) => return PortSet::Everything,
+            (PortSet::Ports(own), PortSet::Ports(holes)) => (own, holes),
+        };
+        let mut left = Vec::new();
+        for ports in own {
+            let mut rest = Some(*ports);
+            for hole in holes.iter().filter(|hole| hole.protocol == ports.protocol) {
+                let Some(Ports { first, last, .. }) = rest else { break };
+                if hole.last < first || last < hole.first {
+                    continue;
+                }
+                if first < hole.first {
+                    left.push(Ports { protocol: ports.protocol, first, last: hole.first - 1 });
+                }
+                rest = (hole.last < last).then(|| Ports { first: hole.last + 1, ..*ports });
+            }
+            left.extend(rest);
+        }
+        PortSet::Ports(left)
+    }
+
     /// Whether all of the other is in this one.
     pub fn covers(&self, other: &PortSet) -> bool {
         self == other || self.intersection(other) == *other
@@ -161,5 +187,8 @@ mod tests {
         assert_eq!(both.to_string(), "10-12, 18-20, 30-33, 40/TCP, 9/UDP");
         assert_eq!(both, b.intersection(&a));
         assert!(a.covers(&both) && b.covers(&both) && !both.covers(&a));
+        assert_eq!(a.without(&b).to_string(), "13-17, 34-39/TCP, 5-8/UDP");
+        assert_eq!(a.without(&b).union(&both), a);
+        assert!(a.without(&PortSet::Everything).is_nothing() && a.without(&a).is_nothing());
     }
 }

@@ -240,7 +240,8 @@ pub struct Ports {
 }
 
 impl Entry {
-    fn covers(&self, traffic: Traffic) -> bool {
+    /// Whether it allows some traffic.
+    pub fn covers(&self, traffic: Traffic) -> bool {
         match (self.ports, traffic) {
             (None, _) => true,
             (Some(ports), Traffic::Port(protocol, port)) => {
@@ -471,7 +472,7 @@ impl Program {
     }
 
     /// The same on any traffic, for addresses of a family if that is known.
-    pub(crate) fn doubtful_of(
+    pub fn doubtful_of(
         &self,
         rules: &RuleSet,
         remote: IdentityId,
@@ -503,7 +504,7 @@ impl Program {
     }
 
     /// Where an address can be that is not known; nothing where it is.
-    fn whereabouts(&self, known: Whereabouts, family: Option<Family>) -> Vec<IpRange> {
+    pub(crate) fn whereabouts(&self, known: Whereabouts, family: Option<Family>) -> Vec<IpRange> {
         let fits = |range: &IpRange| family.is_none_or(|f| f == Family::of(range.first));
         match known {
             Whereabouts::Known => Vec::new(),
@@ -547,11 +548,15 @@ impl Program {
         remote: IdentityId,
         traffic: Traffic,
     ) -> impl Iterator<Item = Entry> {
+        self.about(rules, remote).filter(move |entry| entry.covers(traffic))
+    }
+
+    /// The same on any traffic, by peer.
+    pub fn about(&self, rules: &RuleSet, remote: IdentityId) -> impl Iterator<Item = Entry> {
         let doubts = &self.doubts[remote.0 as usize].peers;
         let certain = |peer: &&PeerId| doubts.is_empty() || doubts.binary_search(peer).is_err();
         let peers = self.identities[remote.0 as usize].iter().filter(certain);
-        let entries = std::iter::once(&PeerId::ANY).chain(peers).flat_map(|p| rules.of_peer(*p));
-        entries.copied().filter(move |entry| entry.covers(traffic))
+        std::iter::once(&PeerId::ANY).chain(peers).flat_map(|p| rules.of_peer(*p)).copied()
     }
 
     /// The endpoint that an address is. The address of no pod and no node is outside.

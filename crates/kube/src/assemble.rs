@@ -8,8 +8,9 @@ use portcullis_core::net::ByAddress;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Options;
+use crate::callers::Caller;
 use crate::decode::Problem;
-use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
+use crate::diagnostic::{Diagnostic, Reason, Severity};
 use crate::input::{Input, PodPlace, ReadPolicy};
 use crate::kind::Kind;
 use crate::object::{Body, Found, Place, Written, label};
@@ -24,7 +25,9 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
     let owners = Owners::of(&found);
     let mut workloads = Vec::new();
     for (found, is_first) in found.into_iter().zip(first) {
-        for problem in found.problems {
+        let problems = found.problems.into_iter();
+        let live = input.files[found.place.file].live;
+        for problem in problems.filter(|p| !live || counts_in_a_cluster(&found.body, p)) {
             report(problem, &found.place, found.label.clone(), input);
         }
         if !is_first {
@@ -32,6 +35,11 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
         }
         if let Some((kind, ..)) = key(&found.body) {
             *input.read.entry(kind.as_str()).or_default() += 1;
+        }
+        for (at, call) in found.calls {
+            let object = found.label.clone().unwrap_or_default();
+            let location = input.location_at(&found.place, at);
+            input.callers.push(Caller { object, location, call });
         }
         match found.body {
             Body::Nothing => {}
@@ -47,12 +55,19 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
     unknown_namespaces(input);
 }
 
+/// Whether a finding is one in a live cluster, which may be newer than this program: fields that are
+/// not known here are nobody's mistake. In a policy they can change what it means, so there they
+/// count. Of a workload only its owner is taken.
+fn counts_in_a_cluster(body: &Body, problem: &Problem) -> bool {
+    match body {
+        Body::Policy(_) => true,
+        Body::Object(object) if matches!(**object, Object::Workload(_)) => false,
+        _ => problem.reason != Reason::UnknownField,
+    }
+}
+
 fn report(problem: Problem, place: &Place, object: Option<String>, input: &mut Input) {
-    let location = Location {
-        file: input.files[place.file].name.clone(),
-        line: problem.at.line,
-        column: problem.at.column,
-    };
+    let location = input.location_at(place, problem.at);
     input.diagnostics.push(Diagnostic {
         severity: problem.severity,
         location: Some(location),
@@ -90,6 +105,9 @@ fn key(body: &Body) -> Option<(Kind, &str, &str)> {
         Object::Node(node) => (Kind::Node, "", &node.name),
         Object::Service(service) => (Kind::Service, &service.namespace, &service.name),
         Object::Workload(w) => (w.kind, &w.namespace, &w.name),
+        Object::Route(kind, route) => (*kind, &route.namespace, &route.name),
+        Object::IngressClass(name, _) => (Kind::IngressClass, "", name),
+        Object::Gateway(namespace, name, _) => (Kind::Gateway, namespace, name),
     })
 }
 
@@ -178,6 +196,13 @@ fn take(
             input.places.services.push(place);
         }
         Object::Workload(w) => workloads.push((w, place)),
+        Object::Route(_, route) => cluster.routing.routes.push(route),
+        Object::IngressClass(name, controller) => {
+            cluster.routing.ingress_classes.insert(name, controller);
+        }
+        Object::Gateway(namespace, name, class) => {
+            cluster.routing.gateways.insert((namespace, name), class);
+        }
     }
 }
 
@@ -257,6 +282,10 @@ fn expand(
     let pods = input.cluster.pods.iter();
     let mut names: FxHashSet<_> = pods.map(|p| (p.namespace.clone(), p.name.clone())).collect();
     for (w, place) in workloads {
+        // The pods of a live cluster are all that there are.
+        if input.files[place.file].live {
+            continue;
+        }
         let own = (w.kind.as_str().to_owned(), w.name.clone());
         let key = (w.namespace.clone(), own.0.clone(), own.1.clone());
         let chain = owners.chain(&w.namespace, own, None);

@@ -338,16 +338,27 @@ impl Fields {
 }
 
 /// The known name that differs in case only, or else by the fewest letters.
-pub(crate) fn closest(name: &str, known: &'static [&'static str]) -> Option<&'static str> {
+pub fn closest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     if name.len() > 40 {
         return None;
     }
     let allowed = if name.len() < 5 { 1 } else { 2 };
     let by_distance = known.iter().map(|k| {
-        let same = k.eq_ignore_ascii_case(name);
-        (if same { 0 } else { distance(name, k) }, *k)
+        let distance = match k.eq_ignore_ascii_case(name) {
+            true => 0,
+            // Two letters that changed places are one slip.
+            false if letters(k) == letters(name) => 1,
+            false => distance(name, k),
+        };
+        (distance, *k)
     });
     by_distance.filter(|(d, _)| *d <= allowed).min_by_key(|(d, _)| *d).map(|(_, k)| k)
+}
+
+fn letters(text: &str) -> Vec<u8> {
+    let mut letters = text.as_bytes().to_vec();
+    letters.sort_unstable();
+    letters
 }
 
 /// Levenshtein's distance in bytes.

@@ -36,7 +36,9 @@ pub enum Severity {
 /// A place in an input.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
-    /// The path as given, `<stdin>`, or the name of the text.
+    /// The path as given, `<stdin>`, or the name of the text. For an object of a live cluster
+    /// `cluster/prod networkpolicies/shop/web`, followed by the field path where one is meant; the
+    /// line is 0.
     pub file: Arc<str>,
     /// The line, from 1; 0 for a file as a whole.
     pub line: u32,
@@ -91,6 +93,10 @@ pub enum Reason {
     NamespaceName,
     /// A workload that stands for no pod.
     NoPods,
+    /// Something in a file of tests that cannot be tested.
+    Test,
+    /// A kind that may not be listed in a live cluster.
+    NotPermitted,
 }
 
 impl Reason {
@@ -123,6 +129,8 @@ impl Reason {
             Reason::UnknownNamespace => "unknown-namespace",
             Reason::NamespaceName => "namespace-name",
             Reason::NoPods => "no-pods",
+            Reason::Test => "test",
+            Reason::NotPermitted => "not-permitted",
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use portcullis_core::api;
 use portcullis_core::model::{Cluster, Policy};
 
+use crate::callers::Caller;
 use crate::diagnostic::{Diagnostic, Location, Severity};
 use crate::object::{Place, reread};
 use crate::source::TextFile;
@@ -13,6 +14,8 @@ use crate::tree::Position;
 /// The state that manifests describe, and what is to be said about them.
 #[derive(Debug, Default)]
 pub struct Input {
+    /// The namespace of objects and names that give none.
+    pub namespace: String,
     /// The state. Invalid policies are not in it: see [`Input::policies`].
     pub cluster: Cluster,
     /// Every NetworkPolicy, valid or not, in input order.
@@ -24,6 +27,8 @@ pub struct Input {
     /// How many objects were passed over, by kind, with the group where it is not one of
     /// Kubernetes' own: `ConfigMap`, `NetworkPolicy.projectcalico.org`.
     pub passed_over: BTreeMap<String, usize>,
+    /// Who calls pods from outside their policies, as far as the input says.
+    pub callers: Vec<Caller>,
     pub(crate) files: Vec<TextFile>,
     pub(crate) places: Places,
 }
@@ -94,6 +99,11 @@ impl Input {
             ObjectRef::Service(i) => (self.places.services.get(i)?, None),
             ObjectRef::Namespace(name) => (self.places.namespaces.get(name)?, None),
         };
+        let file = self.files.get(place.file)?;
+        if file.live {
+            let place = [&*file.name, path].join(" ");
+            return Some(Location { file: place.trim_end().into(), line: 0, column: 0 });
+        }
         let own = path.is_empty() || path == "metadata.name" || path == "metadata.namespace";
         let at = match template.filter(|_| !own) {
             Some(template) => self.find(place, &format!("{template}.{path}")),
@@ -112,22 +122,27 @@ impl Input {
     }
 
     /// The document that a policy is in, comments included, and the number of its first line.
+    /// `None` for a live policy: nobody wrote that text.
     pub fn policy_document(&self, policy: usize) -> Option<(u32, &str)> {
         let place = self.places.policies.get(policy)?;
-        let text = self.files.get(place.file)?.text.get(place.document.range.clone())?;
+        let file = self.files.get(place.file).filter(|file| !file.live)?;
+        let text = file.text.get(place.document.range.clone())?;
         Some((place.document.origin.line, text))
     }
 
     /// The line that a location is on, without its line break.
     pub fn line(&self, location: &Location) -> Option<&str> {
+        if location.line == 0 {
+            return None;
+        }
         let file = self.files.iter().find(|f| f.name == location.file)?;
-        let mut rest = file.text.as_str();
+        let mut rest = &*file.text;
         for _ in 1..location.line {
             let end = rest.find(['\n', '\r'])?;
             let length = if rest[end..].starts_with("\r\n") { 2 } else { 1 };
             rest = &rest[end + length..];
         }
-        rest.split(['\n', '\r']).next().filter(|_| location.line > 0)
+        rest.split(['\n', '\r']).next()
     }
 
     pub(crate) fn find(&self, place: &Place, path: &str) -> Option<Position> {
@@ -142,8 +157,11 @@ impl Input {
         self.location_at(place, place.at)
     }
 
-    fn location_at(&self, place: &Place, at: Position) -> Location {
-        let file = self.files[place.file].name.clone();
-        Location { file, line: at.line, column: at.column }
+    /// A position in an object's file; in the file as a whole for a live object, whose text nobody
+    /// has seen.
+    pub(crate) fn location_at(&self, place: &Place, at: Position) -> Location {
+        let TextFile { name, live, .. } = &self.files[place.file];
+        let (line, column) = if *live { (0, 0) } else { (at.line, at.column) };
+        Location { file: name.clone(), line, column }
     }
 }

@@ -19,6 +19,13 @@ pub(crate) enum Kind {
     Job,
     CronJob,
     ReplicationController,
+    Ingress,
+    IngressClass,
+    Gateway,
+    HttpRoute,
+    GrpcRoute,
+    TcpRoute,
+    TlsRoute,
 }
 
 /// What to do with an object.
@@ -33,7 +40,7 @@ pub(crate) enum Class {
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 19] = [
         Kind::NetworkPolicy,
         Kind::Namespace,
         Kind::Pod,
@@ -46,6 +53,13 @@ impl Kind {
         Kind::Job,
         Kind::CronJob,
         Kind::ReplicationController,
+        Kind::Ingress,
+        Kind::IngressClass,
+        Kind::Gateway,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TcpRoute,
+        Kind::TlsRoute,
     ];
 
     /// As the API spells it.
@@ -63,12 +77,21 @@ impl Kind {
             Kind::Job => "Job",
             Kind::CronJob => "CronJob",
             Kind::ReplicationController => "ReplicationController",
+            Kind::Ingress => "Ingress",
+            Kind::IngressClass => "IngressClass",
+            Kind::Gateway => "Gateway",
+            Kind::HttpRoute => "HTTPRoute",
+            Kind::GrpcRoute => "GRPCRoute",
+            Kind::TcpRoute => "TCPRoute",
+            Kind::TlsRoute => "TLSRoute",
         }
     }
 
     fn api_version(self) -> &'static str {
         match self {
-            Kind::NetworkPolicy => "networking.k8s.io/v1",
+            Kind::NetworkPolicy | Kind::Ingress | Kind::IngressClass => "networking.k8s.io/v1",
+            Kind::Gateway | Kind::HttpRoute | Kind::GrpcRoute => "gateway.networking.k8s.io/v1",
+            Kind::TcpRoute | Kind::TlsRoute => "gateway.networking.k8s.io/v1alpha2",
             Kind::Namespace
             | Kind::Pod
             | Kind::Node
@@ -80,7 +103,29 @@ impl Kind {
     }
 
     pub(crate) fn is_namespaced(self) -> bool {
-        !matches!(self, Kind::Namespace | Kind::Node)
+        !matches!(self, Kind::Namespace | Kind::Node | Kind::IngressClass)
+    }
+
+    /// Whether it says how connections come in. What policies mean does not depend on it.
+    pub(crate) fn is_routing(self) -> bool {
+        matches!(
+            self,
+            Kind::Ingress
+                | Kind::IngressClass
+                | Kind::Gateway
+                | Kind::HttpRoute
+                | Kind::GrpcRoute
+                | Kind::TcpRoute
+                | Kind::TlsRoute
+        )
+    }
+
+    /// Whether a version of the API has it, in the form that is read.
+    fn is_in(self, version: &str) -> bool {
+        let group = |version: &str| version.split('/').next().map(str::to_owned);
+        let gateway = self.is_routing() && group(self.api_version()) == group(version);
+        // The versions of the Gateway API differ in nothing that is read.
+        version == self.api_version() || gateway && version.starts_with("gateway.")
     }
 }
 
@@ -100,6 +145,9 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
         Some((version, kind)) => (version.to_owned(), kind.to_owned()),
         None => {
             let missing = |name: &str| root.get(name).is_none_or(Node::is_null);
+            if is_tests(entries) {
+                return Some(Class::PassOver("file of tests".to_owned()));
+            }
             if missing("kind") && missing("apiVersion") {
                 let message = "not an object: apiVersion and kind are not set".to_owned();
                 out.error(root.at, String::new(), Reason::NotAnObject, message);
@@ -115,10 +163,11 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
     // Custom resources cannot have such groups, so this is a mistake and not another kind.
     let built_in = !group.contains('.') || group.ends_with(".k8s.io");
     if let Some(known) = Kind::ALL.into_iter().find(|k| k.as_str() == kind) {
-        if version == known.api_version() {
+        if known.is_in(&version) {
             return Some(Class::Read(known));
         }
-        if built_in {
+        // Older versions of these are another form of what no verdict depends on.
+        if built_in && !known.is_routing() {
             let at = root.find("apiVersion");
             let right = known.api_version();
             let message =
@@ -132,7 +181,7 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
             );
             out.warn(at, "kind".to_owned(), Reason::OtherGroup, message);
         }
-        return Some(Class::PassOver(format!("{kind}.{group}")));
+        return Some(Class::PassOver(if built_in { kind } else { format!("{kind}.{group}") }));
     }
     let meant = built_in.then(|| misspelt(&kind)).flatten();
     // What stands in the group of NetworkPolicy is one, or is known to be something else.
@@ -152,6 +201,12 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
         return Some(Class::List);
     }
     Some(Class::PassOver(if built_in { kind } else { format!("{kind}.{group}") }))
+}
+
+/// Whether a document is one of `portcullis test`, which may lie beside the manifests.
+fn is_tests(entries: &[Entry<'_>]) -> bool {
+    entries.iter().any(|e| e.key == "tests")
+        && entries.iter().all(|e| ["tests", "manifests", "podCIDRs"].contains(&&*e.key))
 }
 
 /// The type that the items of a `PodList` have without saying so.

@@ -7,6 +7,7 @@
 
 mod assemble;
 mod block;
+mod callers;
 mod decode;
 mod diagnostic;
 mod document;
@@ -15,18 +16,28 @@ mod fields;
 mod input;
 mod json;
 mod kind;
+pub mod live;
 mod load;
 mod metadata;
 mod object;
 mod objects;
 mod policy;
+mod routes;
 mod rules;
 mod scalar;
+mod settings;
 mod source;
+mod span;
 mod tree;
+mod value;
 mod yaml;
 
+pub use callers::{Call, CallPort, CallTarget, CalledBy, Caller};
+pub use decode::closest;
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};
 pub use input::{Input, ObjectRef, ReadPolicy};
 pub use load::{Options, load};
+pub use settings::{Setting, SettingEntry, SettingValue, WrongSetting};
 pub use source::Source;
+pub use span::{Part, Span, Step};
+pub use value::{Content, Field, Place, Value, read_values};

@@ -45,7 +45,7 @@ impl Default for Options {
 /// if there is none. It stands for no pods if pods that it owns are in the input, or if its owner
 /// is.
 pub fn load(sources: &[Source], options: &Options) -> Input {
-    let mut input = Input::default();
+    let mut input = Input { namespace: options.namespace.clone(), ..Input::default() };
     input.files = source::read(sources, options, &mut input.diagnostics);
     let found = parse(&input.files, options);
     empty_files(&found, &mut input);
@@ -69,6 +69,7 @@ fn name(source: &Source) -> String {
         Source::Path(path) => path.display().to_string(),
         Source::Stdin => "<stdin>".to_owned(),
         Source::Text { name, .. } => name.clone(),
+        Source::Live(snapshot) => format!("cluster/{}", snapshot.cluster),
     }
 }
 

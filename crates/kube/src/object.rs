@@ -4,6 +4,7 @@ use portcullis_core::api::NetworkPolicy;
 use portcullis_core::model::Policy;
 use portcullis_core::validate;
 
+use crate::callers::{self, Call};
 use crate::decode::{Cursor, Problem, Problems};
 use crate::diagnostic::{Reason, Severity};
 use crate::document::{self, Document, Visitor};
@@ -30,8 +31,10 @@ pub(crate) struct Found {
     pub(crate) place: Place,
     pub(crate) body: Body,
     pub(crate) problems: Vec<Problem>,
-    /// `networkpolicy shop/web`, where it has problems and could be told.
+    /// `networkpolicy shop/web`, where it has problems or calls, and could be told.
     pub(crate) label: Option<String>,
+    /// The calls that it asks for.
+    pub(crate) calls: Vec<(Position, Call)>,
 }
 
 #[derive(Debug)]
@@ -98,6 +101,7 @@ pub(crate) fn read(text: &str, file: usize, document: &Document, namespace: &str
                 body: Body::Nothing,
                 problems: problems.0,
                 label: None,
+                calls: Vec::new(),
             });
             reader.found
         }
@@ -148,6 +152,7 @@ struct Contents {
     body: Body,
     problems: Vec<Problem>,
     label: Option<String>,
+    calls: Vec<(Position, Call)>,
 }
 
 impl<'t> Visitor<'t> for Reader<'_, 't> {
@@ -180,7 +185,7 @@ impl<'t> Visitor<'t> for Reader<'_, 't> {
                 duplicates(&root, &mut problems);
                 check_list(&root, items.is_empty(), &mut problems);
                 let label = describe(&root);
-                Contents { body: Body::Nothing, problems: problems.0, label }
+                Contents { body: Body::Nothing, problems: problems.0, label, calls: Vec::new() }
             }
             _ => {
                 items.clear();
@@ -208,7 +213,8 @@ impl Contents {
     /// People read from top to bottom, whatever the order of decoding.
     fn at(mut self, place: Place) -> Found {
         self.problems.sort_by_key(|problem| problem.at);
-        Found { place, body: self.body, problems: self.problems, label: self.label }
+        let Contents { body, problems, label, calls } = self;
+        Found { place, body, problems, label, calls }
     }
 }
 
@@ -242,7 +248,12 @@ impl Reader<'_, '_> {
                 (Body::Object(Box::new(object)), label)
             }
         };
-        Contents { body, problems: problems.0, label }
+        let calls = match body {
+            Body::Object(_) | Body::PassedOver(_) => callers::of(root, self.namespace),
+            Body::Policy(_) | Body::Nothing => Vec::new(),
+        };
+        let label = label.or_else(|| if calls.is_empty() { None } else { describe(root) });
+        Contents { body, problems: problems.0, label, calls }
     }
 }
 
@@ -273,7 +284,8 @@ fn is_within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn duplicates(root: &Node<'_>, out: &mut Problems) {
+/// Reports every key that its map has already.
+pub(crate) fn duplicates(root: &Node<'_>, out: &mut Problems) {
     tree::duplicates(root, &mut |path, entry, first| {
         let message = format!(
             "duplicate field {path:?}: key {:?} already set in map, on line {}",

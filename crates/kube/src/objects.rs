@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use portcullis_core::api::{IntOrString, LabelSelector};
 use portcullis_core::labels::Labels;
 use portcullis_core::model::{
-    ContainerPort, Node as ClusterNode, Pod, Service, ServicePort, TargetPort,
+    ContainerPort, Node as ClusterNode, Pod, Route, Service, ServicePort, TargetPort,
 };
 use portcullis_core::net::{IpNet, Protocol};
 use portcullis_core::validate;
@@ -18,6 +18,7 @@ use crate::diagnostic::Reason;
 use crate::fields::{self, CONTAINER, CONTAINER_PORT, OBJECT_META};
 use crate::kind::Kind;
 use crate::metadata::{self, Metadata};
+use crate::routes;
 use crate::rules;
 use crate::tree::Node;
 
@@ -38,6 +39,11 @@ pub(crate) enum Object {
     Node(ClusterNode),
     Service(Service),
     Workload(Workload),
+    Route(Kind, Route),
+    /// Name and controller.
+    IngressClass(String, String),
+    /// Namespace, name and class.
+    Gateway(String, String, String),
 }
 
 /// A Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob or ReplicationController.
@@ -84,6 +90,7 @@ pub(crate) fn decode(
             let pod = pod(root, &metadata, out);
             Object::Pod(pod, metadata.owner.clone())
         }
+        kind if kind.is_routing() => routes::decode(kind, root.node, &metadata),
         _ => Object::Workload(workload(kind, root, &metadata, out)),
     };
     (metadata, object)
@@ -93,7 +100,7 @@ pub(crate) fn decode(
 fn check_metadata(metadata: &Metadata, kind: Kind, root: &Node<'_>, out: &mut Problems) {
     let namespace = match kind {
         Kind::Namespace => &metadata.name,
-        Kind::Node => "default",
+        Kind::Node | Kind::IngressClass => "default",
         _ => &metadata.namespace,
     };
     for mut error in rules::metadata(&metadata.name, namespace, &metadata.labels) {
@@ -144,6 +151,7 @@ fn service(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Problems) -> Ob
     let mut service = Service {
         namespace: metadata.namespace.clone(),
         name: metadata.name.clone(),
+        labels: metadata.labels.clone(),
         ..Service::default()
     };
     let Some(spec) = root.get("spec") else { return Object::Service(service) };

@@ -1,4 +1,4 @@
-//! Where manifests come from: files, directories, standard input, text.
+//! Where objects come from: files, directories, standard input, text, a live cluster.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::Options;
 use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
+use crate::live::Snapshot;
 
 /// Something to read manifests from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +23,17 @@ pub enum Source {
         /// The manifests.
         text: String,
     },
+    /// What the API server of a cluster listed: see [`Access::read`](crate::live::Access::read).
+    Live(Snapshot),
 }
 
 /// A text that was read, for as long as messages may point into it.
 #[derive(Debug)]
 pub(crate) struct TextFile {
     pub(crate) name: Arc<str>,
-    pub(crate) text: String,
+    pub(crate) text: Arc<str>,
+    /// Whether it is one object of a live cluster. Such a text has no lines that anyone knows.
+    pub(crate) live: bool,
 }
 
 /// Reads all sources. What cannot be read is reported.
@@ -43,6 +48,7 @@ pub(crate) fn read(
             Source::Path(path) => reader.path(path),
             Source::Stdin => reader.stream("<stdin>", Ok(io::stdin().lock())),
             Source::Text { name, text } => reader.stream(name, Ok(text.as_bytes())),
+            Source::Live(snapshot) => reader.live(snapshot),
         }
     }
     reader.files
@@ -105,6 +111,16 @@ impl Reader<'_> {
         }
     }
 
+    /// The limit is for what somebody else wrote, and not for how large a cluster is.
+    fn live(&mut self, snapshot: &Snapshot) {
+        self.diagnostics.extend(snapshot.notes.iter().cloned());
+        self.files.extend(snapshot.objects.iter().map(|object| TextFile {
+            name: object.name.clone(),
+            text: object.text.clone(),
+            live: true,
+        }));
+    }
+
     fn stream(&mut self, name: &str, source: io::Result<impl Read>) {
         let mut bytes = Vec::new();
         let read = source.and_then(|s| s.take(self.left.saturating_add(1)).read_to_end(&mut bytes));
@@ -119,7 +135,9 @@ impl Reader<'_> {
         }
         self.left -= length;
         match text(bytes) {
-            Ok(text) => self.files.push(TextFile { name: name.into(), text }),
+            Ok(text) => {
+                self.files.push(TextFile { name: name.into(), text: text.into(), live: false })
+            }
             Err((line, column, message)) => {
                 self.refuse_at(
                     Location { file: name.into(), line, column },

@@ -1,6 +1,7 @@
 //! What rules ask of an input, computed once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use portcullis_core::api;
 use portcullis_core::labels::{Labels, Operator, Selector};
@@ -8,7 +9,7 @@ use portcullis_core::model::{
     Cluster, ContainerPort, Direction, Peer, Pod, Policy, PortMatch, PortRule,
 };
 use portcullis_core::net::Protocol;
-use portcullis_core::program::{End, Program};
+use portcullis_core::program::{End, IdentityId, Program};
 use portcullis_kube::Input;
 
 /// The labels that DNS pods go by where the input does not have them.
@@ -76,9 +77,54 @@ impl<'a> Context<'a> {
         })
     }
 
+    /// Every namespaceSelector of a peer, with its rule and the index of the peer.
+    pub(crate) fn namespace_selectors(
+        &self,
+    ) -> impl Iterator<Item = (RuleRef<'_>, usize, &Selector)> {
+        self.rules().flat_map(|rule| {
+            let peers = rule.rule.peers.iter().enumerate();
+            peers.filter_map(move |(i, peer)| match peer {
+                Peer::Pods { namespaces: Some(selector), .. } => Some((rule, i, selector)),
+                _ => None,
+            })
+        })
+    }
+
+    /// Every port that a rule names by one number, with the pods whose port it is.
+    pub(crate) fn numbered_ports(&self) -> impl Iterator<Item = NumberedPort<'_>> {
+        self.rules().flat_map(|rule| {
+            let ports = rule.rule.ports.iter().enumerate();
+            let ports: Vec<(usize, Protocol, u16)> = ports
+                .filter_map(|(i, port)| match port.port {
+                    PortMatch::Range(first, last) if first == last => {
+                        Some((i, port.protocol, first))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let targets = if ports.is_empty() { Vec::new() } else { self.targets(&rule) };
+            let targets = Rc::new(targets);
+            ports.into_iter().map(move |(index, protocol, port)| NumberedPort {
+                rule,
+                index,
+                protocol,
+                port,
+                targets: targets.clone(),
+            })
+        })
+    }
+
     /// Whether the pod is of the input, and not imagined.
     pub(crate) fn is_known(&self, pod: usize) -> bool {
         pod < self.known
+    }
+
+    /// Whether every namespace that something of the input is in has its Namespace there.
+    pub(crate) fn knows_all_namespaces(&self) -> bool {
+        let cluster = &self.input.cluster;
+        let pods = cluster.pods.iter().map(|pod| &pod.namespace);
+        let policies = cluster.policies.iter().map(|policy| &policy.namespace);
+        pods.chain(policies).all(|namespace| cluster.namespaces.contains_key(namespace))
     }
 
     /// The pods of the input that policies can select, of one namespace.
@@ -141,6 +187,12 @@ impl<'a> Context<'a> {
         self.program.isolation(&endpoint, direction).map(|rules| rules.policies.as_slice())
     }
 
+    /// What policies know of a pod: pods of equal classes fare alike.
+    pub(crate) fn class(&self, pod: usize) -> PodClass {
+        let identities = self.program.endpoints(End::Pod(pod)).map(|e| e.map(|e| e.identity));
+        (self.program.profile(pod), identities)
+    }
+
     /// What messages call a pod: its workload, if it has one.
     pub(crate) fn name(&self, pod: usize) -> String {
         let pod = &self.cluster.pods[pod];
@@ -175,6 +227,9 @@ impl<'a> Context<'a> {
     }
 }
 
+/// The profile and the identities of a pod.
+pub(crate) type PodClass = (Option<usize>, [Option<IdentityId>; 2]);
+
 /// A rule of a policy: where it stands, as understood and as written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RuleRef<'a> {
@@ -184,6 +239,18 @@ pub(crate) struct RuleRef<'a> {
     pub(crate) index: usize,
     pub(crate) rule: &'a portcullis_core::model::Rule,
     pub(crate) raw: &'a api::Rule,
+}
+
+/// A port that a rule names by one number.
+#[derive(Debug, Clone)]
+pub(crate) struct NumberedPort<'a> {
+    pub(crate) rule: RuleRef<'a>,
+    /// Its index in `ports`.
+    pub(crate) index: usize,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    /// The pods whose port it is, known or imagined.
+    pub(crate) targets: Rc<Vec<usize>>,
 }
 
 impl RuleRef<'_> {

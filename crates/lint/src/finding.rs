@@ -2,6 +2,8 @@
 
 use portcullis_kube::{Diagnostic, Location, Severity};
 
+use crate::fix::Edit;
+
 /// Something to be said about the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -21,6 +23,8 @@ pub struct Finding {
     pub help: String,
     /// Other places that have to do with it.
     pub related: Vec<Related>,
+    /// An edit that makes it go away, where there is one that is safe.
+    pub fix: Option<Edit>,
     /// The index of the policy it is about, by which it can be ignored.
     pub(crate) policy: Option<usize>,
 }
@@ -34,6 +38,14 @@ pub struct Related {
     pub location: Location,
 }
 
+impl Finding {
+    /// The namespace of the object that it is about.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        let (_, name) = self.object.as_ref()?.split_once(' ')?;
+        name.split_once('/').map(|(namespace, _)| namespace)
+    }
+}
+
 impl From<&Diagnostic> for Finding {
     fn from(diagnostic: &Diagnostic) -> Finding {
         Finding {
@@ -45,6 +57,7 @@ impl From<&Diagnostic> for Finding {
             message: diagnostic.message.clone(),
             help: String::new(),
             related: Vec::new(),
+            fix: None,
             policy: None,
         }
     }

@@ -5,9 +5,14 @@
 //! that select the pod together, never off one of them.
 #![forbid(unsafe_code)]
 
+mod calls;
+mod cni;
+mod config;
 mod context;
 mod dns;
 mod finding;
+mod fix;
+mod glob;
 mod ignore;
 pub mod render;
 mod rule;
@@ -15,7 +20,9 @@ mod rules;
 #[cfg(test)]
 mod testing;
 
+pub use config::Config;
 pub use finding::{Finding, Related};
+pub use fix::{Edit, Patch, fix, reader_findings};
 pub use rule::Rule;
 
 use context::Context;
@@ -27,11 +34,16 @@ pub fn rules() -> &'static [&'static Rule] {
     rules::ALL
 }
 
+/// The findings of every rule, by place, as a project without a configuration wants them.
+pub fn lint(input: &Input) -> Vec<Finding> {
+    lint_with(input, &Config::default())
+}
+
 /// The findings of every rule, by place. Those that the input asks to ignore are not among them.
 ///
 /// An input with errors is judged as far as it goes: rules about pods and not about a policy by
 /// itself say nothing, because a policy that could not be read may be the answer.
-pub fn lint(input: &Input) -> Vec<Finding> {
+pub fn lint_with(input: &Input, config: &Config) -> Vec<Finding> {
     let context = Context::new(input);
     let mut findings = Vec::new();
     for rule in rules::ALL {
@@ -43,6 +55,7 @@ pub fn lint(input: &Input) -> Vec<Finding> {
         findings.extend(report.findings);
     }
     findings.retain(|finding| !ignore::ignored(input, finding));
+    config.apply(&mut findings);
     findings
         .sort_by(|a, b| (&a.location, a.rule, &a.message).cmp(&(&b.location, b.rule, &b.message)));
     findings.dedup();

@@ -1,7 +1,11 @@
 //! Findings as text for people, and in the formats of other programs.
 
 mod github;
+mod junit;
+mod sarif;
 mod text;
 
 pub use github::github;
+pub use junit::junit;
+pub use sarif::sarif;
 pub use text::text;

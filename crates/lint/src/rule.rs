@@ -1,6 +1,6 @@
 //! What a rule is, and how it reports.
 
-use portcullis_kube::{ObjectRef, Severity};
+use portcullis_kube::{Location, ObjectRef, Severity};
 
 use crate::context::Context;
 use crate::finding::{Finding, Related};
@@ -79,19 +79,51 @@ impl Report<'_> {
     ) -> &mut Finding {
         let path = path.into();
         let written = &self.context.cluster.policies[policy];
+        let object = format!("networkpolicy {}/{}", written.namespace, written.name);
+        let location = self.context.input.locate(ObjectRef::Policy(policy), &path);
+        let finding = self.object(object, location, message, help);
+        (finding.path, finding.policy) = (path, Some(policy));
+        finding
+    }
+
+    /// Reports something about another object: `deployment shop/web`.
+    pub(crate) fn object(
+        &mut self,
+        object: impl Into<String>,
+        location: Option<Location>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> &mut Finding {
         let at = self.findings.len();
         self.findings.push(Finding {
             rule: self.rule.id,
             severity: self.rule.severity,
-            object: Some(format!("networkpolicy {}/{}", written.namespace, written.name)),
-            location: self.context.input.locate(ObjectRef::Policy(policy), &path),
-            path,
+            object: Some(object.into()),
+            location,
+            path: String::new(),
             message: message.into(),
             help: help.into(),
             related: Vec::new(),
-            policy: Some(policy),
+            fix: None,
+            policy: None,
         });
         &mut self.findings[at]
+    }
+
+    /// Reports something about a pod, or what makes it.
+    pub(crate) fn pod(
+        &mut self,
+        pod: usize,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> &mut Finding {
+        let of = &self.context.cluster.pods[pod];
+        let object = match &of.workload {
+            Some(w) => format!("{} {}/{}", w.kind.to_lowercase(), of.namespace, w.name),
+            None => format!("pod {}/{}", of.namespace, of.name),
+        };
+        let location = self.context.input.locate(ObjectRef::Pod(pod), "");
+        self.object(object, location, message, help)
     }
 }
 

@@ -4,9 +4,34 @@ use portcullis_kube::{Options, Severity, Source, load};
 
 use crate::finding::Finding;
 use crate::lint;
+use crate::rule::Rule;
+
+/// Rules about what could be there and is not. Most texts of tests are no more than a test needs.
+const ADVICE: [&str; 3] = ["default-deny-missing", "open-workload", "policy-types-omitted"];
+
+/// The findings about a text, which must be valid, without advice.
+pub(crate) fn findings(yaml: &str) -> Vec<Finding> {
+    let mut findings = every_finding(yaml);
+    findings.retain(|finding| !ADVICE.contains(&finding.rule));
+    findings
+}
+
+/// The findings of one rule of advice.
+pub(crate) fn advice(rule: &Rule, yaml: &str) -> Vec<Finding> {
+    assert!(ADVICE.contains(&rule.id), "{}", rule.id);
+    let mut findings = every_finding(yaml);
+    findings.retain(|finding| finding.rule == rule.id);
+    findings
+}
+
+/// `line:column` of each.
+pub(crate) fn places(findings: &[Finding]) -> Vec<String> {
+    let places = findings.iter().filter_map(|finding| finding.location.as_ref());
+    places.map(|at| format!("{}:{}", at.line, at.column)).collect()
+}
 
 /// All findings about a text, which must be valid.
-pub(crate) fn findings(yaml: &str) -> Vec<Finding> {
+fn every_finding(yaml: &str) -> Vec<Finding> {
     let source = Source::Text { name: "test.yaml".to_owned(), text: yaml.to_owned() };
     let input = load(&[source], &Options::default());
     assert!(!input.has_errors(), "{:#?}", input.diagnostics);
@@ -30,6 +55,16 @@ fn text(finding: &Finding) -> String {
     format!("{} {}", at.unwrap_or_default(), finding.rule)
 }
 
+/// A text with every fix that is safe.
+pub(crate) fn fixed(yaml: &str) -> String {
+    let source = Source::Text { name: "test.yaml".to_owned(), text: yaml.to_owned() };
+    let input = load(&[source], &Options::default());
+    let mut findings = crate::reader_findings(&input);
+    findings.extend(lint(&input));
+    let mut patches = crate::fix(&input, &Options::default(), &findings);
+    patches.pop().map_or_else(|| yaml.to_owned(), |patch| patch.new)
+}
+
 /// A policy of namespace shop with this name and spec (indented by two, no leading line break).
 pub(crate) fn policy(name: &str, spec: &str) -> String {
     format!(
@@ -48,5 +83,12 @@ pub(crate) fn pod(namespace: &str, name: &str, labels: &str, ports: &str) -> Str
 pub(crate) fn namespace(name: &str, labels: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n"
+    )
+}
+
+/// A DaemonSet of namespace kube-system, as a further document.
+pub(crate) fn daemon_set(name: &str) -> String {
+    format!(
+        "---\napiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: {name}, namespace: kube-system}}\nspec: {{selector: {{matchLabels: {{app: {name}}}}}, template: {{metadata: {{labels: {{app: {name}}}}}, spec: {{containers: [{{name: main, image: app}}]}}}}}}\n"
     )
 }

@@ -1,4 +1,4 @@
-use portcullis_kube::{Options, Source, load};
+use portcullis_kube::{Content, Options, Source, load, read_values};
 
 use crate::{lines, read, says};
 
@@ -39,6 +39,38 @@ metadata:
 ---
 ";
     assert_eq!(names(text), "a b c d");
+}
+
+#[test]
+fn files_of_tests_beside_manifests_are_passed_over_and_what_looks_like_them_is_not() {
+    let tests = "manifests: .\npodCIDRs: 10.0.0.0/8\ntests:\n- allow: {}\n";
+    let input = read(&format!("{POD}---\n{tests}"));
+    assert_eq!(lines(&input), "");
+    assert_eq!(input.passed_over["file of tests"], 1);
+    let other = says(&format!("{POD}---\ntests: []\nspec: {{podSelector: {{}}}}\n"));
+    insta::assert_snapshot!(other, @"m.yaml:5:1: error: not an object: apiVersion and kind are not set");
+}
+
+#[test]
+fn values_have_their_places_and_what_cannot_be_read_is_told() {
+    let text = "a: 1\na: [x,\n  {b: yes}]\n---\n# nothing\n---\n{\n";
+    let source = Source::Text { name: "v.yaml".to_owned(), text: text.to_owned() };
+    let (values, diagnostics) = read_values(&[source], &Options::default());
+    let told: Vec<_> = diagnostics.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(told.join("\n"), @r#"
+    v.yaml:2:1: error: duplicate field "a": key "a" already set in map, on line 1
+    v.yaml:8:1: error: while parsing a node, did not find expected node content
+    "#);
+    let Content::Map(fields) = &values[0].content else { panic!("{values:?}") };
+    let Content::List(items) = &fields[1].value.content else { panic!("{fields:?}") };
+    let Content::Map(inner) = &items[1].content else { panic!("{items:?}") };
+    let place = &inner[0].value.place;
+    assert_eq!(
+        (place.path.as_str(), place.location.to_string().as_str()),
+        ("a[1].b", "v.yaml:3:7")
+    );
+    assert_eq!(inner[0].value.to_string(), "the boolean yes");
+    assert_eq!(values.len(), 1);
 }
 
 #[test]

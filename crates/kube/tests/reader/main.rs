@@ -1,6 +1,7 @@
 //! The reader from outside: manifests as text, findings as text.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod callers;
 mod cluster;
 mod documents;
 mod hostile;

@@ -161,6 +161,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
             Service {
                 namespace: "default",
                 name: "web",
+                labels: {},
                 selector: Some(
                     {
                         "app": "web",
@@ -195,6 +196,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
             Service {
                 namespace: "default",
                 name: "headless",
+                labels: {},
                 selector: None,
                 cluster_ips: [],
                 headless: true,
@@ -203,6 +205,7 @@ spec: {type: ExternalName, externalName: example.com, selector: {app: web}}
             Service {
                 namespace: "default",
                 name: "outside",
+                labels: {},
                 selector: None,
                 cluster_ips: [],
                 headless: false,

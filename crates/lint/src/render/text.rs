@@ -72,6 +72,7 @@ kind: NetworkPolicy
 metadata: {name: web, namespace: shop}
 spec:
   podSelector: {}
+  policyTypes: [Ingress]
   ingress:
     - from: []
 ";
@@ -80,8 +81,8 @@ spec:
         let found = crate::lint(&input);
         let shown = anstyle_free(&super::text(&input, &found[0]));
         let expected = "\
-web.yaml:7:7: warning[allows-everything]: networkpolicy shop/web: an empty `from` allows everybody, also from outside the cluster
-  7 |     - from: []
+web.yaml:8:7: warning[allows-everything]: networkpolicy shop/web: an empty `from` allows everybody, also from outside the cluster
+  8 |     - from: []
     |       ^^^^
     help: name the peers, remove the rule to allow none, or remove `from` to say that all are meant
 ";

@@ -35,23 +35,23 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
     for rule in context.rules() {
         let name = &context.cluster.policies[rule.policy].name;
         let peers = rule.direction.peers();
-        let everybody = match rule.direction {
-            Direction::Ingress => "everybody, also from outside the cluster",
-            Direction::Egress => "everything, also outside the cluster",
-        };
         let on = if rule.rule.ports.is_empty() { "" } else { " on these ports" };
+        let everybody = match rule.direction {
+            Direction::Ingress => format!("everybody{on}, also from outside the cluster"),
+            Direction::Egress => format!("everything{on}, also outside the cluster"),
+        };
         let empty_peers = rule.raw.peers.as_ref().is_some_and(Vec::is_empty);
         let empty_ports = rule.raw.ports.as_ref().is_some_and(Vec::is_empty);
         if empty_peers {
             let path = format!("{}.{peers}", rule.path());
-            let message = format!("an empty `{peers}` allows {everybody}{on}");
+            let message = format!("an empty `{peers}` allows {everybody}");
             let help = format!(
                 "name the peers, remove the rule to allow none, or remove `{peers}` to say that all \
                  are meant"
             );
             report.policy(rule.policy, path, message, help);
         } else if rule.rule.peers.is_empty() && (rule.rule.ports.is_empty() || denies(name)) {
-            let mut message = format!("a rule without `{peers}` allows {everybody}{on}");
+            let mut message = format!("a rule without `{peers}` allows {everybody}");
             if denies(name) {
                 message += &format!(", in a policy called {name}");
             }

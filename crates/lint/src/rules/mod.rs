@@ -1,7 +1,11 @@
 //! The rules, a file each. The table is what everything else is made from.
 
 mod allows_everything;
+mod block_covers_cluster;
+mod cni_does_not_enforce;
+mod default_deny_missing;
 mod dns_missing;
+mod dns_node_local;
 mod dns_over_udp_only;
 mod egress_stays_open;
 mod except_reopened;
@@ -12,15 +16,21 @@ mod named_port;
 mod namespace_missing;
 mod namespace_name_label;
 mod one_sided;
+mod open_workload;
 mod peer_selects_nothing;
 mod pod_label_on_namespace;
+mod policy_types_omitted;
 mod redundant_rule;
+mod route_refused;
 mod rules_without_effect;
+mod scrape_refused;
+mod sctp_unsupported;
 mod service_port;
 mod split_rule;
 mod subject_selects_nothing;
 mod unknown_namespace_label;
 mod version_label;
+mod webhook_refused;
 mod wrong_protocol;
 
 pub(crate) use pod_label_on_namespace::pod_label;
@@ -30,7 +40,11 @@ use crate::rule::Rule;
 /// Every rule, by id.
 pub(crate) const ALL: &[&Rule] = &[
     &allows_everything::RULE,
+    &block_covers_cluster::RULE,
+    &cni_does_not_enforce::RULE,
+    &default_deny_missing::RULE,
     &dns_missing::RULE,
+    &dns_node_local::RULE,
     &dns_over_udp_only::RULE,
     &egress_stays_open::RULE,
     &except_reopened::RULE,
@@ -41,15 +55,21 @@ pub(crate) const ALL: &[&Rule] = &[
     &namespace_missing::RULE,
     &namespace_name_label::RULE,
     &one_sided::RULE,
+    &open_workload::RULE,
     &peer_selects_nothing::RULE,
     &pod_label_on_namespace::RULE,
+    &policy_types_omitted::RULE,
     &redundant_rule::RULE,
+    &route_refused::RULE,
     &rules_without_effect::RULE,
+    &scrape_refused::RULE,
+    &sctp_unsupported::RULE,
     &service_port::RULE,
     &split_rule::RULE,
     &subject_selects_nothing::RULE,
     &unknown_namespace_label::RULE,
     &version_label::RULE,
+    &webhook_refused::RULE,
     &wrong_protocol::RULE,
 ];
 

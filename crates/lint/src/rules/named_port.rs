@@ -14,7 +14,8 @@ pub(crate) const RULE: Rule = Rule {
     what: "A rule names a port that no pod it speaks of has, or not on that protocol.",
     why: "A port name is looked up in the containers of the destination pod, together with the \
           protocol. Where no pod has it, the rule allows nothing. A name never matches an address that \
-          is no pod, so beside an `ipBlock` it is hardly what was meant.",
+          is no pod, so beside an `ipBlock`, or in an egress rule for everything, it is hardly what was \
+          meant. A name that pods give different numbers is a note.",
     example: "
 ports:
   - port: metrics # the containers call it http-metrics
@@ -31,8 +32,9 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
         for (i, port) in rule.rule.ports.iter().enumerate() {
             let PortMatch::Named(name) = &port.port else { continue };
             let path = format!("{}.port", rule.port_path(i));
-            let blocks = rule.rule.peers.iter().any(|p| matches!(p, Peer::Block(_)));
-            if rule.direction == Direction::Egress && blocks {
+            let outside = rule.rule.peers.is_empty()
+                || rule.rule.peers.iter().any(|p| matches!(p, Peer::Block(_)));
+            if rule.direction == Direction::Egress && outside {
                 let message = format!("a port name means nothing for addresses outside: `{name}`");
                 report.policy(rule.policy, path, message, "write the number of the port");
                 continue;
@@ -40,7 +42,18 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
             let ports = || known.iter().flat_map(|pod| &context.cluster.pods[*pod].ports);
             let of_name =
                 |p: &&portcullis_core::model::ContainerPort| p.name.as_ref() == Some(name);
-            if known.is_empty() || ports().filter(of_name).any(|p| p.protocol == port.protocol) {
+            let resolved: BTreeSet<u16> = ports()
+                .filter(|p| of_name(p) && p.protocol == port.protocol)
+                .map(|p| p.port)
+                .collect();
+            if resolved.len() > 1 {
+                let numbers: Vec<_> = resolved.iter().map(u16::to_string).collect();
+                let message = format!("`{name}` is {} on these pods", numbers.join(" and "));
+                let help = "if only one is meant, write its number, or select its pods";
+                report.policy(rule.policy, path, message, help).note();
+                continue;
+            }
+            if known.is_empty() || !resolved.is_empty() {
                 continue;
             }
             let pods = context.names(&known);
@@ -69,7 +82,7 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{findings, found, pod, policy};
+    use crate::testing::{findings, found, notes, pod, policy};
 
     const SPEC: &str = "  podSelector: {matchLabels: {app: api}}
   ingress:
@@ -100,6 +113,23 @@ mod tests {
     - to: [{ipBlock: {cidr: 10.0.0.0/8}}]
       ports: [{port: https}]";
         assert_eq!(found(&policy("web", spec)), ["11:22 named-port"]);
+    }
+
+    #[test]
+    fn a_name_in_an_egress_rule_for_everything_is_found() {
+        let spec = "  podSelector: {}
+  policyTypes: [Egress]
+  egress: [{ports: [{port: https}, {port: dns, protocol: UDP}, {port: dns-tcp}]}]";
+        assert_eq!(found(&policy("web", spec)).len(), 3);
+    }
+
+    #[test]
+    fn a_name_with_several_numbers_gets_a_note() {
+        let yaml = with("{name: metrics, containerPort: 80}")
+            + &pod("shop", "b", "app: api", "{name: metrics, containerPort: 81}");
+        assert!(found(&yaml).is_empty());
+        assert_eq!(notes(&yaml), ["9:22 named-port"]);
+        assert!(findings(&yaml)[0].message.contains("80 and 81"));
     }
 
     #[test]

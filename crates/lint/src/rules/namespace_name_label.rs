@@ -1,10 +1,11 @@
 //! A hand-set label where the one that always exists would do.
 
 use portcullis_core::labels::{Operator, Selector};
-use portcullis_core::model::{NAMESPACE_NAME_LABEL, Peer};
-use portcullis_kube::Severity;
+use portcullis_core::model::NAMESPACE_NAME_LABEL;
+use portcullis_kube::{Part, Severity};
 
-use crate::context::Context;
+use crate::context::{Context, RuleRef};
+use crate::fix::{Edit, steps};
 use crate::rule::{Report, Rule};
 
 pub(crate) const RULE: Rule = Rule {
@@ -13,7 +14,8 @@ pub(crate) const RULE: Rule = Rule {
     what: "A namespace is selected by a label `name`, which exists only where somebody set it.",
     why: "Every namespace carries its name in the label `kubernetes.io/metadata.name`, set by the API \
           server and not to be forged. A label `name` is there only if somebody thought of it; without \
-          it the peer matches nobody. Nothing is said if a namespace of the input has the label.",
+          it the peer matches nobody. Where the namespace of that name, and no other of the input, has \
+          the label, it is a note, and `--fix` writes the other label.",
     example: "
 ingress:
   - from:
@@ -26,26 +28,45 @@ ingress:
 };
 
 fn check(context: &Context<'_>, report: &mut Report<'_>) {
-    for rule in context.rules() {
-        for (i, peer) in rule.rule.peers.iter().enumerate() {
-            let Peer::Pods { namespaces: Some(selector), .. } = peer else { continue };
-            let Some((value, field)) = name_label(selector) else { continue };
-            let labelled =
-                |labels: &portcullis_core::labels::Labels| labels.get("name") == Some(value);
-            if context.cluster.namespaces.values().any(labelled) {
+    for (rule, i, selector) in context.namespace_selectors() {
+        let Some((value, field)) = name_label(selector) else { continue };
+        let path = format!("{}.namespaceSelector.{field}", rule.peer_path(i));
+        let namespaces = context.cluster.namespaces.iter();
+        let mut labelled = namespaces.filter(|(_, labels)| labels.get("name") == Some(value));
+        if let Some((first, _)) = labelled.next() {
+            // Whoever else has it is meant, too.
+            if first != value || labelled.next().is_some() || !context.knows_all_namespaces() {
                 continue;
             }
-            let path = format!("{}.namespaceSelector.{field}", rule.peer_path(i));
-            let there = context.cluster.namespaces.contains_key(value);
-            let message = match there {
-                true => format!("namespace {value} has no label `name`, so this does not match it"),
-                false => "a label `name` is on a namespace only if somebody set it".to_owned(),
-            };
-            let help =
-                format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which every namespace has");
-            report.policy(rule.policy, path, message, help);
+            let message = "a label `name` is whatever somebody sets it to".to_owned();
+            let help = format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which nobody can set");
+            let fix = renamed(context, &rule, i, selector);
+            report.policy(rule.policy, path, message, help).note().fix = fix;
+            continue;
         }
+        let there = context.cluster.namespaces.contains_key(value);
+        let message = match there {
+            true => format!("namespace {value} has no label `name`, so this does not match it"),
+            false => "a label `name` is on a namespace only if somebody set it".to_owned(),
+        };
+        let help = format!("write `{NAMESPACE_NAME_LABEL}: {value}`, which every namespace has");
+        report.policy(rule.policy, path, message, help);
     }
+}
+
+/// The edit that asks for the other label, where the value stays the same.
+fn renamed(
+    context: &Context<'_>,
+    rule: &RuleRef<'_>,
+    peer: usize,
+    selector: &Selector,
+) -> Option<Edit> {
+    if !selector.match_labels.contains_key("name") {
+        return None;
+    }
+    let path = format!("{}.namespaceSelector.matchLabels.name", rule.peer_path(peer));
+    let span = context.input.policy_span(rule.policy, &steps(&path)?, Part::Key)?;
+    Some(Edit { span, text: NAMESPACE_NAME_LABEL.to_owned() })
 }
 
 /// The value asked of the label `name`, and the field that asks.
@@ -63,7 +84,7 @@ fn name_label(selector: &Selector) -> Option<(&String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{findings, found, namespace, policy};
+    use crate::testing::{findings, fixed, found, namespace, notes, policy};
 
     fn with(selector: &str) -> String {
         let spec = "  podSelector: {}
@@ -85,8 +106,23 @@ mod tests {
     #[test]
     fn a_name_that_somebody_did_set_and_the_real_label_are_silent() {
         let set = with("matchLabels: {name: edge}") + &namespace("edge", "name: edge");
-        assert!(found(&set).is_empty());
+        assert!(found(&set).is_empty() && notes(&set).is_empty(), "namespace shop is not known");
+        let other = with("matchLabels: {name: edge}") + &namespace("border", "name: edge");
+        assert!(found(&other).is_empty());
         assert!(found(&with("matchLabels: {kubernetes.io/metadata.name: edge}")).is_empty());
+    }
+
+    #[test]
+    fn a_label_that_selects_the_same_now_gets_a_note_and_a_fix() {
+        let all = namespace("edge", "name: edge") + &namespace("shop", "");
+        let yaml = with("matchLabels: {name: edge}") + &all;
+        assert_eq!(notes(&yaml), ["11:33 namespace-name-label"]);
+        let fixed = fixed(&yaml);
+        let expected = "matchLabels: {kubernetes.io/metadata.name: edge}";
+        assert!(fixed.contains(expected) && !fixed.contains("matchLabels: {name"), "{fixed}");
+        assert!(notes(&fixed).is_empty());
+        let two = with("matchLabels: {name: edge}") + &all + &namespace("b", "name: edge");
+        assert!(notes(&two).is_empty());
     }
 
     #[test]

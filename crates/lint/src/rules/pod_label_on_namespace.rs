@@ -1,7 +1,6 @@
 //! A label of pods, asked of a namespace.
 
 use portcullis_core::labels::{Operator, Selector};
-use portcullis_core::model::Peer;
 use portcullis_kube::Severity;
 
 use crate::context::Context;
@@ -36,20 +35,17 @@ const OF_PODS: &[&str] = &[
 ];
 
 fn check(context: &Context<'_>, report: &mut Report<'_>) {
-    for rule in context.rules() {
-        for (i, peer) in rule.rule.peers.iter().enumerate() {
-            let Peer::Pods { namespaces: Some(selector), .. } = peer else { continue };
-            let Some((key, value)) = pod_label(context, selector) else { continue };
-            let path = format!("{}.namespaceSelector.matchLabels[{key}]", rule.peer_path(i));
-            let message =
-                format!("`{key}` is a label of pods: no namespace has it, so this matches nobody");
-            let namespace = if is_dns(key, value) { "kube-system" } else { "NAME" };
-            let help = format!(
-                "write `namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {namespace}}}}}`, \
-                 and in the same list item `podSelector: {{matchLabels: {{{key}: {value}}}}}`"
-            );
-            report.policy(rule.policy, path, message, help);
-        }
+    for (rule, i, selector) in context.namespace_selectors() {
+        let Some((key, value)) = pod_label(context, selector) else { continue };
+        let path = format!("{}.namespaceSelector.matchLabels[{key}]", rule.peer_path(i));
+        let message =
+            format!("`{key}` is a label of pods: no namespace has it, so this matches nobody");
+        let namespace = if is_dns(key, value) { "kube-system" } else { "NAME" };
+        let help = format!(
+            "write `namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {namespace}}}}}`, \
+             and in the same list item `podSelector: {{matchLabels: {{{key}: {value}}}}}`"
+        );
+        report.policy(rule.policy, path, message, help);
     }
 }
 

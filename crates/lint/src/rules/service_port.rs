@@ -1,9 +1,10 @@
 //! The port of the Service, where rules see that of the pod.
 
-use portcullis_core::model::{Direction, PortMatch, Service, TargetPort};
+use portcullis_core::model::{Direction, Service, TargetPort};
 use portcullis_kube::Severity;
 
-use crate::context::Context;
+use crate::calls::selects;
+use crate::context::{Context, NumberedPort};
 use crate::rule::{Report, Rule};
 
 pub(crate) const RULE: Rule = Rule {
@@ -27,55 +28,37 @@ ingress:
 };
 
 fn check(context: &Context<'_>, report: &mut Report<'_>) {
-    for rule in context.rules() {
-        let targets = context.targets(&rule);
-        for (i, port) in rule.rule.ports.iter().enumerate() {
-            let PortMatch::Range(first, last) = port.port else { continue };
-            let protocol = port.protocol;
-            let pods = || targets.iter().map(|pod| &context.cluster.pods[*pod]);
-            let declared = |number| {
-                pods().any(|p| p.ports.iter().any(|c| (c.port, c.protocol) == (number, protocol)))
-            };
-            if first != last || declared(first) {
-                continue;
-            }
-            let behind = |service: &&Service| {
-                let selects = |pod: &portcullis_core::model::Pod| {
-                    let asks = service.selector.as_ref();
-                    pod.namespace == service.namespace
-                        && asks.is_some_and(|s| s.iter().all(|(k, v)| pod.labels.get(k) == Some(v)))
-                };
-                pods().any(selects)
-            };
-            let resolved = context.cluster.services.iter().filter(behind).find_map(|service| {
-                let at =
-                    service.ports.iter().find(|p| (p.port, p.protocol) == (first, protocol))?;
-                let number = match &at.target {
-                    TargetPort::Number(number) => *number,
-                    TargetPort::Name(name) => {
-                        let mut ports = pods().flat_map(|p| &p.ports);
-                        let named = |c: &&portcullis_core::model::ContainerPort| {
-                            c.protocol == protocol && c.name.as_ref() == Some(name)
-                        };
-                        ports.find(named)?.port
-                    }
-                };
-                (number != first).then_some((service, number))
-            });
-            let Some((service, number)) = resolved else { continue };
-            if rule.covers(protocol, number) {
-                continue;
-            }
-            let name = format!("{}/{}", service.namespace, service.name);
-            let side = match rule.direction {
-                Direction::Ingress => "these pods listen",
-                Direction::Egress => "its pods listen",
-            };
-            let message = format!("{first} is the port of Service {name}; {side} on {number}");
-            let help =
-                format!("write `port: {number}`: rules see a packet after the Service is resolved");
-            report.policy(rule.policy, format!("{}.port", rule.port_path(i)), message, help);
+    for NumberedPort { rule, index, protocol, port, targets } in context.numbered_ports() {
+        let pods = || targets.iter().map(|pod| &context.cluster.pods[*pod]);
+        let mut declared = pods().flat_map(|pod| &pod.ports);
+        if declared.any(|c| (c.port, c.protocol) == (port, protocol)) {
+            continue;
         }
+        let behind = |service: &&Service| pods().any(|pod| selects(service, pod));
+        let resolved = context.cluster.services.iter().filter(behind).find_map(|service| {
+            let at = service.ports.iter().find(|p| (p.port, p.protocol) == (port, protocol))?;
+            let number = match &at.target {
+                TargetPort::Number(number) => *number,
+                TargetPort::Name(name) => {
+                    let mut ports = pods().flat_map(|pod| &pod.ports);
+                    ports.find(|c| c.protocol == protocol && c.name.as_ref() == Some(name))?.port
+                }
+            };
+            (number != port).then_some((service, number))
+        });
+        let Some((service, number)) = resolved else { continue };
+        if rule.covers(protocol, number) {
+            continue;
+        }
+        let name = format!("{}/{}", service.namespace, service.name);
+        let side = match rule.direction {
+            Direction::Ingress => "these pods listen",
+            Direction::Egress => "its pods listen",
+        };
+        let message = format!("{port} is the port of Service {name}; {side} on {number}");
+        let help =
+            format!("write `port: {number}`: rules see a packet after the Service is resolved");
+        report.policy(rule.policy, format!("{}.port", rule.port_path(index)), message, help);
     }
 }
 

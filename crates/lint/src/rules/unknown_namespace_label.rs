@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_core::model::{NAMESPACE_NAME_LABEL, Peer};
+use portcullis_core::model::NAMESPACE_NAME_LABEL;
 use portcullis_kube::Severity;
 
 use crate::context::Context;
@@ -32,38 +32,33 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
     if namespaces.is_empty() {
         return;
     }
-    for rule in context.rules() {
-        for (i, peer) in rule.rule.peers.iter().enumerate() {
-            let Peer::Pods { namespaces: Some(selector), .. } = peer else { continue };
-            if pod_label(context, selector).is_some() {
+    for (rule, i, selector) in context.namespace_selectors() {
+        if pod_label(context, selector).is_some() {
+            continue;
+        }
+        for (key, value) in &selector.match_labels {
+            // A name that is not in the input is that of another team, as a rule; the label `name`
+            // has a rule of its own.
+            let another = key == NAMESPACE_NAME_LABEL || key == "name";
+            if another || namespaces.values().any(|labels| labels.get(key) == Some(value)) {
                 continue;
             }
-            for (key, value) in &selector.match_labels {
-                // A name that is not in the input is that of another team, as a rule; the label
-                // `name` has a rule of its own.
-                let another = key == NAMESPACE_NAME_LABEL || key == "name";
-                if another || namespaces.values().any(|labels| labels.get(key) == Some(value)) {
-                    continue;
-                }
-                let path = format!("{}.namespaceSelector.matchLabels[{key}]", rule.peer_path(i));
-                let values: BTreeSet<&str> =
-                    namespaces.values().filter_map(|l| l.get(key)).map(String::as_str).collect();
-                let message = format!("no namespace of the input has the label `{key}: {value}`");
-                let named = namespaces.contains_key(value);
-                let help = if named {
-                    format!(
-                        "write `{NAMESPACE_NAME_LABEL}: {value}` for the namespace of that name"
-                    )
-                } else if values.is_empty() {
-                    format!("label the namespace, or write `{NAMESPACE_NAME_LABEL}: NAME`")
-                } else {
-                    let values: Vec<_> = values.iter().copied().collect();
-                    format!("the values that namespaces have: {}", values.join(", "))
-                };
-                let finding = report.policy(rule.policy, path, message, help);
-                if !named && values.is_empty() {
-                    finding.note();
-                }
+            let path = format!("{}.namespaceSelector.matchLabels[{key}]", rule.peer_path(i));
+            let values: BTreeSet<&str> =
+                namespaces.values().filter_map(|l| l.get(key)).map(String::as_str).collect();
+            let message = format!("no namespace of the input has the label `{key}: {value}`");
+            let named = namespaces.contains_key(value);
+            let help = if named {
+                format!("write `{NAMESPACE_NAME_LABEL}: {value}` for the namespace of that name")
+            } else if values.is_empty() {
+                format!("label the namespace, or write `{NAMESPACE_NAME_LABEL}: NAME`")
+            } else {
+                let values: Vec<_> = values.iter().copied().collect();
+                format!("the values that namespaces have: {}", values.join(", "))
+            };
+            let finding = report.policy(rule.policy, path, message, help);
+            if !named && values.is_empty() {
+                finding.note();
             }
         }
     }

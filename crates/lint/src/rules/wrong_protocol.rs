@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_core::model::PortMatch;
 use portcullis_core::net::Protocol;
 use portcullis_kube::Severity;
 
-use crate::context::Context;
+use crate::context::{Context, NumberedPort};
 use crate::rule::{Report, Rule};
 
 pub(crate) const RULE: Rule = Rule {
@@ -26,34 +25,23 @@ ports:
 };
 
 fn check(context: &Context<'_>, report: &mut Report<'_>) {
-    for rule in context.rules() {
-        let targets = context.targets(&rule);
-        for (i, port) in rule.rule.ports.iter().enumerate() {
-            let PortMatch::Range(first, last) = port.port else { continue };
-            let declared = targets.iter().flat_map(|pod| &context.cluster.pods[*pod].ports);
-            let protocols: BTreeSet<Protocol> =
-                declared.filter(|c| c.port == first).map(|c| c.protocol).collect();
-            let Some(other) = protocols.first() else { continue };
-            let lists = protocols.iter().any(|p| rule.covers(*p, first));
-            if first != last || protocols.contains(&port.protocol) || lists {
-                continue;
-            }
-            let by_default = match rule.raw.ports.iter().flatten().nth(i) {
-                Some(raw) if raw.protocol.is_none() => ", which is the default",
-                _ => "",
-            };
-            let message = format!(
-                "allows {first} over {}{by_default}; {} has it over {other}",
-                port.protocol,
-                context.names(&targets)
-            );
-            report.policy(
-                rule.policy,
-                rule.port_path(i),
-                message,
-                format!("write `protocol: {other}`"),
-            );
+    for NumberedPort { rule, index, protocol, port, targets } in context.numbered_ports() {
+        let declared = targets.iter().flat_map(|pod| &context.cluster.pods[*pod].ports);
+        let protocols: BTreeSet<Protocol> =
+            declared.filter(|c| c.port == port).map(|c| c.protocol).collect();
+        let Some(other) = protocols.first() else { continue };
+        if protocols.contains(&protocol) || protocols.iter().any(|p| rule.covers(*p, port)) {
+            continue;
         }
+        let by_default = match rule.raw.ports.iter().flatten().nth(index) {
+            Some(raw) if raw.protocol.is_none() => ", which is the default",
+            _ => "",
+        };
+        let names = context.names(&targets);
+        let message =
+            format!("allows {port} over {protocol}{by_default}; {names} has it over {other}");
+        let help = format!("write `protocol: {other}`");
+        report.policy(rule.policy, rule.port_path(index), message, help);
     }
 }
 
