@@ -1,6 +1,7 @@
 //! The figures of docs/performance.md, as Markdown: `cargo xtask bench [NAME]`.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod compile;
 mod connections;
 mod eval;
@@ -23,11 +24,12 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
     ("reach", reach::run),
+    ("agent", agent::run),
     ("lint", lint::run),
     ("lab", lab::run),
     ("connections", connections::run),
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         [] => all(&BENCHES),
         [compile::ONCE, folder] => compile::once(folder.as_ref()),
+        [agent::ONCE, size] => agent::once(size),
         [reach::ONCE, folder] => reach::once(folder.as_ref()),
         [name] => match BENCHES.iter().find(|(known, _)| known == name) {
             Some(bench) => all(&[*bench]),

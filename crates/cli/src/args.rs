@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::print;
 use crate::trouble::Trouble;
-use crate::{assert, check, diff, eval, graph, lab, reach, why};
+use crate::{agent, assert, check, diff, eval, graph, lab, reach, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: lab::Lab,
     },
+    /// Enforce the policies of a live cluster on this node
+    Agent(agent::Agent),
     /// Print the completion script of a shell
     Completions {
         /// The shell
@@ -69,6 +71,7 @@ impl Command {
             Command::Diff(diff) => diff.run(),
             Command::Test(test) => test.run(),
             Command::Lab { command } => command.run(),
+            Command::Agent(agent) => agent.run(),
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Arguments::command(), Vec::new());
                 clap_complete::generate(shell, &mut command, "portcullis", &mut script);

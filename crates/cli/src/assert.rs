@@ -93,7 +93,10 @@ impl Assert {
             let args = InputArgs { filename: manifests, ..self.input.clone() };
             let mut input = args.read_sound()?;
             for (pod_cidrs, files) in by_pod_cidrs {
-                input.cluster.pod_cidrs = pod_cidrs;
+                input.cluster.pod_cidrs = match pod_cidrs.is_empty() {
+                    true => self.input.pod_cidr.clone(),
+                    false => pod_cidrs,
+                };
                 let tests: Vec<&Test> = files.iter().flat_map(|file| &file.tests).collect();
                 let outcomes = match self.lab {
                     true => packets::run(&input, &tests, &mut diagnostics)?,

@@ -8,7 +8,7 @@ use portcullis_core::Program;
 use portcullis_core::diff::{self, Cause, Kind, MayOpen, Sets, Side};
 use portcullis_core::fold::fold;
 use portcullis_core::model::Cluster;
-use portcullis_core::net::{Family, Protocol, Traffic};
+use portcullis_core::net::{Family, IpNet, Protocol, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{End, Verdict};
 use portcullis_kube::{Options, Source};
@@ -57,6 +57,9 @@ pub(crate) struct Diff {
     /// Most pods that one workload is expanded to
     #[arg(long, default_value_t = 2, value_name = "N")]
     replicas: u32,
+    /// Where pods without an address will get theirs from; may be repeated
+    #[arg(long, value_name = "CIDR")]
+    pod_cidr: Vec<IpNet>,
     /// Which differences make the exit code 1
     #[arg(long, value_enum, default_value_t = FailOn::Any)]
     fail_on: FailOn,
@@ -108,6 +111,7 @@ impl Diff {
             namespace: self.namespace.clone(),
             recursive: self.recursive,
             replicas: self.replicas,
+            pod_cidrs: self.pod_cidr.clone(),
             ..Options::default()
         };
         let [old, new] = self.states()?;

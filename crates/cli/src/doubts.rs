@@ -65,7 +65,7 @@ impl Doubts {
         let namespaces = self.namespaces.iter().cloned().collect::<Vec<_>>();
         let facts = [
             ("the labels of namespaces that have no object in the input", namespaces),
-            ("the addresses of pods that have none yet", pods(&self.addresses)),
+            ("the addresses of pods that have none yet (see --pod-cidr)", pods(&self.addresses)),
             ("the ports of pods of which the input has no containers", pods(&self.ports)),
             ("the nodes of pods that have none yet", pods(&self.nodes)),
         ];

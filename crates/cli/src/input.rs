@@ -4,11 +4,13 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use portcullis_core::net::IpNet;
 use portcullis_kube::live::{self, Access};
 use portcullis_kube::{Diagnostic, Input, Options, Reason, Severity, Source};
 
 use crate::kustomize;
 
+use crate::output::plural;
 use crate::style::{BOLD, DIM, ERROR, WARNING};
 use crate::trouble::Trouble;
 
@@ -37,6 +39,10 @@ pub(crate) struct InputArgs {
     /// Most pods that one workload is expanded to
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) replicas: u32,
+    /// Where pods without an address will get theirs from, so that fewer answers are undetermined;
+    /// may be repeated
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr: Vec<IpNet>,
     #[command(flatten)]
     pub(crate) live: LiveArgs,
 }
@@ -106,6 +112,7 @@ impl InputArgs {
             namespace: self.namespace.clone().or(of_context).unwrap_or(defaults.namespace),
             recursive: self.recursive,
             replicas: self.replicas,
+            pod_cidrs: self.pod_cidr.clone(),
             ..defaults
         }
     }
@@ -139,12 +146,23 @@ impl InputArgs {
     }
 }
 
+/// So many namespaces without an object are told one by one: answers name those that matter.
+const FEW: usize = 2;
+
 /// An input that may be answered from: see [`InputArgs::read_sound`].
 pub(crate) fn sound(input: Input) -> Result<Input, Trouble> {
     let missing = |reason| matches!(reason, Reason::UnknownNamespace | Reason::NotPermitted);
     let tells = |d: &&Diagnostic| d.severity != Severity::Note || missing(d.reason);
+    let mut unknown = 0;
     for diagnostic in input.diagnostics.iter().filter(tells) {
-        anstream::eprintln!("{}", line(diagnostic));
+        unknown += usize::from(diagnostic.reason == Reason::UnknownNamespace);
+        if diagnostic.reason != Reason::UnknownNamespace || unknown <= FEW {
+            anstream::eprintln!("{}", line(diagnostic));
+        }
+    }
+    if unknown > FEW {
+        let more = plural(unknown - FEW, "more namespace");
+        anstream::eprintln!("{DIM}note{DIM:#}: and {more} likewise; `portcullis check` shows all");
     }
     match input.diagnostics.iter().filter(|d| d.severity == Severity::Error).count() {
         0 => Ok(input),

@@ -1,6 +1,7 @@
 //! `portcullis`: network policy for Kubernetes, understood, enforced and proven.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod args;
 mod assert;
 mod check;

@@ -80,6 +80,9 @@ pub(crate) enum Trouble {
     /// The lab.
     #[error(transparent)]
     Lab(#[from] portcullis_lab::Error),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] portcullis_agent::Error),
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] portcullis_dataplane::Error),

@@ -121,15 +121,20 @@ pub(crate) fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
 }
 
 /// The values of all attributes of the kind, up to the first malformed attribute.
-pub(crate) fn all(mut attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
-    let next = move || {
+pub(crate) fn all(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
+    let kinds = flagged(attributes).map(|(found, value)| (found & NLA_TYPE_MASK, value));
+    kinds.filter(move |(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+/// All attributes up to the first malformed one: kinds with their flags, and values.
+pub(crate) fn flagged(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
         let [a, b, c, d, ..] = *attributes else { return None };
         let length = usize::from(u16::from_ne_bytes([a, b]));
         let value = attributes.get(HEADER_BYTES..length)?;
         attributes = attributes.get(length.next_multiple_of(HEADER_BYTES)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK, value))
-    };
-    std::iter::from_fn(next).filter(move |(found, _)| *found == kind).map(|(_, value)| value)
+        Some((u16::from_ne_bytes([c, d]), value))
+    })
 }
 
 #[cfg(test)]

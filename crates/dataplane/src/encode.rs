@@ -9,7 +9,8 @@ use portcullis_core::net::{Family, next_address};
 
 use crate::attributes::{Attributes, Message, all, find};
 use crate::plan::{
-    ChainId, Element, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict,
+    BASE_CHAIN, ChainId, Element, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type,
+    Verdict,
 };
 
 /// A request and its flags.
@@ -24,6 +25,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = NEW_TABLE + 1;
 const DELETE_TABLE: u16 = NEW_TABLE + 2;
 const NEW_CHAIN: u16 = NEW_TABLE + 3;
 const GET_CHAIN: u16 = NEW_TABLE + 4;
@@ -36,9 +38,14 @@ const GET_SET: u16 = NEW_TABLE + 10;
 const DELETE_SET: u16 = NEW_TABLE + 11;
 const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
 const GET_ELEMENTS: u16 = NEW_TABLE + 13;
+const GET_GENERATION: u16 = NEW_TABLE + 16;
 
 /// In every kind of message of ours.
 const TABLE_NAME: u16 = 1;
+const TABLE_FLAGS: u16 = 2;
+const TABLE_DORMANT: u32 = 1;
+/// The kernel's own number for its state, which every transaction changes.
+const GENERATION_ID: u16 = 1;
 const LIST_ELEMENT: u16 = 1;
 
 const CHAIN_NAME: u16 = 3;
@@ -100,6 +107,9 @@ const VERDICT_REGISTER: u32 = 0;
 const KEY_REGISTER: u32 = 1;
 /// The 4-byte registers over the same memory begin here.
 const SMALL_REGISTERS: u32 = 8;
+
+/// The number of a set within a transaction, at a lookup.
+pub(crate) const LOOKUP_SET_ID: u16 = 4;
 
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
@@ -306,7 +316,11 @@ impl Encoder<'_> {
         }
         let mut offset = 0;
         for field in fields {
-            let register = if offset == 0 { KEY_REGISTER } else { SMALL_REGISTERS + offset / 4 };
+            // The kernel calls a register by the larger name where both fit.
+            let register = match offset % 16 {
+                0 => KEY_REGISTER + offset / 16,
+                _ => SMALL_REGISTERS + offset / 4,
+            };
             let length = type_length(field.kind());
             let mut load = |header, at| load_payload(list, header, at, length, register);
             match field {
@@ -324,7 +338,7 @@ impl Encoder<'_> {
             if map {
                 lookup.u32(3, VERDICT_REGISTER);
             }
-            lookup.u32(4, set_number(id));
+            lookup.u32(LOOKUP_SET_ID, set_number(id));
         });
     }
 
@@ -384,6 +398,34 @@ pub(crate) fn bytes<'a>(requests: impl IntoIterator<Item = &'a Request>) -> usiz
     borders + sizes.sum::<usize>()
 }
 
+/// Asks for the number that every transaction of anybody changes.
+pub(crate) fn get_generation() -> Message {
+    message(GET_GENERATION, Attributes::default())
+}
+
+/// The answer to [`get_generation`].
+pub(crate) fn kernel_generation(message: &Message) -> Option<u32> {
+    let id = find(message.attributes.as_bytes(), GENERATION_ID)?;
+    Some(u32::from_be_bytes(id.try_into().ok()?))
+}
+
+/// Asks for all tables.
+pub(crate) fn get_tables() -> Message {
+    message(GET_TABLE, Attributes::default())
+}
+
+/// Whether a table that the kernel listed is ours.
+pub(crate) fn is_our_table(message: &Message) -> bool {
+    message.family == FAMILY_INET && name_in_table(message, TABLE_NAME).is_some()
+}
+
+/// Whether a table is switched off.
+pub(crate) fn is_dormant(message: &Message) -> bool {
+    let flags = find(message.attributes.as_bytes(), TABLE_FLAGS);
+    let flags = flags.and_then(|flags| flags.try_into().ok()).map_or(0, u32::from_be_bytes);
+    flags & TABLE_DORMANT != 0
+}
+
 /// Asks for the chains of all tables.
 pub(crate) fn get_chains() -> Message {
     message(GET_CHAIN, Attributes::default())
@@ -402,6 +444,70 @@ pub(crate) fn chain_name(message: &Message) -> Option<&str> {
 /// The name of a set that the kernel listed; `None` if it is not in our table.
 pub(crate) fn set_name(message: &Message) -> Option<&str> {
     name_in_table(message, SET_NAME)
+}
+
+/// The chain of a rule; `None` if it is not in our table.
+pub(crate) fn rule_chain(message: &Message) -> Option<&str> {
+    name_in_table(message, RULE_CHAIN)
+}
+
+pub(crate) fn is_chain(message: &Message) -> bool {
+    message.kind == NEW_CHAIN
+}
+
+pub(crate) fn is_rule(message: &Message) -> bool {
+    message.kind == NEW_RULE
+}
+
+pub(crate) fn is_set(message: &Message) -> bool {
+    message.kind == NEW_SET
+}
+
+pub(crate) fn is_elements(message: &Message) -> bool {
+    message.kind == NEW_ELEMENTS
+}
+
+/// The expressions of a rule, in order.
+pub(crate) fn expressions(message: &Message) -> Vec<&[u8]> {
+    let list = find(message.attributes.as_bytes(), RULE_EXPRESSIONS).unwrap_or_default();
+    all(list, LIST_ELEMENT).collect()
+}
+
+/// The name of an expression, with its zero byte, and its attributes.
+pub(crate) fn expression_parts(expression: &[u8]) -> (&[u8], &[u8]) {
+    let part = |kind| find(expression, kind).unwrap_or_default();
+    (part(EXPRESSION_NAME), part(EXPRESSION_DATA))
+}
+
+/// The set that the first rule of a list that looks into one of ours looks into.
+pub(crate) fn looked_up(rules: &[Message]) -> Option<&str> {
+    let base = rules.iter().filter(|rule| rule_chain(rule) == Some(BASE_CHAIN));
+    let parts = base.flat_map(expressions).map(expression_parts);
+    let lookups = parts.filter(|(name, _)| *name == b"lookup\0");
+    let mut sets = lookups.filter_map(|(_, data)| std::str::from_utf8(find(data, 1)?).ok());
+    sets.next().map(|name| name.trim_end_matches('\0'))
+}
+
+/// Each element in a message as bytes that are equal if the elements are, whatever they count.
+pub(crate) fn elements(message: &Message) -> Vec<Vec<u8>> {
+    let list = find(message.attributes.as_bytes(), ELEMENTS_LIST).unwrap_or_default();
+    fn value(element: &[u8], kind: u16) -> Option<&[u8]> {
+        find(find(element, kind)?, DATA_VALUE)
+    }
+    let whole = |element: &[u8]| {
+        let flags = find(element, ELEMENT_FLAGS).unwrap_or(&[0; 4]);
+        let verdict = find(element, ELEMENT_DATA).and_then(|data| find(data, DATA_VERDICT));
+        let verdict = |kind| verdict.and_then(|verdict| find(verdict, kind));
+        let parts = [
+            value(element, ELEMENT_KEY),
+            Some(flags),
+            value(element, ELEMENT_KEY_END),
+            verdict(VERDICT_CODE),
+            verdict(VERDICT_CHAIN),
+        ];
+        parts.into_iter().flatten().flatten().copied().collect()
+    };
+    all(list, LIST_ELEMENT).map(whole).collect()
 }
 
 fn name_in_table(message: &Message, kind: u16) -> Option<&str> {
@@ -515,7 +621,12 @@ fn flush_chain(name: &str) -> Request {
 fn table(kind: u16) -> Request {
     let mut attributes = Attributes::default();
     attributes.text(TABLE_NAME, TABLE);
-    (message(kind, attributes), if kind == NEW_TABLE { NLM_F_CREATE } else { 0 })
+    if kind == NEW_TABLE {
+        // Wakes it, should somebody have made it dormant.
+        attributes.u32(TABLE_FLAGS, 0);
+        return (message(kind, attributes), NLM_F_CREATE);
+    }
+    (message(kind, attributes), 0)
 }
 
 fn new_chain(name: &str, base: bool) -> Request {

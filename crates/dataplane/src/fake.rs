@@ -12,7 +12,7 @@ use crate::plan::{
     plan,
 };
 use crate::state::{NodeState, Ports};
-use crate::{Dataplane, Error, Hits, Report};
+use crate::{Dataplane, Difference, Error, Hits, Report};
 
 /// Stands in for [`Nftables`](crate::Nftables) in tests.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub struct Fake {
     /// The elements of each set.
     elements: Vec<BTreeMap<Key, Element>>,
     hits: BTreeMap<u32, Hits>,
+    final_hits: Vec<Hits>,
 }
 
 /// The first packet of a connection, as it is at the hook: after Service DNAT.
@@ -126,7 +127,8 @@ impl Fake {
     /// Applies a plan that was made elsewhere. The error is [`Error::Contract`].
     pub fn apply_plan(&mut self, plan: Plan) -> Result<(), Error> {
         let elements = contract(&plan)?;
-        *self = Fake { plan, elements, hits: BTreeMap::new() };
+        let final_hits = std::mem::take(&mut self.hits).into_values().collect();
+        *self = Fake { plan, elements, hits: BTreeMap::new(), final_hits };
         Ok(())
     }
 
@@ -210,6 +212,15 @@ impl Dataplane for Fake {
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
         Ok(self.hits.values().copied().collect())
+    }
+
+    fn take_final_hits(&mut self) -> Vec<Hits> {
+        std::mem::take(&mut self.final_hits)
+    }
+
+    fn differences(&mut self) -> Result<Vec<Difference>, Error> {
+        // Nobody else can reach it.
+        Ok(Vec::new())
     }
 
     fn remove(&mut self) -> Result<(), Error> {

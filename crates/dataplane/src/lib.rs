@@ -5,6 +5,7 @@
 //! sends it to the kernel, renders it as text or interprets it has nothing left to decide.
 
 mod attributes;
+mod compare;
 mod encode;
 mod error;
 mod fake;
@@ -17,6 +18,7 @@ mod seam;
 mod share;
 pub mod state;
 
+pub use compare::Difference;
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::thread::{MembarrierCommand, membarrier};
 
+use crate::compare::{self, Listing};
 use crate::encode::{self, Counted, Encoder, Request};
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
 use crate::plan::{BASE_CHAIN, Expression, OriginsId, Plan, plan};
 use crate::state::NodeState;
-use crate::{Dataplane, Error, Hits, Report};
+use crate::{Dataplane, Difference, Error, Hits, Report};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
 /// `inet portcullis` and touches nothing else.
@@ -22,6 +24,9 @@ pub struct Nftables {
     plan: Plan,
     /// The generation of its names.
     generation: u32,
+    /// The kernel's number for the state in which all was last seen to be as applied.
+    seen: Option<u32>,
+    final_hits: Vec<Hits>,
 }
 
 impl Nftables {
@@ -33,12 +38,61 @@ impl Nftables {
 
     /// Works over a socket of [`NETLINK_NETFILTER`], in its namespace.
     pub fn over(socket: NetlinkSocket) -> Nftables {
-        Nftables { socket, plan: Plan::default(), generation: 0 }
+        Nftables {
+            socket,
+            plan: Plan::default(),
+            generation: 0,
+            seen: None,
+            final_hits: Vec::new(),
+        }
     }
 
     /// What was applied last; empty before the first time.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// How what is in the kernel differs from what an apply of the state would put there.
+    pub fn compare(&mut self, state: &NodeState) -> Result<Vec<Difference>, Error> {
+        let plan = plan(state)?;
+        let found = self.listing()?;
+        let names = found.chains.iter().filter_map(encode::chain_name);
+        let in_use = encode::looked_up(&found.rules).or_else(|| {
+            let mut ours = names.filter(|name| encode::generation(name) > 0);
+            ours.next()
+        });
+        let generation = in_use.map_or(1, encode::generation);
+        Ok(compare::differences(&wanted(&plan, generation), &found))
+    }
+
+    /// Everything in our table. A set that somebody deletes meanwhile is not in it.
+    fn listing(&mut self) -> Result<Listing, Error> {
+        let absent = |error: &Error| error.errno() == Some(Errno::ENOENT as i32);
+        let mut listing = Listing {
+            tables: self.socket.dump(encode::get_tables())?,
+            chains: self.socket.dump(encode::get_chains())?,
+            sets: self.socket.dump(encode::get_sets())?,
+            ..Listing::default()
+        };
+        match self.socket.dump(encode::get_rules()) {
+            Ok(rules) => listing.rules = rules,
+            Err(error) if absent(&error) => {}
+            Err(error) => return Err(error),
+        }
+        for set in listing.sets.iter().filter_map(encode::set_name) {
+            match self.socket.dump(encode::get_elements(set)) {
+                Ok(elements) => _ = listing.elements.insert(set.to_owned(), elements),
+                Err(error) if absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// The kernel's number for its state.
+    fn kernel_generation(&mut self) -> Result<Option<u32>, Error> {
+        let answers = self.socket.request(encode::get_generation(), 0)?;
+        Ok(answers.iter().find_map(encode::kernel_generation))
     }
 
     /// A generation that no set or chain in the table is of.
@@ -79,7 +133,7 @@ impl Nftables {
         self.socket.transaction(encode::transaction(piece))
     }
 
-    /// Removes what the base chain no longer leads to.
+    /// Removes what the base chain does not lead to, when no packet is in it any more.
     ///
     /// Never in the transaction that switches: an element ends with the transaction that deletes
     /// it even for a packet that began in the old base chain, which would then find nothing there
@@ -91,7 +145,6 @@ impl Nftables {
         if sets.is_empty() && chains.is_empty() {
             return Ok(());
         }
-        wait_for_packets_under_way();
         self.in_pieces(encode::remove_objects(&sets, &chains))
     }
 
@@ -116,6 +169,11 @@ impl Dataplane for Nftables {
         let bytes = encode::bytes(prepare.iter().chain(&switch));
         let done = self.put(prepare, switch);
         let elapsed = start.elapsed();
+        self.seen = None;
+        if done.is_ok() {
+            wait_for_packets_under_way();
+            self.final_hits = self.hits().unwrap_or_default();
+        }
         // What a failed removal leaves behind harms nobody, and the next one takes it along.
         let _ = self.remove_generations(|other| (other == generation) == done.is_err());
         done?;
@@ -176,11 +234,37 @@ impl Dataplane for Nftables {
         Ok(hits.into_values().collect())
     }
 
+    fn take_final_hits(&mut self) -> Vec<Hits> {
+        std::mem::take(&mut self.final_hits)
+    }
+
+    fn differences(&mut self) -> Result<Vec<Difference>, Error> {
+        if self.generation == 0 {
+            return Ok(Vec::new());
+        }
+        let now = self.kernel_generation()?;
+        if now.is_some() && now == self.seen {
+            return Ok(Vec::new());
+        }
+        let found = self.listing()?;
+        let differences = compare::differences(&wanted(&self.plan, self.generation), &found);
+        // What changed since is of another number, and will be seen the next time.
+        self.seen = now.filter(|_| differences.is_empty());
+        Ok(differences)
+    }
+
     fn remove(&mut self) -> Result<(), Error> {
+        self.generation = 0;
         self.socket.transaction(encode::transaction(encode::remove()))?;
         self.plan = Plan::default();
         Ok(())
     }
+}
+
+/// The requests that put a plan there, of which the kernel then says the same.
+fn wanted(plan: &Plan, generation: u32) -> Vec<Request> {
+    let encoder = Encoder { plan, generation };
+    encoder.prepare().into_iter().chain(encoder.switch()).collect()
 }
 
 /// Returns when every packet that is in the rules now has left them: the kernel takes packets

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::Error;
 use crate::state::NodeState;
+use crate::{Difference, Error};
 
 /// One node's enforcement. The desired state goes in whole; how it is reached is not the caller's
 /// business.
@@ -21,6 +21,15 @@ pub trait Dataplane {
     /// them. Where entries of different form allow it (exact ports, every port, port ranges), only
     /// those of the form that is looked up first count.
     fn hits(&mut self) -> Result<Vec<Hits>, Error>;
+
+    /// What the state before the last [`apply`](Dataplane::apply) let pass in all, by its origins:
+    /// the final word of [`hits`](Dataplane::hits) on it. Empty once taken.
+    fn take_final_hits(&mut self) -> Vec<Hits>;
+
+    /// How what is in force differs from what was applied last, because somebody else changed it.
+    /// Nothing before the first [`apply`](Dataplane::apply). To be asked often: it costs next to
+    /// nothing as long as nobody changes anything.
+    fn differences(&mut self) -> Result<Vec<Difference>, Error>;
 
     /// Ends all enforcement. Nothing to remove is fine.
     fn remove(&mut self) -> Result<(), Error>;

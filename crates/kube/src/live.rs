@@ -1,16 +1,19 @@
 //! A live cluster as input: what its API server lists, read by the decoder of manifests.
 //!
-//! Nothing is written: the only requests are lists, page by page. What comes back is a
-//! [`Snapshot`], which is plain data and a [`Source`](crate::Source) like any other.
+//! Nothing is written. To read a cluster once is to list, page by page; what comes back is a
+//! [`Snapshot`], which is plain data and a [`Source`](crate::Source) like any other. To follow it
+//! is to [watch](Access::watch).
 
 mod access;
 mod error;
 mod list;
+mod watch;
 
 use std::sync::Arc;
 
 pub use access::Access;
 pub use error::Error;
+pub use watch::{Event, Kind, Known, Object};
 
 use crate::diagnostic::Diagnostic;
 

@@ -3,6 +3,8 @@
 use std::num::NonZero;
 use std::thread;
 
+use portcullis_core::net::IpNet;
+
 use crate::assemble::assemble;
 use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
 use crate::document::{self, Document};
@@ -22,6 +24,8 @@ pub struct Options {
     pub recursive: bool,
     /// The most pods that a workload stands for.
     pub replicas: u32,
+    /// Where pods without an address will get theirs from; empty where that is not known.
+    pub pod_cidrs: Vec<IpNet>,
     /// The most bytes that all sources together may have.
     pub max_bytes: u64,
 }
@@ -32,6 +36,7 @@ impl Default for Options {
             namespace: "default".to_owned(),
             recursive: false,
             replicas: 2,
+            pod_cidrs: Vec::new(),
             max_bytes: 256 << 20,
         }
     }
@@ -50,6 +55,7 @@ pub fn load(sources: &[Source], options: &Options) -> Input {
     let found = parse(&input.files, options);
     empty_files(&found, &mut input);
     assemble(found, options, &mut input);
+    input.cluster.pod_cidrs.clone_from(&options.pod_cidrs);
     if input.read.is_empty() && input.passed_over.is_empty() && !input.has_errors() {
         let names: Vec<_> = sources.iter().map(name).collect();
         input.diagnostics.push(Diagnostic {

@@ -54,6 +54,9 @@ fn main() -> ExitCode {
         with_nft("elements_that_need_many_messages_all_arrive", many_elements),
         with_nft("what_is_put_there_in_many_sends_is_what_the_text_means", in_pieces),
         with_nft("what_a_process_that_died_left_behind_is_replaced_and_removed", left_behind),
+        in_namespace("what_was_applied_is_found_again_as_it_was", nothing_changed),
+        with_nft("what_somebody_else_changed_is_told_and_the_next_apply_mends_it", drift),
+        in_namespace("the_last_hits_of_a_state_are_not_lost_with_it", final_hits),
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
         in_namespace("a_known_connection_survives_a_new_state", known_connection),
         in_namespace("isolated_pods_on_one_bridge_find_each_other_over_ipv6", neighbours),
@@ -292,6 +295,106 @@ fn left_behind() {
         assert!(names.len() > 1 && others.is_empty(), "{names:?}");
         assert_eq!(listed(), listed_from_text(after), "{after:?}");
     }
+}
+
+fn nothing_changed() {
+    let mut nftables = Nftables::open().unwrap();
+    assert_eq!(nftables.differences().unwrap(), [], "before anything was applied");
+    let states: Vec<_> = states(60).collect();
+    for (state, next) in states.iter().zip(&states[1..]) {
+        nftables.apply(state).unwrap();
+        assert_eq!(nftables.differences().unwrap(), [], "{state:?}");
+        assert_eq!(nftables.differences().unwrap(), [], "asked again");
+        assert_eq!(Nftables::open().unwrap().compare(state).unwrap(), [], "asked by another");
+        if plan(state).unwrap() != plan(next).unwrap() {
+            assert_ne!(nftables.compare(next).unwrap(), [], "{next:?}");
+        }
+    }
+}
+
+fn drift() {
+    let mut nftables = Nftables::open().unwrap();
+    let state = two_pods();
+    nftables.apply(&state).unwrap();
+    let said = |nftables: &mut Nftables| -> Vec<String> {
+        nftables.differences().unwrap().iter().map(ToString::to_string).collect()
+    };
+    nft(&["-f", "-"], "table inet other { chain c { counter; }; set s { type ipv4_addr; }; }");
+    nft(&["-f", "-"], "table ip portcullis { chain forward { drop; }; }");
+    assert_eq!(said(&mut nftables), [""; 0], "tables of others");
+
+    let ours = |kind: &str, start: &str| {
+        let listed = nft(&["list", "table", "inet", TABLE], "");
+        let lines =
+            listed.lines().filter_map(|line| line.trim().strip_prefix(kind)?.strip_suffix(" {"));
+        lines.map(str::trim).find(|name| name.starts_with(start)).unwrap().to_owned()
+    };
+    type Edit<'a> = &'a dyn Fn() -> String;
+    let edits: [(Edit<'_>, &[&str]); 9] = [
+        (&|| "flush ruleset".to_owned(), &["the table is missing"]),
+        (&|| "delete table inet portcullis".to_owned(), &["the table is missing"]),
+        (
+            &|| format!("delete element inet {TABLE} {} {{ 10.0.2.2 }}", ours("map", "ingress4")),
+            &["set ingress4: 1 elements are missing, 0 do not belong there"],
+        ),
+        (
+            &|| format!("flush set inet {TABLE} {}", ours("set", "p0-ingress-exact4")),
+            &["set p0-ingress-exact4: 1 elements are missing, 0 do not belong there"],
+        ),
+        (
+            &|| {
+                let set = ours("set", "p0-ingress-exact4");
+                format!("add element inet {TABLE} {set} {{ 10.9.9.9 . tcp . 80 }}")
+            },
+            &["set p0-ingress-exact4: 0 elements are missing, 1 do not belong there"],
+        ),
+        (
+            &|| format!("flush chain inet {TABLE} {}", ours("chain", "p0-ingress.")),
+            &["chain p0-ingress is not as it should be"],
+        ),
+        (
+            &|| format!("insert rule inet {TABLE} forward accept"),
+            &["chain forward is not as it should be"],
+        ),
+        (
+            &|| {
+                let hook = "type filter hook forward priority 0";
+                format!("add chain inet {TABLE} mine {{ {hook}; policy drop; }}")
+            },
+            &["chain mine does not belong there"],
+        ),
+        (&|| format!("add table inet {TABLE} {{ flags dormant; }}"), &["the table is dormant"]),
+    ];
+    for (edit, wanted) in edits {
+        let edit = edit();
+        nft(&["-f", "-"], &edit);
+        assert_eq!(said(&mut nftables), wanted, "{edit}");
+        assert_eq!(said(&mut nftables), wanted, "{edit}, asked again");
+        nftables.apply(&state).unwrap();
+        assert_eq!(said(&mut nftables), [""; 0], "{edit}, mended");
+        nft(&["-f", "-"], "table inet other { chain c { counter; }; }");
+        assert_eq!(said(&mut nftables), [""; 0], "{edit}, and others go on");
+    }
+    nft(&["-f", "-"], &format!("delete table inet {TABLE}"));
+    nft(&["-f", "-"], "flush ruleset");
+    nftables.apply(&state).unwrap();
+    assert_eq!(listed(), listed_from_text(&state));
+}
+
+fn final_hits() {
+    let network = Network::with_pods(2);
+    let (client, server) = (&network.pods[0], &network.pods[1]);
+    let mut nftables = Nftables::open().unwrap();
+    nftables.apply(&two_pods()).unwrap();
+    let udp = server.udp(address("10.0.2.2"), 53);
+    client.udp(address("10.0.1.2"), 0).send_to(b"?", "10.0.2.2:53").unwrap();
+    udp.recv_from(&mut [0; 8]).unwrap();
+    assert_eq!(nftables.take_final_hits(), [], "the state is still there");
+    nftables.apply(&two_pods()).unwrap();
+    assert_eq!(nftables.hits().unwrap(), []);
+    let hits = nftables.take_final_hits();
+    assert_eq!(hits.iter().map(|h| (h.origin, h.packets)).collect::<Vec<_>>(), [(2, 1)]);
+    assert_eq!(nftables.take_final_hits(), [], "taken");
 }
 
 /// Pods 1 and 2 are behind this node. Pod 2 (10.0.2.2, fd00:2::2) is isolated.

@@ -15,7 +15,7 @@ use super::{LiveObject, Snapshot};
 use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
 
 /// How long to wait for a connection, if no less is asked for.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT: Duration = Duration::from_secs(10);
 /// How often the progress is told.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -57,11 +57,7 @@ impl Access {
     async fn snapshot(&self, progress: &mut impl FnMut(usize)) -> Result<Snapshot, Error> {
         let (cluster, mut config) = self.config().await?;
         config.connect_timeout = Some(CONNECT.min(self.timeout));
-        let asked = Asked {
-            server: server(&config),
-            login: config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone()),
-            timeout: self.timeout,
-        };
+        let asked = self.asked(&config);
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).map_err(|e| asked.error(e))?;
 
@@ -120,8 +116,16 @@ impl Access {
         Ok(Snapshot { notes, namespace, objects: lists.into_iter().flatten().collect(), cluster })
     }
 
+    pub(crate) fn asked(&self, config: &Config) -> Asked {
+        Asked {
+            server: server(config),
+            login: config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone()),
+            timeout: self.timeout,
+        }
+    }
+
     /// The name of the cluster and how to reach it.
-    async fn config(&self) -> Result<(String, Config), Error> {
+    pub(crate) async fn config(&self) -> Result<(String, Config), Error> {
         let Some((file, kubeconfig)) = self.kubeconfig()? else {
             let in_pod =
                 std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty());

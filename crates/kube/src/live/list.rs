@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kube::Client;
+use kube::core::ApiResource;
 use kube::core::params::ListParams;
 use serde_json::{Map, Value};
 
@@ -18,7 +19,7 @@ const PAGE: u32 = 500;
 pub(crate) struct Resource {
     /// The `apiVersion`.
     version: &'static str,
-    plural: &'static str,
+    pub(crate) plural: &'static str,
     kind: &'static str,
     /// What is not known without it. `None` if no answer would be right.
     pub(crate) without: Option<&'static str>,
@@ -57,6 +58,22 @@ impl Resource {
         Resource { version, plural, kind, without: None, metadata: false }
     }
 
+    /// The group of its API; empty for the core.
+    pub(crate) fn group(&self) -> &'static str {
+        self.version.split_once('/').map_or("", |(group, _)| group)
+    }
+
+    /// The same, as the client has it.
+    pub(crate) fn api(&self) -> ApiResource {
+        ApiResource {
+            group: self.group().to_owned(),
+            version: self.version.rsplit('/').next().unwrap_or_default().to_owned(),
+            api_version: self.version.to_owned(),
+            kind: self.kind.to_owned(),
+            plural: self.plural.to_owned(),
+        }
+    }
+
     fn path(&self) -> String {
         let root = if self.version.contains('/') { "apis" } else { "api" };
         format!("/{root}/{}/{}", self.version, self.plural)
@@ -64,9 +81,9 @@ impl Resource {
 
     /// As RBAC and kubectl write it: `networkpolicies.networking.k8s.io`.
     pub(crate) fn qualified(&self) -> String {
-        match self.version.split_once('/') {
-            Some((group, _)) => format!("{}.{group}", self.plural),
-            None => self.plural.to_owned(),
+        match self.group() {
+            "" => self.plural.to_owned(),
+            group => format!("{}.{group}", self.plural),
         }
     }
 
@@ -117,7 +134,7 @@ impl Resource {
 
     /// The object as a manifest would have it. Items of a list do not say what they are; some of
     /// what a server adds is large, or newer than this program, and says nothing about the network.
-    fn object(&self, cluster: &str, mut item: Map<String, Value>) -> LiveObject {
+    pub(crate) fn object(&self, cluster: &str, mut item: Map<String, Value>) -> LiveObject {
         let mut object = Map::new();
         object.insert("apiVersion".to_owned(), self.version.into());
         object.insert("kind".to_owned(), self.kind.into());

@@ -1,0 +1,233 @@
+//! What the agent counts, and how Prometheus reads it (text format 0.0.4).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use portcullis_kube::live::Kind;
+
+use crate::desired::{Desired, PolicyName};
+
+/// The most policies whose hits are told one by one.
+const MOST_POLICIES: usize = 1000;
+/// The upper bounds of the buckets of a histogram, in seconds.
+const BOUNDS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// A step takes less; one that takes so long hangs.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// What is known of the agent's work.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// When the agent last did anything.
+    pub(crate) alive: Option<Instant>,
+    pub(crate) node_is_known: bool,
+    pub(crate) policies: usize,
+    pub(crate) pods: usize,
+    pub(crate) unreadable_policies: usize,
+    pub(crate) drift_repairs: u64,
+    pub(crate) apply_errors: u64,
+    programmed_policies: usize,
+    endpoints: usize,
+    identities: usize,
+    apply: Histogram,
+    enforced: Histogram,
+    watch_errors: BTreeMap<Kind, u64>,
+    hits: BTreeMap<PolicyName, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [u64; BOUNDS.len()],
+    count: u64,
+    sum: f64,
+}
+
+impl Metrics {
+    /// Whether the agent still works. It does that also where nothing can be done.
+    pub fn is_alive(&self) -> bool {
+        self.alive.is_none_or(|alive| alive.elapsed() < DEAD_AFTER)
+    }
+
+    /// Whether what the node must enforce is in force; otherwise why not.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        match (self.apply.count, self.node_is_known) {
+            (0, _) => Err("nothing has been enforced yet"),
+            (_, false) => Err("the cluster has no node of this name"),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many states have been put in force.
+    pub fn applies(&self) -> u64 {
+        self.apply.count
+    }
+
+    /// How often what somebody else had changed was put back.
+    pub fn drift_repairs(&self) -> u64 {
+        self.drift_repairs
+    }
+
+    /// How often the API server could not be heard.
+    pub fn watch_errors(&self) -> u64 {
+        self.watch_errors.values().sum()
+    }
+
+    /// How many policies cannot be understood.
+    pub fn unreadable_policies(&self) -> usize {
+        self.unreadable_policies
+    }
+
+    pub(crate) fn watch_failed(&mut self, kind: Kind) {
+        *self.watch_errors.entry(kind).or_default() += 1;
+    }
+
+    pub(crate) fn applied(&mut self, elapsed: Duration) {
+        self.apply.observe(elapsed);
+    }
+
+    pub(crate) fn enforced(&mut self, elapsed: Duration) {
+        self.enforced.observe(elapsed);
+    }
+
+    pub(crate) fn programmed(&mut self, desired: &Desired) {
+        self.programmed_policies = desired.policies;
+        self.endpoints = desired.state.endpoints.len();
+        self.identities = desired.identities;
+        // What is no longer in force must not be told for ever.
+        let named: BTreeSet<_> = desired.origins.iter().collect();
+        self.hits.retain(|policy, _| named.contains(policy));
+        for policy in named {
+            if !self.hits.contains_key(policy) {
+                self.hits.insert(policy.clone(), 0);
+            }
+        }
+    }
+
+    pub(crate) fn hit(&mut self, new: BTreeMap<PolicyName, u64>) {
+        for (policy, packets) in new {
+            *self.hits.entry(policy).or_default() += packets;
+        }
+    }
+
+    /// All of it, as Prometheus scrapes it.
+    pub fn render(&self) -> String {
+        let mut page = Page::default();
+        page.one("policies", "gauge", "NetworkPolicies of the cluster.", self.policies);
+        let help = "NetworkPolicies that select a pod of this node.";
+        page.one("programmed_policies", "gauge", help, self.programmed_policies);
+        let help = "NetworkPolicies that cannot be understood: they isolate, and what cannot be \
+                    read of them allows nothing.";
+        page.one("unreadable_policies", "gauge", help, self.unreadable_policies);
+        page.one("pods", "gauge", "Pods of the cluster.", self.pods);
+        let help = "Addresses of pods of this node that are programmed.";
+        page.one("endpoints", "gauge", help, self.endpoints);
+        let help = "Classes of addresses that the policies of the cluster tell apart.";
+        page.one("identities", "gauge", help, self.identities);
+        let help = "From a new state to the kernel's word that it is in force.";
+        page.histogram("apply_duration_seconds", help, &self.apply);
+        let help = "From the arrival of an event to the kernel's word that it is in force.";
+        page.histogram("event_to_enforced_seconds", help, &self.enforced);
+        page.one("apply_errors_total", "counter", "States that were refused.", self.apply_errors);
+        let help = "Repairs of what somebody else had changed.";
+        page.one("drift_repairs_total", "counter", help, self.drift_repairs);
+        page.head("watch_errors_total", "counter", "Times that a watch broke.");
+        for kind in Kind::ALL {
+            let errors = self.watch_errors.get(&kind).copied().unwrap_or_default();
+            page.line("watch_errors_total", &format!("resource=\"{kind}\""), errors);
+        }
+        let help = "Connections that a policy let pass at its pods of this node. One that several \
+                    rules allow can count for each of them.";
+        page.head("policy_hits_total", "counter", help);
+        for (policy, packets) in self.hits.iter().take(MOST_POLICIES) {
+            // Names of objects have no character that would have to be escaped.
+            let PolicyName { namespace, name, direction } = policy;
+            let labels =
+                format!("namespace=\"{namespace}\",policy=\"{name}\",direction=\"{direction}\"");
+            page.line("policy_hits_total", &labels, *packets);
+        }
+        let help = "Policies whose hits are not told, because there are too many.";
+        let untold = self.hits.len().saturating_sub(MOST_POLICIES);
+        page.one("policy_hits_untold", "gauge", help, untold);
+        page.0
+    }
+}
+
+impl Histogram {
+    fn observe(&mut self, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        for (bucket, bound) in self.buckets.iter_mut().zip(BOUNDS) {
+            *bucket += u64::from(seconds <= bound);
+        }
+        self.count += 1;
+        self.sum += seconds;
+    }
+}
+
+/// Lines of text. Writing to a String does not fail.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP portcullis_{name} {help}");
+        let _ = writeln!(self.0, "# TYPE portcullis_{name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = writeln!(self.0, "portcullis_{name}{labels} {value}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
+        self.head(name, kind, help);
+        self.line(name, "", value);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        let bucket = format!("{name}_bucket");
+        for (count, bound) in histogram.buckets.iter().zip(BOUNDS) {
+            self.line(&bucket, &format!("le=\"{bound}\""), count);
+        }
+        self.line(&bucket, "le=\"+Inf\"", histogram.count);
+        self.line(&format!("{name}_sum"), "", histogram.sum);
+        self.line(&format!("{name}_count"), "", histogram.count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_core::model::Direction;
+
+    use super::*;
+
+    #[test]
+    fn the_page_is_one_that_prometheus_reads() {
+        let mut metrics = Metrics::default();
+        metrics.applied(Duration::from_millis(4));
+        metrics.watch_failed(Kind::Pod);
+        let policy = |name: &str| PolicyName {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            direction: Direction::Ingress,
+        };
+        metrics.hit((0..1200).map(|n| (policy(&format!("p{n:04}")), n)).collect());
+        let page = metrics.render();
+        for wanted in [
+            "# TYPE portcullis_apply_duration_seconds histogram",
+            "portcullis_apply_duration_seconds_bucket{le=\"0.0025\"} 0",
+            "portcullis_apply_duration_seconds_bucket{le=\"0.005\"} 1",
+            "portcullis_apply_duration_seconds_bucket{le=\"+Inf\"} 1",
+            "portcullis_apply_duration_seconds_sum 0.004",
+            "portcullis_watch_errors_total{resource=\"pods\"} 1",
+            "portcullis_watch_errors_total{resource=\"nodes\"} 0",
+            "portcullis_policy_hits_total{namespace=\"shop\",policy=\"p0007\",direction=\"ingress\"} 7",
+            "portcullis_policy_hits_untold 200",
+        ] {
+            assert!(page.lines().any(|line| line == wanted), "{wanted} is not in\n{page}");
+        }
+        let told = page.lines().filter(|line| line.starts_with("portcullis_policy_hits_total"));
+        assert_eq!(told.count(), MOST_POLICIES);
+    }
+}

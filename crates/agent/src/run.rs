@@ -1,0 +1,190 @@
+//! The agent on its threads: the watches and the HTTP endpoints share one, the work has another.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portcullis_dataplane::Dataplane;
+use portcullis_kube::live::{self, Access, Event, Kind};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{info, level_filters::LevelFilter};
+
+use crate::{Agent, Metrics, http};
+
+/// How the agent is to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The name of the node that it runs on.
+    pub node: String,
+    /// The cluster.
+    pub access: Access,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
+    pub metrics_address: Option<SocketAddr>,
+}
+
+/// Why the agent could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The cluster.
+    #[error(transparent)]
+    Live(#[from] live::Error),
+    /// The machine refused.
+    #[error("cannot run: {0}")]
+    Runtime(#[source] io::Error),
+    /// The address for metrics is not free, or not here.
+    #[error("cannot serve metrics at {address}: {source}; choose another with --metrics-address")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the machine answered.
+        source: io::Error,
+    },
+    /// The work ended by itself, which it never should.
+    #[error("the agent broke; what is in force stands")]
+    Broken,
+    /// The cluster has no such node.
+    #[error("the cluster has no node {node:?}: it has {}", known.join(", "))]
+    UnknownNode {
+        /// The name asked for.
+        node: String,
+        /// The nodes that there are.
+        known: Vec<String>,
+    },
+    /// The API server did not tell everything in time.
+    #[error("cannot read {kind} of the cluster: {why}")]
+    Unheard {
+        /// What was missing.
+        kind: Kind,
+        /// What came instead.
+        why: String,
+    },
+}
+
+/// What the worker is told.
+enum Message {
+    Event(Box<Event>, Instant),
+    /// The hits are to be brought up to date.
+    Count(oneshot::Sender<()>),
+    Stop,
+}
+
+/// How long a scrape waits for fresh numbers before it gets those of last time.
+const SCRAPE: Duration = Duration::from_secs(2);
+
+/// Sends what the agent says to standard error, one line for each thing, as JSON if asked for.
+/// Once in a process; a second time has no effect.
+pub fn log(json: bool) {
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::INFO)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false);
+    let _ = match json {
+        true => lines.json().flatten_event(true).try_init(),
+        false => lines.try_init(),
+    };
+}
+
+/// Enforces until SIGTERM or SIGINT. What is in force then stands (SEMANTICS 27).
+pub fn run(options: Options, dataplane: impl Dataplane + Send + 'static) -> Result<(), Error> {
+    run_until(options, dataplane, async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+/// Enforces until it is to stop. What is in force then stands (SEMANTICS 27).
+pub fn run_until(
+    options: Options,
+    dataplane: impl Dataplane + Send + 'static,
+    stop: impl Future<Output = io::Result<()>>,
+) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    let metrics = Arc::new(Mutex::new(Metrics::default()));
+    let (tell, told) = mpsc::channel();
+    let agent = Agent::new(&options.node, dataplane, metrics.clone());
+    // Dropped with the thread, whichever way that ends.
+    let (ended, end) = oneshot::channel::<Infallible>();
+    let worker = thread::Builder::new().name("enforce".to_owned());
+    let worker = worker
+        .spawn(move || {
+            let _ended = ended;
+            work(agent, &told);
+        })
+        .map_err(Error::Runtime)?;
+
+    let outcome = runtime.block_on(async {
+        if let Some(address) = options.metrics_address {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.map_err(|source| Error::Address { address, source })?;
+            let tell = tell.clone();
+            let refresh = move || {
+                let (done, wait) = oneshot::channel();
+                let _ = tell.send(Message::Count(done));
+                async { drop(tokio::time::timeout(SCRAPE, wait).await) }
+            };
+            tokio::spawn(http::serve(listener, metrics, refresh));
+        }
+        let tell = tell.clone();
+        let watch = options.access.watch(move |event| {
+            // Nobody listens when the agent stops.
+            let _ = tell.send(Message::Event(Box::new(event), Instant::now()));
+        });
+        info!(node = options.node, "started");
+        tokio::select! {
+            ended = watch => match ended {
+                Ok(never) => match never {},
+                Err(error) => Err(Error::Live(error)),
+            },
+            _ = end => Err(Error::Broken),
+            stopped = stop => stopped.map_err(Error::Runtime),
+        }
+    });
+    runtime.shutdown_background();
+    // What is under way is brought to its end.
+    let _ = tell.send(Message::Stop);
+    let joined = worker.join();
+    outcome?;
+    joined.map_err(|_| Error::Broken)?;
+    info!("stopped; what is in force stands");
+    Ok(())
+}
+
+fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
+    let mut next = Instant::now();
+    loop {
+        let wait = next.saturating_duration_since(Instant::now());
+        let first = match told.recv_timeout(wait) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        for message in first.into_iter().chain(told.try_iter()) {
+            match message {
+                Message::Event(event, at) => agent.hear(*event, at),
+                Message::Count(done) => {
+                    agent.count_hits();
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                }
+                Message::Stop => return,
+            }
+        }
+        next = agent.step();
+    }
+}

@@ -1,0 +1,307 @@
+//! An API server on loopback, as much of it as a watch needs: lists in pages, watches with
+//! bookmarks, lists as streams, versions that expire; and it can go away.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Namespace and name.
+type Name = (String, String);
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// By plural.
+    objects: BTreeMap<String, BTreeMap<Name, Value>>,
+    /// Version, plural, what happened, and to what.
+    log: Vec<(u64, String, &'static str, Value)>,
+    /// Changes up to this version are forgotten.
+    forgotten: u64,
+    /// Says that it is not there.
+    away: bool,
+    /// Of these nothing may be read.
+    forbidden: Vec<String>,
+    /// Watches of an older one end.
+    epoch: u64,
+    /// The first lines of all requests.
+    asked: Vec<String>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Server {
+    address: SocketAddr,
+    minor: u32,
+    shared: Arc<(Mutex<State>, Condvar)>,
+}
+
+impl Server {
+    /// A server of Kubernetes 1.`minor`.
+    pub(crate) fn start(minor: u32) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server { address, minor, shared: Arc::default() };
+        let serving = server.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let serving = serving.clone();
+                thread::spawn(move || serving.serve(stream));
+            }
+        });
+        server
+    }
+
+    /// A kubeconfig for it, as a file.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        let name = format!("agent-{}-{}", std::process::id(), self.address.port());
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: here\n\
+             clusters: [{{name: test, cluster: {{server: \"http://{}\"}}}}]\n\
+             contexts: [{{name: here, context: {{cluster: test, user: me}}}}]\n\
+             users: [{{name: me, user: {{token: secret}}}}]\n",
+            self.address
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.0.lock().unwrap()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.shared.1.notify_all();
+    }
+
+    /// Creates or replaces an object.
+    pub(crate) fn put(&self, plural: &str, mut object: Value) {
+        self.change(|state| {
+            state.version += 1;
+            object["metadata"]["resourceVersion"] = state.version.to_string().into();
+            let objects = state.objects.entry(plural.to_owned()).or_default();
+            let old = objects.insert(name(&object), object.clone());
+            let what = if old.is_some() { "MODIFIED" } else { "ADDED" };
+            state.log.push((state.version, plural.to_owned(), what, object));
+        });
+    }
+
+    pub(crate) fn delete(&self, plural: &str, namespace: &str, name: &str) {
+        self.change(|state| {
+            state.version += 1;
+            let objects = state.objects.get_mut(plural).unwrap();
+            let mut object = objects.remove(&(namespace.to_owned(), name.to_owned())).unwrap();
+            object["metadata"]["resourceVersion"] = state.version.to_string().into();
+            state.log.push((state.version, plural.to_owned(), "DELETED", object));
+        });
+    }
+
+    /// Breaks all connections, and answers none until it is back.
+    pub(crate) fn go_away(&self) {
+        self.change(|state| {
+            state.away = true;
+            state.epoch += 1;
+        });
+    }
+
+    /// Comes back, having forgotten which changes there were.
+    pub(crate) fn come_back(&self) {
+        self.change(|state| {
+            state.away = false;
+            state.forgotten = state.version;
+            state.log.clear();
+        });
+    }
+
+    pub(crate) fn forbid(&self, plural: &[&str]) {
+        self.change(|state| state.forbidden = plural.iter().map(|p| (*p).to_owned()).collect());
+    }
+
+    /// All that there is, as a manifest.
+    pub(crate) fn manifests(&self) -> String {
+        let kinds = [
+            ("networkpolicies", "networking.k8s.io/v1", "NetworkPolicy"),
+            ("namespaces", "v1", "Namespace"),
+            ("pods", "v1", "Pod"),
+            ("nodes", "v1", "Node"),
+        ];
+        let state = self.state();
+        let items = kinds.iter().flat_map(|(plural, version, kind)| {
+            let objects = state.objects.get(*plural).into_iter().flat_map(|o| o.values());
+            objects.map(move |object| {
+                let mut object = object.clone();
+                object["apiVersion"] = (*version).into();
+                object["kind"] = (*kind).into();
+                object
+            })
+        });
+        let items: Vec<Value> = items.collect();
+        json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
+    }
+
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.state().asked.clone()
+    }
+
+    fn serve(&self, stream: TcpStream) {
+        let mut stream = BufReader::new(stream);
+        while let Some((path, query)) = self.request(&mut stream) {
+            let out = stream.get_mut();
+            let (away, forbidden, epoch) = {
+                let state = self.state();
+                let plural = path.rsplit('/').next().unwrap_or_default();
+                (state.away, state.forbidden.iter().any(|f| f == plural), state.epoch)
+            };
+            if away {
+                return;
+            }
+            let sent = if forbidden {
+                answer(out, 403, &status(403, "Forbidden"))
+            } else if path == "/version" {
+                let version = json!({
+                    "major": "1", "minor": self.minor.to_string(), "gitVersion": "", "platform": "",
+                    "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "",
+                    "compiler": "",
+                });
+                answer(out, 200, &version)
+            } else if query.get("watch").is_some_and(|watch| watch == "true") {
+                // A watch ends with its connection.
+                let _ = self.watch(out, &path, &query, epoch);
+                return;
+            } else {
+                answer(out, 200, &self.list(&path, &query))
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn request(&self, stream: &mut impl BufRead) -> Option<(String, BTreeMap<String, String>)> {
+        let mut first = None;
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            match line.trim_end() {
+                "" => break,
+                line => _ = first.get_or_insert(line.to_owned()),
+            }
+        }
+        let first = first?;
+        self.state().asked.push(first.clone());
+        let target = first.split(' ').nth(1)?;
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let pair = |pair: &str| {
+            let (key, value) = pair.split_once('=')?;
+            Some((key.to_owned(), value.to_owned()))
+        };
+        Some((path.to_owned(), query.split('&').filter_map(pair).collect()))
+    }
+
+    fn list(&self, path: &str, query: &BTreeMap<String, String>) -> Value {
+        let state = self.state();
+        let plural = path.rsplit('/').next().unwrap_or_default();
+        let all: Vec<&Value> =
+            state.objects.get(plural).into_iter().flat_map(|o| o.values()).collect();
+        let number = |key: &str| query.get(key).and_then(|n| n.parse::<usize>().ok());
+        let start = number("continue").unwrap_or(0).min(all.len());
+        let end = number("limit").map_or(all.len(), |n| all.len().min(start + n));
+        let mut metadata = json!({"resourceVersion": state.version.to_string()});
+        if end < all.len() {
+            metadata["continue"] = end.to_string().into();
+        }
+        json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": all[start..end]})
+    }
+
+    fn watch(
+        &self,
+        out: &mut TcpStream,
+        path: &str,
+        query: &BTreeMap<String, String>,
+        epoch: u64,
+    ) -> std::io::Result<()> {
+        let plural = path.rsplit('/').next().unwrap_or_default();
+        write!(
+            out,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )?;
+        let mut chunk = |event: Value| {
+            let line = format!("{event}\n");
+            write!(out, "{:x}\r\n{line}\r\n", line.len())?;
+            out.flush()
+        };
+        let bookmark = |version: u64, end: bool| {
+            let annotations =
+                if end { json!({"k8s.io/initial-events-end": "true"}) } else { json!({}) };
+            json!({"type": "BOOKMARK", "object": {
+                "kind": "Any", "apiVersion": "v1",
+                "metadata": {"resourceVersion": version.to_string(), "annotations": annotations},
+            }})
+        };
+        let mut at = query.get("resourceVersion").and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+        let mut state = self.state();
+        if query.get("sendInitialEvents").is_some_and(|send| send == "true") {
+            let objects: Vec<Value> =
+                state.objects.get(plural).into_iter().flat_map(|o| o.values().cloned()).collect();
+            at = state.version;
+            for object in objects {
+                chunk(json!({"type": "ADDED", "object": object}))?;
+            }
+            chunk(bookmark(at, true))?;
+        }
+        loop {
+            if state.epoch != epoch {
+                return Ok(());
+            }
+            if at < state.forgotten {
+                return chunk(json!({"type": "ERROR", "object": status(410, "Expired")}));
+            }
+            let news: Vec<_> =
+                state.log.iter().filter(|(v, p, ..)| *v > at && p == plural).cloned().collect();
+            at = state.version;
+            drop(state);
+            let any = !news.is_empty();
+            for (_, _, what, object) in news {
+                chunk(json!({"type": what, "object": object}))?;
+            }
+            if any {
+                chunk(bookmark(at, false))?;
+            }
+            state = self.state();
+            if state.version == at && state.epoch == epoch {
+                state = self.shared.1.wait_timeout(state, Duration::from_millis(500)).unwrap().0;
+            }
+        }
+    }
+}
+
+fn name(object: &Value) -> Name {
+    let part = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+    (part("namespace"), part("name"))
+}
+
+fn status(code: u16, reason: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": reason, "reason": reason, "code": code,
+    })
+}
+
+fn answer(out: &mut TcpStream, status: u16, body: &Value) -> std::io::Result<()> {
+    let body = body.to_string();
+    let length = body.len();
+    write!(
+        out,
+        "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )?;
+    out.flush()
+}

@@ -1,0 +1,125 @@
+//! `portcullis agent`: a live cluster's policies, enforced on this node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use portcullis_agent::{Desired, Options};
+use portcullis_dataplane::plan::{TABLE, plan, render};
+use portcullis_dataplane::{Dataplane, Nftables};
+use portcullis_kube::live::Access;
+
+use crate::output::print;
+use crate::trouble::Trouble;
+
+/// Enforce the policies of a live cluster on this node
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    after_help = "It runs until SIGTERM or Ctrl-C. What is in force then stays in force: only \
+                        `portcullis agent cleanup` ends it."
+)]
+pub(crate) struct Agent {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    cluster: Option<Cluster>,
+    /// Address that /healthz, /readyz and /metrics are served at
+    #[arg(long, default_value = "127.0.0.1:9464", value_name = "IP:PORT")]
+    metrics_address: SocketAddr,
+    /// Form of the log, which goes to standard error: a line for each thing
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Show what this node should enforce, and how what is in the kernel differs
+    #[command(after_help = "Exits 1 if anything differs.")]
+    Dump(Cluster),
+    /// End all enforcement on this node: remove what the agent left in the kernel, and nothing else
+    Cleanup,
+}
+
+/// The node and its cluster.
+#[derive(Debug, Clone, clap::Args)]
+struct Cluster {
+    /// Name of this node in the cluster
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node: String,
+    /// Kubeconfig file; without it $KUBECONFIG, ~/.kube/config, or the service account of this pod
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// key=value
+    Text,
+    /// JSON
+    Json,
+}
+
+/// How long `dump` waits for the cluster.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Cluster {
+    fn access(&self) -> Access {
+        Access {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            ..Access::default()
+        }
+    }
+}
+
+impl Agent {
+    pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        match (self.command, self.cluster) {
+            (Some(Command::Dump(cluster)), _) => dump(&cluster),
+            (Some(Command::Cleanup), _) => {
+                Nftables::open()?.remove()?;
+                print("nothing is enforced on this node any more\n")?;
+                Ok(ExitCode::SUCCESS)
+            }
+            (None, Some(cluster)) => {
+                portcullis_agent::log(self.log_format == LogFormat::Json);
+                let options = Options {
+                    access: cluster.access(),
+                    node: cluster.node,
+                    metrics_address: Some(self.metrics_address),
+                };
+                portcullis_agent::run(options, Nftables::open()?)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            // Clap asks for the node where there is no command.
+            (None, None) => Ok(ExitCode::from(2)),
+        }
+    }
+}
+
+fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
+    let Desired { state, policies, .. } =
+        portcullis_agent::desired_once(&cluster.access(), &cluster.node, PATIENCE)?;
+    let differences = Nftables::open()?.compare(&state)?;
+    let mut text = format!(
+        "# What node {} should enforce: NetworkPolicies: {policies}, addresses of pods: {}. In the\n\
+         # kernel, names of chains and sets end with a number: nft list table inet {TABLE}\n{}\n",
+        cluster.node,
+        state.endpoints.len(),
+        render(&plan(&state)?),
+    );
+    match differences.as_slice() {
+        [] => text.push_str("# The kernel has exactly this.\n"),
+        differences => {
+            text.push_str("# The kernel has the same but for this:\n");
+            differences.iter().for_each(|difference| text.push_str(&format!("# {difference}\n")));
+        }
+    }
+    print(&text)?;
+    Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

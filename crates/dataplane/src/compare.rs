@@ -1,0 +1,172 @@
+//! What was put into the kernel, held against what the kernel says is there.
+//!
+//! Both sides are messages of nf_tables: those that would put it there, and those of a dump. The
+//! kernel repeats what it was told, and adds handles, counters and defaults of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use netlink_packet_core::NLA_F_NESTED;
+use rustc_hash::FxHashSet;
+
+use crate::attributes::{Message, find, flagged};
+use crate::encode::{self, Request};
+
+/// Something that is not in the kernel as it was put there. Names are without their generation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Difference {
+    /// The whole table is gone.
+    NoTable,
+    /// The table is there and switched off.
+    Dormant,
+    /// A chain or set is gone: `chain p0-ingress`.
+    Missing(String),
+    /// A chain or set that was not put there.
+    Foreign(String),
+    /// A chain whose rules, hook or policy are others.
+    Changed(String),
+    /// A set whose elements are others.
+    Elements {
+        /// Its name.
+        set: String,
+        /// How many elements are gone.
+        missing: usize,
+        /// How many elements were not put there.
+        foreign: usize,
+    },
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Difference::NoTable => f.write_str("the table is missing"),
+            Difference::Dormant => f.write_str("the table is dormant"),
+            Difference::Missing(what) => write!(f, "{what} is missing"),
+            Difference::Foreign(what) => write!(f, "{what} does not belong there"),
+            Difference::Changed(what) => write!(f, "{what} is not as it should be"),
+            Difference::Elements { set, missing, foreign } => {
+                write!(
+                    f,
+                    "set {set}: {missing} elements are missing, {foreign} do not belong there"
+                )
+            }
+        }
+    }
+}
+
+/// What the kernel says of our table.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    pub(crate) tables: Vec<Message>,
+    pub(crate) chains: Vec<Message>,
+    pub(crate) rules: Vec<Message>,
+    pub(crate) sets: Vec<Message>,
+    /// By the name of the set.
+    pub(crate) elements: BTreeMap<String, Vec<Message>>,
+}
+
+/// Everything that differs from what the requests put there.
+pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference> {
+    let Some(table) = found.tables.iter().find(|table| encode::is_our_table(table)) else {
+        return vec![Difference::NoTable];
+    };
+    let mut differences = Vec::new();
+    if encode::is_dormant(table) {
+        differences.push(Difference::Dormant);
+    }
+    let wanted = || wanted.iter().map(|(message, _)| message);
+
+    let chains = by_name(found.chains.iter(), encode::chain_name);
+    let mut unknown: BTreeSet<&str> = chains.keys().copied().collect();
+    let rules = all_by_name(found.rules.iter(), encode::rule_chain);
+    let wanted_rules = all_by_name(wanted().filter(|m| encode::is_rule(m)), encode::rule_chain);
+    for (name, chain) in by_name(wanted().filter(|m| encode::is_chain(m)), encode::chain_name) {
+        unknown.remove(name);
+        let what = || format!("chain {}", without_generation(name));
+        let Some(there) = chains.get(name) else {
+            differences.push(Difference::Missing(what()));
+            continue;
+        };
+        let none = Vec::new();
+        let (want, have) = (wanted_rules.get(name), rules.get(name));
+        let (want, have) = (want.unwrap_or(&none), have.unwrap_or(&none));
+        let same = want.len() == have.len() && want.iter().zip(have).all(|(w, h)| same_rule(w, h));
+        if !same || !holds(chain.attributes.as_bytes(), there.attributes.as_bytes()) {
+            differences.push(Difference::Changed(what()));
+        }
+    }
+    differences.extend(unknown.iter().map(|name| Difference::Foreign(format!("chain {name}"))));
+
+    let sets = by_name(found.sets.iter(), encode::set_name);
+    let mut unknown: BTreeSet<&str> = sets.keys().copied().collect();
+    let elements = all_by_name(wanted().filter(|m| encode::is_elements(m)), encode::set_name);
+    for name in by_name(wanted().filter(|m| encode::is_set(m)), encode::set_name).into_keys() {
+        unknown.remove(name);
+        let (Some(_), Some(there)) = (sets.get(name), found.elements.get(name)) else {
+            differences.push(Difference::Missing(format!("set {}", without_generation(name))));
+            continue;
+        };
+        let wanted = elements.get(name).into_iter().flatten().copied();
+        let wanted: FxHashSet<_> = wanted.flat_map(encode::elements).collect();
+        let there: FxHashSet<_> = there.iter().flat_map(encode::elements).collect();
+        let missing = wanted.difference(&there).count();
+        let foreign = there.len() + missing - wanted.len();
+        if missing + foreign > 0 {
+            let set = without_generation(name).to_owned();
+            differences.push(Difference::Elements { set, missing, foreign });
+        }
+    }
+    differences.extend(unknown.iter().map(|name| Difference::Foreign(format!("set {name}"))));
+    differences
+}
+
+fn without_generation(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(name, _)| name)
+}
+
+/// Messages by a name of ours that they have; the last of a name.
+fn by_name<'m>(
+    messages: impl Iterator<Item = &'m Message>,
+    name: impl Fn(&Message) -> Option<&str>,
+) -> BTreeMap<&'m str, &'m Message> {
+    messages.filter_map(|message| Some((name(message)?, message))).collect()
+}
+
+fn all_by_name<'m>(
+    messages: impl Iterator<Item = &'m Message>,
+    name: impl Fn(&Message) -> Option<&str>,
+) -> BTreeMap<&'m str, Vec<&'m Message>> {
+    let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for message in messages {
+        if let Some(name) = name(message) {
+            all.entry(name).or_default().push(message);
+        }
+    }
+    all
+}
+
+fn same_rule(wanted: &Message, found: &Message) -> bool {
+    let (wanted, found) = (encode::expressions(wanted), encode::expressions(found));
+    wanted.len() == found.len()
+        && wanted.iter().zip(&found).all(|(wanted, found)| {
+            // A set is named in a request by a number too, which means nothing later.
+            let (name, wanted) = encode::expression_parts(wanted);
+            let (same, found) = encode::expression_parts(found);
+            let number = (name == b"lookup\0").then_some(encode::LOOKUP_SET_ID);
+            name == same && holds_but(wanted, found, number)
+        })
+}
+
+/// Whether every attribute of the first is among those of the second.
+fn holds(wanted: &[u8], found: &[u8]) -> bool {
+    holds_but(wanted, found, None)
+}
+
+fn holds_but(wanted: &[u8], found: &[u8], spared: Option<u16>) -> bool {
+    flagged(wanted).filter(|(kind, _)| Some(*kind) != spared).all(|(kind, value)| {
+        let Some(there) = find(found, kind & !NLA_F_NESTED) else {
+            return value.is_empty();
+        };
+        if kind & NLA_F_NESTED == 0 { value == there } else { holds(value, there) }
+    })
+}
