@@ -253,7 +253,6 @@ fn property(kind: &Type, schemas: &mut Map<String, Value>) -> Value {
         Type::Time => json!({"type": "string", "format": "date-time"}),
         Type::Bytes => json!({"type": "string", "format": "byte"}),
         Type::Integer => json!({"type": "integer", "format": "int32"}),
-        Type::Number => json!({"type": "number"}),
         Type::Bool => json!({"type": "boolean"}),
         Type::IntOrString => json!({"type": "string", "format": "int-or-string"}),
         Type::Any => json!({"type": "object"}),

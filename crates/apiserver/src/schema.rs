@@ -15,7 +15,6 @@ pub(crate) enum Type {
     /// In base64.
     Bytes,
     Integer,
-    Number,
     Bool,
     /// `500m`, `1Gi`, or a plain number.
     Quantity,
@@ -100,7 +99,6 @@ fn type_of(text: &'static str) -> Type {
         "t" => Type::Time,
         "y" => Type::Bytes,
         "i" => Type::Integer,
-        "n" => Type::Number,
         "b" => Type::Bool,
         "q" => Type::Quantity,
         "x" => Type::IntOrString,
@@ -147,7 +145,7 @@ fn walk(kind: &Type, value: &mut Value, path: &str, owner: &str, out: &mut Decod
             Value::String(_),
         )
         | (Type::Bool, Value::Bool(_))
-        | (Type::Number | Type::Quantity, Value::Number(_))
+        | (Type::Quantity, Value::Number(_))
         | (Type::Map(_) | Type::Struct(_), Value::Object(_))
         | (Type::List(..), Value::Array(_)) => true,
         (Type::Integer | Type::IntOrString, Value::Number(n)) => n.is_i64(),
@@ -234,7 +232,6 @@ fn go_name(kind: &Type) -> String {
         Type::Time => "v1.Time".to_owned(),
         Type::Bytes => "[]uint8".to_owned(),
         Type::Integer => "int32".to_owned(),
-        Type::Number => "float64".to_owned(),
         Type::Bool => "bool".to_owned(),
         Type::Quantity => "resource.Quantity".to_owned(),
         Type::IntOrString => "intstr.IntOrString".to_owned(),

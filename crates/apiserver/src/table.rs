@@ -279,7 +279,8 @@ fn containers(object: &Value, pointer: &str) -> (Value, Value) {
 fn pod(pod: &Value) -> Vec<Value> {
     let statuses = meta::list(pod, "/status/containerStatuses");
     let ready = statuses.iter().filter(|status| status["ready"] == true).count();
-    let restarts: i64 = statuses.iter().map(|s| meta::integer(s, "/restartCount")).sum();
+    let restarts = statuses.iter().map(|s| meta::integer(s, "/restartCount"));
+    let restarts = restarts.fold(0, i64::saturating_add);
     let waiting = statuses.iter().rev().find_map(|status| {
         let why = |state: &str| status.pointer(state).and_then(Value::as_str);
         why("/state/waiting/reason").or_else(|| why("/state/terminated/reason"))

@@ -62,13 +62,16 @@ pub(crate) fn object(resource: &Resource, object: &Value) -> Judgement {
 fn by_the_reader(object: &Value, judgement: &mut Judgement) {
     let source = Source::Text { name: "request".to_owned(), text: object.to_string() };
     for found in load(&[source], &Options::default()).diagnostics {
-        let Reason::Field(reason) = found.reason else { continue };
+        let reason = match found.reason {
+            Reason::Field(reason) => reason.as_str(),
+            Reason::WrongType => "FieldValueTypeInvalid",
+            _ => continue,
+        };
         match found.severity {
             Severity::Error => {
                 let message = found.message.strip_prefix(&found.path).unwrap_or(&found.message);
                 let message = message.strip_prefix(": ").unwrap_or(message).to_owned();
-                let (field, reason) = (found.path, reason.as_str());
-                judgement.causes.push(Cause { field, reason, message });
+                judgement.causes.push(Cause { field: found.path, reason, message });
             }
             Severity::Warning => judgement.warnings.push(found.message),
             Severity::Note => {}

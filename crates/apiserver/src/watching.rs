@@ -16,8 +16,10 @@ use crate::store::{Change, Compacted, State, Store, with_revision};
 
 /// A client that watches gets a bookmark this often, so that it can go on from there.
 const BOOKMARK: Duration = Duration::from_secs(30);
-/// A watch ends after so long if its client does not say when.
-const LONGEST: u64 = 45 * 60;
+/// A watch ends after so long, in seconds, if its client does not say when.
+const USUAL: u64 = 45 * 60;
+/// No watch is longer.
+const LONGEST: u64 = 24 * 60 * 60;
 /// The most changes that are turned into events at once.
 const BATCH: usize = 500;
 
@@ -41,7 +43,7 @@ pub(crate) struct Watching {
 impl Watching {
     /// Sends events until the client goes away, time is up, or history is lost.
     pub(crate) async fn run(mut self, store: Arc<Store>, to: mpsc::Sender<Bytes>) {
-        let end = Instant::now() + Duration::from_secs(self.timeout.unwrap_or(LONGEST));
+        let end = Instant::now() + Duration::from_secs(self.timeout.unwrap_or(USUAL).min(LONGEST));
         let mut ticks = interval_at(Instant::now() + BOOKMARK, BOOKMARK);
         let mut headers = true;
         let mut at = match self.from {

@@ -627,18 +627,18 @@ fn a_generation_counts_specs_and_nothing_else() {
     });
 }
 
-/// A network that refuses a pod until it has been asked twice.
+/// A network that refuses pods until it is there.
 #[derive(Debug, Default)]
 struct Reluctant {
-    asked: std::sync::atomic::AtomicU32,
+    there: std::sync::atomic::AtomicBool,
     down: std::sync::Mutex<Vec<String>>,
 }
 
 impl portcullis_apiserver::PodNetwork for Reluctant {
     fn up(&self, _: &Value) -> Result<Vec<std::net::IpAddr>, String> {
-        match self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-            0 | 1 => Err("no cable".to_owned()),
-            _ => Ok(vec![[10, 0, 0, 1].into()]),
+        match self.there.load(std::sync::atomic::Ordering::SeqCst) {
+            false => Err("no cable".to_owned()),
+            true => Ok(vec![[10, 0, 0, 1].into()]),
         }
     }
 
@@ -683,6 +683,7 @@ fn a_pod_without_a_network_waits_and_says_why_and_its_network_goes_before_it_doe
         let waiting = until(&|pod| condition(pod, "Ready")["message"] == "no cable").await;
         let state = &waiting["status"]["containerStatuses"][0]["state"];
         assert_eq!(state["waiting"]["reason"], "ContainerCreating");
+        network.there.store(true, std::sync::atomic::Ordering::SeqCst);
         let running = until(&|pod| pod["status"]["phase"] == "Running").await;
         assert_eq!(running["status"]["podIP"], "10.0.0.1");
         assert_eq!(running["status"]["hostIP"], "192.0.2.1");
@@ -759,5 +760,55 @@ fn a_watched_table_names_its_columns_once() {
         let row = &events[0]["object"]["rows"][0]["object"];
         assert_eq!(row["kind"], "PartialObjectMetadata");
         assert_eq!(row.get("data"), None);
+    });
+}
+
+#[test]
+fn absurd_numbers_are_refused_or_harmless() {
+    run(async {
+        let (_server, client) = start(Options::default()).await;
+        let sets = "/apis/apps/v1/namespaces/default/deployments";
+        let deployment = |spec: Value| {
+            let mut object = json!({
+                "metadata": {
+                    "name": "a",
+                    "annotations": {"deployment.kubernetes.io/revision": i64::MAX.to_string()},
+                },
+                "spec": {
+                    "selector": {"matchLabels": {"a": "b"}},
+                    "template": {
+                        "metadata": {"labels": {"a": "b"}},
+                        "spec": {"containers": [{"name": "a", "image": "a"}]},
+                    },
+                },
+            });
+            for (key, value) in spec.as_object().expect("an object") {
+                object["spec"][key] = value.clone();
+            }
+            object
+        };
+        for replicas in [json!(i64::MAX), json!(u64::MAX), json!(-1), json!(1.5), json!("1")] {
+            let refused =
+                ask(&client, Method::POST, sets, deployment(json!({"replicas": replicas})));
+            let refused = refused.await.expect_err("no number of pods");
+            assert!([400, 422].contains(&refused.code), "{replicas}: {refused}");
+        }
+        let rolling = json!({"maxSurge": format!("{}%", i64::MAX), "maxUnavailable": i64::MAX});
+        let spec = json!({"replicas": 2, "strategy": {"rollingUpdate": rolling}});
+        ask(&client, Method::POST, sets, deployment(spec)).await.expect("accepted");
+        let patch = json!({"spec": {"template": {"metadata": {"labels": {"c": "d"}}}}});
+        let path = format!("{sets}/a");
+        let merge = "application/merge-patch+json";
+        ask_as(&client, Method::PATCH, &path, merge, patch).await.expect("patched");
+        loop {
+            let now = ask(&client, Method::GET, &path, Value::Null).await.expect("there");
+            if now["status"]["availableReplicas"] == 2 && now["status"]["observedGeneration"] == 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let endless = "/api/v1/pods?watch=true&timeoutSeconds=18446744073709551615";
+        let request = Request::get(endless).body(Vec::new()).expect("a request");
+        assert!(client.request_events::<Value>(request).await.is_ok());
     });
 }

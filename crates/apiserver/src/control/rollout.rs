@@ -9,6 +9,8 @@ use super::{all, controlled_by, delete, is_controlled_by, make, set_condition};
 use crate::store::{Key, State};
 use crate::{meta, objects};
 
+/// The most pods that are made of a ReplicaSet at once; the others follow.
+const BURST: usize = 500;
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
@@ -21,7 +23,7 @@ pub(super) fn replica_sets(state: &mut State) {
         let mut pods = claim(state, &set);
         let wanted = usize::try_from(meta::integer(&set, "/spec/replicas")).unwrap_or_default();
         let count = pods.len();
-        for _ in count..wanted {
+        for _ in count..wanted.min(count.saturating_add(BURST)) {
             make_pod(state, &set, |_| {});
         }
         if count > wanted {
@@ -30,7 +32,7 @@ pub(super) fn replica_sets(state: &mut State) {
                 delete(state, "Pod", &pod);
             }
         }
-        let (now, ready) = (wanted, ready(&pods));
+        let (now, ready) = (pods.len(), ready(&pods));
         objects::amend(state, &key, |set| {
             let generation = set["metadata"]["generation"].clone();
             set["status"] = json!({
@@ -78,7 +80,7 @@ pub(super) fn deployments(state: &mut State) {
                 let last = sets.iter().map(|(_, set)| revision(set)).max().unwrap_or_default();
                 let wanted = meta::integer(&deployment, "/spec/replicas");
                 let at_once = if old.is_empty() { wanted } else { 0 };
-                make_set(state, &deployment, last + 1, at_once);
+                make_set(state, &deployment, last.saturating_add(1), at_once);
             }
             Some(_) if recreate && running > 0 => {
                 for (old, _) in &old {
@@ -149,7 +151,7 @@ fn rank(state: &mut State, current: &Set, sets: &[Set]) {
     let highest = others.map(|(_, set)| revision(set)).max().unwrap_or_default();
     if mine <= highest {
         objects::amend(state, &current.0, |set| {
-            set["metadata"]["annotations"][REVISION] = json!((highest + 1).to_string());
+            set["metadata"]["annotations"][REVISION] = json!(highest.saturating_add(1).to_string());
         });
     }
 }
@@ -165,10 +167,12 @@ fn share(deployment: &Value, field: &str, round_up: bool) -> i64 {
     match value {
         Value::String(text) => {
             let percent: i64 = text.trim_end_matches('%').parse().unwrap_or_default();
-            if round_up { (replicas * percent + 99) / 100 } else { replicas * percent / 100 }
+            let hundredths = replicas.saturating_mul(percent);
+            if round_up { hundredths.saturating_add(99) / 100 } else { hundredths / 100 }
         }
         number => number.as_i64().unwrap_or_default(),
     }
+    .clamp(0, i64::from(i32::MAX))
 }
 
 fn surge(deployment: &Value) -> i64 {

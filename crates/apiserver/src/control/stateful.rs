@@ -17,7 +17,7 @@ pub(super) fn stateful_sets(state: &mut State) {
         }
         let name = meta::name(&set).to_owned();
         let hash = format!("{name}-{}", meta::hash(&set["spec"]["template"]));
-        let first = meta::integer(&set, "/spec/ordinals/start");
+        let first = meta::integer(&set, "/spec/ordinals/start").clamp(0, i64::from(i32::MAX));
         let wanted = first..first + meta::integer(&set, "/spec/replicas");
         let pods = claim(state, &set);
         let ordinal = |pod: &Pod| -> Option<i64> {
