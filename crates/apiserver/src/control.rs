@@ -1,0 +1,201 @@
+//! The controllers: what a cluster does by itself.
+//!
+//! Each looks at the whole state and takes a step towards what it asks for, if one is missing;
+//! together they run until none has anything left to do, then wait for a change. What they do
+//! depends on the state alone, so it does not matter which changes came together.
+
+mod endpoints;
+mod lifecycle;
+mod owners;
+mod pods;
+mod rollout;
+mod stateful;
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::meta;
+use crate::objects;
+use crate::resource::Resource;
+use crate::store::{Key, State, Store};
+use lifecycle::Lifecycle;
+
+/// Where pods get their addresses from.
+///
+/// Called with whole Pod objects, from one thread, with nothing locked.
+pub trait PodNetwork: Send + Sync + Debug {
+    /// Brings up a pod that has been given a node; its addresses, the first one its `podIP`. With
+    /// `hostNetwork` those are the node's. An error is shown in the pod's status, and the pod is
+    /// tried again later.
+    fn up(&self, pod: &Value) -> Result<Vec<IpAddr>, String>;
+
+    /// Takes down a pod that was brought up.
+    fn down(&self, pod: &Value);
+}
+
+/// Changes that come within this time are looked at together.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// What failed is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A round in which every controller has its turn; many more than any chain of consequences needs.
+const ROUNDS: usize = 200;
+
+/// The objects that every cluster has.
+pub(crate) fn found(store: &Store, port: u16) {
+    store.write(|state| {
+        for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
+            make(state, "Namespace", "", json!({"metadata": {"name": name}}));
+        }
+        owners::tend_namespaces(state);
+        let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+        make(
+            state,
+            "Service",
+            "default",
+            json!({
+                "metadata": {"name": "kubernetes", "labels": labels},
+                "spec": {
+                    "clusterIP": "10.96.0.1",
+                    "ports": [{"name": "https", "port": 443, "targetPort": port}],
+                },
+            }),
+        );
+        make(
+            state,
+            "Endpoints",
+            "default",
+            json!({
+                "metadata": {"name": "kubernetes"},
+                "subsets": [{
+                    "addresses": [{"ip": "127.0.0.1"}],
+                    "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+                }],
+            }),
+        );
+    });
+}
+
+/// Runs the controllers until the server goes down.
+pub(crate) async fn run(store: Arc<Store>, network: Arc<dyn PodNetwork>) {
+    let mut changes = store.subscribe();
+    let mut lifecycle = Some(Lifecycle::new(network));
+    loop {
+        changes.borrow_and_update();
+        let Some(mut pods) = lifecycle.take() else { return };
+        let store = store.clone();
+        // The network may block: this is no place for a thread that others wait for.
+        let round = tokio::task::spawn_blocking(move || {
+            let settled = reconcile(&store, &mut pods);
+            (pods, settled)
+        });
+        let Ok((pods, settled)) = round.await else { return };
+        lifecycle = Some(pods);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if !settled => {}
+        }
+        tokio::time::sleep(TOGETHER).await;
+    }
+}
+
+/// Every controller in turn, until nothing changes. Whether nothing failed.
+fn reconcile(store: &Store, lifecycle: &mut Lifecycle) -> bool {
+    for _ in 0..ROUNDS {
+        let before = store.read(State::revision);
+        store.write(|state| {
+            owners::tend_namespaces(state);
+            owners::collect(state);
+            rollout::deployments(state);
+            rollout::replica_sets(state);
+            stateful::stateful_sets(state);
+            stateful::daemon_sets(state);
+            lifecycle::schedule(state);
+        });
+        let settled = lifecycle.run(store);
+        store.write(|state| {
+            owners::clear_namespaces(state);
+            endpoints::run(state);
+        });
+        if store.read(State::revision) == before {
+            return settled;
+        }
+    }
+    false
+}
+
+/// Creates an object in the name of the cluster. What is there stays as it is; what cannot be
+/// created now (its namespace is going) is not needed.
+fn make(state: &mut State, kind: &str, namespace: &str, object: Value) {
+    if let Some(resource) = Resource::of_kind(kind) {
+        let _ = objects::create(state, resource, namespace, object, false);
+    }
+}
+
+/// The objects of a kind, so that the state can be changed while they are looked at.
+fn all(state: &State, kind: &str) -> Vec<(Key, Arc<Value>)> {
+    let Some(resource) = Resource::of_kind(kind) else { return Vec::new() };
+    state.list(resource, None).map(|(key, object)| (key.clone(), object.clone())).collect()
+}
+
+/// Deletes an object as `kubectl delete` would.
+fn delete(state: &mut State, kind: &str, key: &Key) {
+    let Some(resource) = Resource::of_kind(kind) else { return };
+    let how = objects::Deletion {
+        grace: None,
+        propagation: objects::Propagation::Background,
+        uid: None,
+        revision: None,
+        dry_run: false,
+    };
+    // It may be gone already, which is what was wanted.
+    let _ = objects::delete(state, key, resource, &how);
+}
+
+/// The reference by which an object says that another one controls it.
+fn controlled_by(owner: &Value) -> Value {
+    json!([{
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": meta::name(owner),
+        "uid": meta::uid(owner),
+        "controller": true,
+        "blockOwnerDeletion": true,
+    }])
+}
+
+/// Whether an object is controlled by this owner.
+fn is_controlled_by(object: &Value, owner: &Value) -> bool {
+    meta::controller(object).is_some_and(|reference| reference["uid"] == owner["metadata"]["uid"])
+}
+
+/// Sets a condition. The time of its last transition changes with its status only.
+fn set_condition(status: &mut Value, kind: &str, is: bool, reason: &str, message: &str) {
+    if !status.is_object() {
+        *status = json!({});
+    }
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let Some(conditions) = status["conditions"].as_array_mut() else { return };
+    let value = if is { "True" } else { "False" };
+    let old = conditions.iter().position(|condition| condition["type"] == kind);
+    let since = match old.map(|i| &conditions[i]) {
+        Some(old) if old["status"] == value => old["lastTransitionTime"].clone(),
+        _ => json!(meta::now()),
+    };
+    let mut condition = json!({"type": kind, "status": value, "lastTransitionTime": since});
+    if !reason.is_empty() {
+        condition["reason"] = json!(reason);
+    }
+    if !message.is_empty() {
+        condition["message"] = json!(message);
+    }
+    match old {
+        Some(i) => conditions[i] = condition,
+        None => conditions.push(condition),
+    }
+}

@@ -1,0 +1,26 @@
+//! What can go wrong before the first request.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a server did not start, or could not be told of.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No address to listen on.
+    #[error("cannot listen on 127.0.0.1: {0}")]
+    Listen(#[source] io::Error),
+    /// No certificate could be made.
+    #[error("cannot make a certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// The certificate was made, and TLS will not have it.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The kubeconfig could not be written.
+    #[error("cannot write the kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// Where to.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}

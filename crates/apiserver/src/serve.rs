@@ -1,0 +1,295 @@
+//! HTTPS on the loopback address: certificates, the token, connections, the kubeconfig.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Either, Full, Limited};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use crate::api::{self, Answer, Call};
+use crate::control::{self, PodNetwork};
+use crate::refusal::Refusal;
+use crate::store::Store;
+use crate::{Error, meta};
+
+/// The most bytes of a request, as the API server has it.
+const MAX_BODY: usize = 3 << 20;
+
+/// How to start a server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The port on 127.0.0.1; 0 for any that is free.
+    pub port: u16,
+    /// How many changes are remembered for watches and lists of the past.
+    pub history: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { port: 0, history: 20_000 }
+    }
+}
+
+/// An API server that is up. It goes down when this is dropped, and its connections with it.
+#[derive(Debug)]
+pub struct Server {
+    store: Arc<Store>,
+    address: SocketAddr,
+    certificate: String,
+    token: String,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts a server with a new certificate authority and a new token, on a runtime that this is
+    /// called in. The namespaces that every cluster has are there when this returns.
+    pub async fn start(options: Options, network: Arc<dyn PodNetwork>) -> Result<Server, Error> {
+        let store = Arc::new(Store::new(options.history));
+        let token = meta::random::<32>().iter().fold(String::new(), |mut token, byte| {
+            let _ = write!(token, "{byte:02x}");
+            token
+        });
+        let (certificate, tls) = certificates()?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await.map_err(Error::Listen)?;
+        let address = listener.local_addr().map_err(Error::Listen)?;
+        control::found(&store, address.port());
+        let shared = Arc::new(Shared { store: store.clone(), token: token.clone(), address });
+        let tasks = vec![
+            tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(tls)), shared)),
+            tokio::spawn(control::run(store.clone(), network)),
+        ];
+        Ok(Server { store, address, certificate, token, tasks })
+    }
+
+    /// The state, for those who are in the same process.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificate of its authority, in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// What a client has to show (`Authorization: Bearer …`).
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// A kubeconfig for it.
+    pub fn kubeconfig(&self) -> String {
+        let (address, token) = (self.address, &self.token);
+        let authority = STANDARD.encode(&self.certificate);
+        format!(
+            "apiVersion: v1\n\
+             kind: Config\n\
+             clusters:\n\
+             - name: portcullis\n  \
+               cluster:\n    \
+                 server: https://{address}\n    \
+                 certificate-authority-data: {authority}\n\
+             users:\n\
+             - name: portcullis\n  \
+               user:\n    \
+                 token: {token}\n\
+             contexts:\n\
+             - name: portcullis\n  \
+               context:\n    \
+                 cluster: portcullis\n    \
+                 user: portcullis\n\
+             current-context: portcullis\n"
+        )
+    }
+
+    /// Writes the kubeconfig to a file that only its owner can read. A file that is there is
+    /// replaced, whatever its mode.
+    pub fn write_kubeconfig(&self, path: &Path) -> Result<(), Error> {
+        let beside = path.with_extension("new");
+        let write = || -> io::Result<()> {
+            let _ = std::fs::remove_file(&beside);
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(&beside)?;
+            file.write_all(self.kubeconfig().as_bytes())?;
+            std::fs::rename(&beside, path)
+        };
+        write().map_err(|source| Error::Kubeconfig { path: path.to_owned(), source })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// A new authority, in PEM, and what a server of it needs.
+fn certificates() -> Result<(String, rustls::ServerConfig), Error> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params.distinguished_name.push(DnType::CommonName, "portcullis");
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let names = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default"];
+    let mut params = CertificateParams::new(names.map(str::to_owned))?;
+    params.distinguished_name.push(DnType::CommonName, "portcullis-apiserver");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &authority)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok((authority.pem(), tls))
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<Store>,
+    token: String,
+    address: SocketAddr,
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
+    // They end with this task.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        // What cannot be accepted (no more descriptors, a client that is gone) is no reason to end.
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (tls, shared) = (tls.clone(), shared.clone());
+        connections.spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let service = service_fn(move |request| {
+                let shared = shared.clone();
+                async move { Ok::<_, Infallible>(respond(&shared, request).await) }
+            });
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new());
+            // A client that breaks off has nobody to tell.
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+type Reply = Response<Either<Full<Bytes>, Events>>;
+
+async fn respond(shared: &Shared, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    let given = text(&head.headers, header::AUTHORIZATION);
+    if !is_token(given, &shared.token) {
+        return reply(&shared.store, Answer::refused(&Refusal::unauthorized()));
+    }
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+        return reply(&shared.store, Answer::refused(&Refusal::too_large(MAX_BODY)));
+    };
+    let address = shared.address.to_string();
+    let call = Call {
+        method: &head.method,
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or_default(),
+        accept: text(&head.headers, header::ACCEPT),
+        content_type: text(&head.headers, header::CONTENT_TYPE),
+        agent: text(&head.headers, header::USER_AGENT),
+        body: &body.to_bytes(),
+        address: &address,
+    };
+    let answer = api::answer(&shared.store, &call);
+    reply(&shared.store, answer)
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// Compares all of it, so that the time does not tell how much was right.
+fn is_token(header: &str, token: &str) -> bool {
+    let Some(given) = header.strip_prefix("Bearer ") else { return false };
+    given.len() == token.len()
+        && given.bytes().zip(token.bytes()).fold(0, |wrong, (a, b)| wrong | (a ^ b)) == 0
+}
+
+fn reply(store: &Arc<Store>, answer: Answer) -> Reply {
+    let (code, content_type, body, warnings) = match answer {
+        Answer::Json { code, content_type, body, warnings } => {
+            (code, content_type, Either::Left(Full::from(body.to_string())), warnings)
+        }
+        Answer::Raw { content_type, body } => {
+            (200, content_type, Either::Left(Full::from(body)), Vec::new())
+        }
+        Answer::Watch(watching) => {
+            let (to, events) = mpsc::channel(16);
+            tokio::spawn(watching.run(store.clone(), to));
+            (200, "application/json", Either::Right(Events(events)), Vec::new())
+        }
+    };
+    let mut reply = Response::new(body);
+    *reply.status_mut() = StatusCode::from_u16(code).unwrap_or_default();
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if code == 401 {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    for warning in warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            headers.append(header::WARNING, value);
+        }
+    }
+    reply
+}
+
+/// The body of a watch.
+#[derive(Debug)]
+struct Events(mpsc::Receiver<Bytes>);
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
