@@ -11,6 +11,7 @@ use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, IpNet, Protocol, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{End, Verdict};
+use portcullis_kube::live::Snapshot;
 use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
@@ -20,7 +21,7 @@ use crate::equivalence;
 use crate::git::{self, Range};
 use crate::graph::{self, Picture, Scope, Tell, Told};
 use crate::groups::{By, EndReport, Groups, Members};
-use crate::input::{is_stdin, sound, source};
+use crate::input::{LiveArgs, is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
 use crate::reach::{AllowedReport, rule};
 use crate::table::Table;
@@ -33,27 +34,31 @@ use crate::trouble::Trouble;
                         Examples:\n  \
                         portcullis diff old/ new/ -o md --fail-on widened\n  \
                         portcullis diff --git main...HEAD -R -f deploy/\n  \
+                        portcullis diff --live -f policies.yaml\n  \
                         portcullis diff old/ new/ --equivalent")]
 pub(crate) struct Diff {
     /// Manifests before: a file or a directory
-    #[arg(required_unless_present = "git")]
+    #[arg(required_unless_present_any = ["git", "live"])]
     old: Option<PathBuf>,
     /// Manifests after
-    #[arg(required_unless_present = "git")]
+    #[arg(required_unless_present_any = ["git", "live"])]
     new: Option<PathBuf>,
     /// Two git revisions: A..B, A...B (B and where it left A), or A (and the files as they are)
     #[arg(long, value_name = "A..B", conflicts_with_all = ["old", "new"])]
     git: Option<Range>,
-    /// What to read of each revision: a file or a directory; may be repeated
+    /// The cluster of the kubeconfig, as it is and with the manifests of -f applied to it
+    #[arg(long, conflicts_with_all = ["old", "new", "git"])]
+    live: bool,
+    /// What to read of each revision, or to apply: a file or a directory; may be repeated
     #[arg(short = 'f', long, value_name = "PATH", default_value = ".",
         conflicts_with_all = ["old", "new"])]
     filename: Vec<PathBuf>,
     /// Read directories with everything below them
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Namespace of objects that give none
-    #[arg(short, long, default_value = "default", value_name = "NAME")]
-    namespace: String,
+    /// Namespace of objects that give none [default: that of the context, else default]
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
     /// Most pods that one workload is expanded to
     #[arg(long, default_value_t = 2, value_name = "N")]
     replicas: u32,
@@ -66,6 +71,8 @@ pub(crate) struct Diff {
     /// Only whether anything differs: for these pods, and for any pods that could exist
     #[arg(long)]
     equivalent: bool,
+    #[command(flatten)]
+    cluster: LiveArgs,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     by: By,
@@ -107,14 +114,20 @@ type Change = (Sets, Sets, Vec<Cause>);
 
 impl Diff {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
+        let snapshot = self.live.then(|| self.cluster.snapshot()).transpose()?;
+        let of_context = snapshot.as_ref().map(|snapshot| snapshot.namespace.clone());
+        let defaults = Options::default();
         let options = Options {
-            namespace: self.namespace.clone(),
+            namespace: self.namespace.clone().or(of_context).unwrap_or(defaults.namespace),
             recursive: self.recursive,
             replicas: self.replicas,
             pod_cidrs: self.pod_cidr.clone(),
             ..Options::default()
         };
-        let [old, new] = self.states()?;
+        let [old, new] = match snapshot {
+            Some(snapshot) => self.applied(snapshot, &options)?,
+            None => self.states()?,
+        };
         let inputs = [
             sound(portcullis_kube::load(&old, &options))?,
             sound(portcullis_kube::load(&new, &options))?,
@@ -170,6 +183,17 @@ impl Diff {
             FailOn::Narrowed => row.kind().loses(),
         };
         Ok(if changes.iter().any(counts) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// A cluster, and the same with manifests applied.
+    fn applied(&self, snapshot: Snapshot, options: &Options) -> Result<[Vec<Source>; 2], Trouble> {
+        if self.filename.iter().any(|path| is_stdin(path)) {
+            return Err(Trouble::StdinTwice);
+        }
+        let manifests: Vec<Source> = self.filename.iter().cloned().map(source).collect();
+        let beneath = snapshot.clone().beneath(&portcullis_kube::load(&manifests, options));
+        let new = std::iter::once(Source::Live(beneath)).chain(manifests).collect();
+        Ok([vec![Source::Live(snapshot)], new])
     }
 
     /// Where the two states come from.

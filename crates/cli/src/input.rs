@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use portcullis_core::net::IpNet;
-use portcullis_kube::live::{self, Access};
+use portcullis_kube::live::{self, Access, Snapshot};
 use portcullis_kube::{Diagnostic, Input, Options, Reason, Severity, Source};
 
 use crate::kustomize;
@@ -66,7 +66,7 @@ pub(crate) struct LiveArgs {
 
 impl LiveArgs {
     /// Lists the objects of the cluster. On a terminal it says how far it is if that takes long.
-    pub(crate) fn source(&self) -> Result<Source, Trouble> {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, Trouble> {
         let access = Access {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
@@ -87,7 +87,7 @@ impl LiveArgs {
         }
         let asked_for = self.kubeconfig.is_some() || self.context.is_some();
         match snapshot {
-            Ok(snapshot) => Ok(Source::Live(snapshot)),
+            Ok(snapshot) => Ok(snapshot),
             Err(live::Error::NoCluster { looked }) if !asked_for => Err(Trouble::NoInput(looked)),
             Err(error) => Err(Trouble::Live(error)),
         }
@@ -119,7 +119,7 @@ impl InputArgs {
 
     fn sources(&self) -> Result<Vec<Source>, Trouble> {
         if self.filename.is_empty() && self.kustomize.is_empty() {
-            return Ok(vec![self.live.source()?]);
+            return Ok(vec![Source::Live(self.live.snapshot()?)]);
         }
         if self.filename.iter().filter(|path| is_stdin(path)).count() > 1 {
             return Err(Trouble::StdinTwice);

@@ -133,6 +133,36 @@ fn every_command_takes_a_live_cluster() {
 }
 
 #[test]
+fn what_manifests_would_change_in_a_live_cluster_is_told() {
+    let config = kubeconfig("changes");
+    let applied = |name: &str, ingress: &str| {
+        let file = folder("applied").join(format!("{name}.yaml"));
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: {name}}}
+spec:
+  podSelector: {{matchLabels: {{app: db}}}}
+  policyTypes: [Ingress]
+  ingress: {ingress}
+"
+        );
+        fs::write(&file, text).unwrap();
+        let arguments = ["diff", "--live", "--kubeconfig", config.to_str().unwrap(), "-f"];
+        let output = portcullis().args(arguments).arg(&file).output().unwrap();
+        (output.status.code(), texts(&output).0)
+    };
+    // The policy of this name is replaced: the namespace is that of the context.
+    let (code, out) = applied("db", "[]");
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("closes") && out.contains("5432/TCP"), "{out}");
+    // One beside it adds nothing.
+    assert_eq!(applied("nothing", "[]").0, Some(0));
+    let (code, out) = applied("more", "[{ports: [{port: 1}]}]");
+    assert!(code == Some(1) && out.contains("1/TCP"), "{out}");
+}
+
+#[test]
 fn files_and_a_cluster_at_once_are_refused() {
     let output =
         portcullis().args(["check", "-f", "x.yaml", "--context", "prod"]).output().unwrap();

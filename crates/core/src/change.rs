@@ -46,7 +46,8 @@ impl Change {
                     match_labels: Labels::from([named()]),
                     ..Selector::default()
                 });
-                Peer::Pods { pods: Some(selector_of(cluster, remote)), namespaces }
+                let others = others(cluster, remote);
+                Peer::Pods { pods: Some(selector_of(remote, &others)), namespaces }
             }
             (None, Some(address)) => {
                 Peer::Block(IpBlock { cidr: IpNet::from(address), except: Vec::new() })
@@ -62,14 +63,15 @@ impl Change {
             Traffic::Other => Vec::new(),
         };
         let isolating = program.isolation(subject, direction).map(|rules| &rules.policies);
+        let others = others(cluster, pod);
         let alone = |policy: &&u32| {
             let policy = &cluster.policies[**policy as usize];
-            others(cluster, pod).all(|other| !policy.subject.matches(&other.labels))
+            !others.iter().any(|other| policy.subject.matches(&other.labels))
         };
         let policy = isolating.into_iter().flatten().find(alone).copied();
         let subject = match policy {
             Some(policy) => cluster.policies[policy as usize].subject.clone(),
-            None => selector_of(cluster, pod),
+            None => selector_of(pod, &others),
         };
         let rule = Rule { peers: vec![peer], ports };
         Some(Change { policy, namespace: pod.namespace.clone(), subject, direction, rule })
@@ -118,21 +120,20 @@ fn written(pod: &Pod) -> impl Iterator<Item = (&String, &String)> {
 }
 
 /// The pods of the same namespace that policies can tell from this one.
-fn others<'a>(cluster: &'a Cluster, pod: &'a Pod) -> impl Iterator<Item = &'a Pod> {
+fn others<'a>(cluster: &'a Cluster, pod: &Pod) -> Vec<&'a Pod> {
     let here = cluster.pods.iter().filter(|other| other.namespace == pod.namespace);
     let subjects = here.filter(|other| !other.host_network && !other.finished);
-    subjects.filter(|other| !written(other).eq(written(pod)))
+    subjects.filter(|other| !written(other).eq(written(pod))).collect()
 }
 
-/// A selector for this pod and for no other of its namespace, of as few labels as can be.
-fn selector_of(cluster: &Cluster, pod: &Pod) -> Selector {
+/// A selector for this pod and for none of the others, of as few labels as can be.
+fn selector_of(pod: &Pod, others: &[&Pod]) -> Selector {
     let labels: Vec<_> = written(pod).map(|(k, v)| (k.clone(), v.clone())).collect();
     let of = |labels: &[&(String, String)]| Selector {
         match_labels: labels.iter().copied().cloned().collect(),
         ..Selector::default()
     };
-    let exact =
-        |selector: &Selector| others(cluster, pod).all(|other| !selector.matches(&other.labels));
+    let exact = |selector: &Selector| !others.iter().any(|pod| selector.matches(&pod.labels));
     let mut one: Vec<_> = labels.iter().collect();
     // What people name pods by comes first.
     one.sort_by_key(|(key, _)| USUAL.iter().position(|usual| usual == key).unwrap_or(USUAL.len()));
@@ -143,7 +144,7 @@ fn selector_of(cluster: &Cluster, pod: &Pod) -> Selector {
     }
     let mut selector = of(&one);
     // What it has itself, others have too: they are told by what they have besides.
-    while let Some(other) = others(cluster, pod).find(|other| selector.matches(&other.labels)) {
+    while let Some(other) = others.iter().find(|other| selector.matches(&other.labels)) {
         let more = written(other).map(|(key, _)| key).find(|key| !pod.labels.contains_key(*key));
         let Some(key) = more else { break };
         let requirement = Requirement { key: key.clone(), operator: Operator::DoesNotExist };

@@ -9,13 +9,17 @@ mod error;
 mod list;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use portcullis_core::model::Cluster;
 
 pub use access::Access;
 pub use error::Error;
 pub use watch::{Event, Kind, Known, Object};
 
 use crate::diagnostic::Diagnostic;
+use crate::input::Input;
 
 /// The objects of a cluster that decide about connections, in the order of their kinds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +31,26 @@ pub struct Snapshot {
     /// What could not be listed and is not needed for a right answer.
     pub(crate) notes: Vec<Diagnostic>,
     pub(crate) objects: Vec<LiveObject>,
+}
+
+impl Snapshot {
+    /// The cluster as it is beneath manifests that are applied to it: without the objects of which
+    /// these say anew what they are.
+    pub fn beneath(mut self, manifests: &Input) -> Snapshot {
+        let of = |kind: &str, namespace: &str, name: &str| format!("{kind}/{namespace}/{name}");
+        let Cluster { pods, services, nodes, .. } = &manifests.cluster;
+        let policies = manifests.policies.iter().map(|p| &p.raw);
+        let policies = policies.map(|p| of("networkpolicies", &p.namespace, &p.name));
+        let pods = pods.iter().map(|p| of("pods", &p.namespace, &p.name));
+        let services = services.iter().map(|s| of("services", &s.namespace, &s.name));
+        let nodes = nodes.iter().map(|n| format!("nodes/{}", n.name));
+        let namespaces = manifests.places.namespaces.keys().map(|n| format!("namespaces/{n}"));
+        let named = policies.chain(pods).chain(services).chain(nodes).chain(namespaces);
+        let anew: BTreeSet<String> = named.collect();
+        let is_anew = |o: &LiveObject| o.name.rsplit(' ').next().is_some_and(|n| anew.contains(n));
+        self.objects.retain(|object| !is_anew(object));
+        self
+    }
 }
 
 /// An object as JSON.
