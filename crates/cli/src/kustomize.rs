@@ -19,7 +19,8 @@ pub(crate) fn build(folder: &Path) -> Result<Source, Trouble> {
         let mut command = Command::new(program);
         command.arg(verb).arg("--").arg(folder).stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = match command.output() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // A directory of PATH that may not be read looks like a program that may not be run.
+            Err(error) if is_absent(error.kind()) => continue,
             Err(source) => {
                 return Err(Trouble::Io { what: format!("cannot run {program}"), source });
             }
@@ -34,4 +35,8 @@ pub(crate) fn build(folder: &Path) -> Result<Source, Trouble> {
         return Ok(Source::Text { name, text });
     }
     Err(Trouble::NoKustomize(name))
+}
+
+fn is_absent(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
