@@ -200,14 +200,13 @@ impl Judge<'_> {
         let end = |text: &str| self.names.find(text, self.namespace).map_err(|e| e.to_string());
         let (from, to) = (end(&line.from)?, end(&line.to)?);
         let flows = self.names.flows(&from, &to, &port(line)?).map_err(|e| e.to_string())?;
-        let judge = |flow: &Flow| {
-            let program = self.program;
-            match program.verdict(flow.source, flow.destination, flow.traffic) {
-                Verdict::Undetermined if !self.undetermined => {
-                    program.closed_verdict(flow.source, flow.destination, flow.traffic)
-                }
-                verdict => verdict,
+        let known =
+            |flow: &Flow| self.program.verdict(flow.source, flow.destination, flow.traffic);
+        let judge = |flow: &Flow| match known(flow) {
+            Verdict::Undetermined if !self.undetermined => {
+                self.program.closed_verdict(flow.source, flow.destination, flow.traffic)
             }
+            verdict => verdict,
         };
         let [first, rest @ ..] = flows.as_slice() else {
             return Err("there is no pair of pods to judge".to_owned());
@@ -222,11 +221,12 @@ impl Judge<'_> {
             return Err(format!("{pods}: {}, {}; name the pods", show(first), show(other)));
         }
         self.reason(first, verdict, reason);
-        let paths = self.program.paths(first.source, first.destination);
-        let facts = paths.flat_map(|path| self.program.missing(&path, first.traffic));
-        let mut missing: Vec<_> = facts.map(|fact| self.names.fact(first, fact)).collect();
-        missing.dedup();
-        if !missing.is_empty() {
+        let mut missing = Vec::new();
+        if known(first) == Verdict::Undetermined {
+            let paths = self.program.paths(first.source, first.destination);
+            let facts = paths.flat_map(|path| self.program.missing(&path, first.traffic));
+            missing.extend(facts.map(|fact| self.names.fact(first, fact)));
+            missing.dedup();
             reason.extend(["; depends on ", &missing.join(" and ")]);
         }
         Ok(Answer { verdict, missing })

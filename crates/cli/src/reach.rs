@@ -116,17 +116,17 @@ impl Reach {
         if self.potential {
             return potential::page(&self.exposed(&mut page), self.output);
         }
-        let found = page.routes(&names);
         if self.routes {
-            return routes::page(&found, self.output);
+            return routes::page(&page.routes(&names), self.output);
         }
         match self.output {
             Format::Json => json(&page.pairs())?,
             Format::Yaml => yaml(&page.pairs())?,
             Format::Csv => print(&page.csv())?,
             Format::Table | Format::Wide | Format::Md => {
-                let mut table = page.table(self.output == Format::Wide);
-                let footnote = page.doubts().footnote(&page.groups);
+                let products = page.products();
+                let mut table = page.table(&products, self.output == Format::Wide);
+                let footnote = page.doubts(&products).footnote(&page.groups);
                 let text = match self.output {
                     _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
                     Format::Md => table.markdown(),
@@ -141,7 +141,7 @@ impl Reach {
                 // Who asks for something else has no use for it.
                 let Question { from, port, .. } = &self.question;
                 if self.output != Format::Md && from.is_empty() && port.is_none() {
-                    print(&routes::footnote(&found))?;
+                    print(&routes::footnote(&page.routes(&names)))?;
                 }
             }
             Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
@@ -382,9 +382,9 @@ impl Page<'_> {
         sources.into_iter().map(move |s| self.allowed(&s).into_iter().map(cell).collect())
     }
 
-    fn rows(&mut self, rules: bool) -> Vec<Row> {
+    fn rows(&self, products: &[Product<Cell>], rules: bool) -> Vec<Row> {
         let mut rows = Vec::new();
-        for product in self.products() {
+        for product in products {
             let (sources, destinations) = (&self.sources, &self.destinations);
             let members = |units: &[Unit], of: &[usize]| {
                 let parts: Vec<Members> = of.iter().map(|i| members(&units[*i])).collect();
@@ -404,7 +404,7 @@ impl Page<'_> {
                 continue;
             }
             let ports = ports(&self.reach, product.value);
-            let rules = if rules { self.rules(&product) } else { Vec::new() };
+            let rules = if rules { self.rules(product) } else { Vec::new() };
             let groups = &self.groups;
             let (from, to) =
                 (groups.describe_beside(&from, &to), groups.describe_beside(&to, &from));
@@ -414,8 +414,8 @@ impl Page<'_> {
         rows
     }
 
-    fn table(&mut self, wide: bool) -> Table {
-        let rows = self.rows(wide);
+    fn table(&self, products: &[Product<Cell>], wide: bool) -> Table {
+        let rows = self.rows(products, wide);
         let cells = |row: Row| {
             let mut cells = vec![row.from, row.to, row.ports];
             cells.extend(wide.then_some(row.rules));
@@ -429,9 +429,9 @@ impl Page<'_> {
     }
 
     /// What keeps the doubtful parts of products from being known.
-    fn doubts(&mut self) -> Doubts {
+    fn doubts(&self, products: &[Product<Cell>]) -> Doubts {
         let mut doubts = Doubts::default();
-        for product in self.products() {
+        for product in products {
             let more = product.value.map(|Opens { surely, perhaps }| {
                 self.reach.set(perhaps).without(self.reach.set(surely))
             });
