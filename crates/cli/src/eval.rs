@@ -200,8 +200,7 @@ impl Judge<'_> {
         let end = |text: &str| self.names.find(text, self.namespace).map_err(|e| e.to_string());
         let (from, to) = (end(&line.from)?, end(&line.to)?);
         let flows = self.names.flows(&from, &to, &port(line)?).map_err(|e| e.to_string())?;
-        let known =
-            |flow: &Flow| self.program.verdict(flow.source, flow.destination, flow.traffic);
+        let known = |flow: &Flow| self.program.verdict(flow.source, flow.destination, flow.traffic);
         let judge = |flow: &Flow| match known(flow) {
             Verdict::Undetermined if !self.undetermined => {
                 self.program.closed_verdict(flow.source, flow.destination, flow.traffic)

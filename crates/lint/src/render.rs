@@ -4,8 +4,10 @@ mod github;
 mod junit;
 mod sarif;
 mod text;
+mod xml;
 
 pub use github::github;
 pub use junit::junit;
 pub use sarif::sarif;
 pub use text::text;
+pub use xml::xml_escaped;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use portcullis_kube::Location;
+use portcullis_lint::render::xml_escaped as escaped;
 use serde::Serialize;
 
 use crate::output::{json, plural, print};
@@ -190,20 +191,6 @@ impl Report {
 /// For single quotes of YAML.
 fn quoted(location: &Location) -> String {
     location.to_string().replace('\'', "''")
-}
-
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            character => escaped.push(character),
-        }
-    }
-    escaped
 }
 
 #[derive(Serialize)]

@@ -1,5 +1,7 @@
 //! How much room a text takes, and how it is written so that nothing in it is taken for markup.
 
+use portcullis_lint::render;
+
 /// The widths of the printable ASCII characters, from space on, in thousandths of the font size:
 /// those of Helvetica, which Arial and Liberation Sans share.
 const WIDTHS: [u16; 95] = [
@@ -51,24 +53,9 @@ pub(crate) fn wrapped(text: &str, size: f64, most: f64) -> Vec<String> {
     lines
 }
 
-/// A text as XML and HTML have it, in elements and in quoted attributes. Characters that XML
-/// cannot have at all are replaced.
+/// A text as XML and HTML have it, in elements and in quoted attributes of either kind.
 pub(crate) fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            '\n' | '\t' => out.push(c),
-            '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
+    render::xml_escaped(text).replace('\'', "&#39;")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use portcullis_kube::{Input, Severity};
 
 use crate::finding::Finding;
+use crate::render::xml_escaped as escaped;
 
 /// One suite with a test for each policy of the input, and for whatever else findings are about.
 /// A test fails if there is a finding of this weight or more; lighter ones are its output.
@@ -63,25 +64,6 @@ fn lines(finding: &Finding) -> String {
         _ = writeln!(text, "  help: {}", finding.help);
     }
     text
-}
-
-/// As the text or the attribute of an element. XML has no way at all to hold most control
-/// characters.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\n' | '\t' => out.push(c),
-            '\u{FFFE}' | '\u{FFFF}' => out.push('\u{FFFD}'),
-            c if c.is_control() => out.push('\u{FFFD}'),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
