@@ -90,18 +90,8 @@ pub(crate) fn page(exposed: &[Exposed], output: Format) -> Result<ExitCode, Trou
         }
         Format::Csv | Format::Md | Format::Table | Format::Wide => {
             let cells = rows.into_iter().map(|row| vec![row.from, row.to, row.ports]);
-            let mut table = Table { headers: &["FROM", "TO", "PORTS"], rows: cells.collect() };
-            let text = match output {
-                Format::Csv => table.csv(),
-                _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
-                Format::Md => table.markdown(),
-                Format::Wide => table.text(usize::MAX),
-                _ => {
-                    table.shorten(MOST_ITEMS);
-                    table.text(terminal_width())
-                }
-            };
-            print(&text)?;
+            let table = Table { headers: &["FROM", "TO", "PORTS"], rows: cells.collect() };
+            print(&output.written(table))?;
         }
     }
     Ok(ExitCode::SUCCESS)

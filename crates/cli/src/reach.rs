@@ -102,6 +102,20 @@ impl Format {
             _ => graph::Format::Svg,
         }
     }
+
+    /// A table of what is allowed, in the formats that are one.
+    pub(crate) fn written(self, mut table: Table) -> String {
+        match self {
+            Format::Csv => table.csv(),
+            _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
+            Format::Md => table.markdown(),
+            Format::Wide => table.text(usize::MAX),
+            _ => {
+                table.shorten(MOST_ITEMS);
+                table.text(terminal_width())
+            }
+        }
+    }
 }
 
 /// What a pair may do, by family; both the same unless the families differ.
@@ -125,18 +139,9 @@ impl Reach {
             Format::Csv => print(&page.csv())?,
             Format::Table | Format::Wide | Format::Md => {
                 let products = page.products();
-                let mut table = page.table(&products, self.output == Format::Wide);
+                let table = page.table(&products, self.output == Format::Wide);
                 let footnote = page.doubts(&products).footnote(&page.groups);
-                let text = match self.output {
-                    _ if table.rows.is_empty() => "nothing is allowed\n".to_owned(),
-                    Format::Md => table.markdown(),
-                    Format::Wide => table.text(usize::MAX),
-                    _ => {
-                        table.shorten(MOST_ITEMS);
-                        table.text(terminal_width())
-                    }
-                };
-                print(&text)?;
+                print(&self.output.written(table))?;
                 print(&footnote)?;
                 // Who asks for something else has no use for it.
                 let Question { from, port, .. } = &self.question;
