@@ -323,7 +323,7 @@ impl<'a> World<'a> {
     /// The addresses of a block, whoever has them: also pods that will get one of them, whichever
     /// it will be, and if they count, pods that may get one. That one will get a certain address is
     /// not thought of.
-    fn block(&self, net: IpNet, counts: Counts) -> Set {
+    pub(super) fn block(&self, net: IpNet, counts: Counts) -> Set {
         let rest = net.prefix_len() < net.max_prefix_len();
         let mut set = Set { ranges: vec![net.into()], rest, ..Set::default() };
         let block = IpRange::from(net);
