@@ -20,6 +20,7 @@ mod plan;
 mod probe;
 mod respond;
 mod sctp;
+pub mod services;
 mod trial;
 mod wiring;
 
