@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod control;
+pub mod dns;
 mod enter;
 mod error;
 mod external;
@@ -21,6 +22,7 @@ mod probe;
 mod respond;
 mod sctp;
 pub mod services;
+pub mod tools;
 mod trial;
 mod wiring;
 

@@ -183,13 +183,15 @@ fn chain_name(backends: &Backends) -> String {
     format!("service-{}", backends.name)
 }
 
+/// A key, and in a map the chain that it leads to.
+type Element = (Vec<u8>, Option<String>);
+
 /// The sets and maps of a family, with their elements.
 fn sets(table: &Table, words: &Words, ids: std::ops::RangeFrom<u32>, out: &mut Vec<Request>) {
     let ours = |address: &IpAddr| (Family::of(*address) == Family::V4) == (words.number == 2);
     let fronts = table.fronts.iter().filter(|((address, ..), _)| ours(address));
-    let services = fronts.map(|(front, index)| {
-        (front_key(*front), table.backends.get(*index).map(chain_name))
-    });
+    let services = fronts
+        .map(|(front, index)| (front_key(*front), table.backends.get(*index).map(chain_name)));
     let rejected = table.rejected.iter().filter(|(address, ..)| ours(address));
     let node = table.node.iter().filter(|address| ours(address));
     let backends = table.backends.iter().flat_map(|backends| &backends.addresses);
@@ -200,7 +202,7 @@ fn sets(table: &Table, words: &Words, ids: std::ops::RangeFrom<u32>, out: &mut V
     let address = (words.address_type, words.address_length);
     let front = [address, PROTOCOL, PORT];
     let plain = |key| (key, None);
-    let sets: [(&str, &[(u32, u32)], Vec<(Vec<u8>, Option<String>)>); 4] = [
+    let sets: [(&str, &[(u32, u32)], Vec<Element>); 4] = [
         ("services", &front, services.collect()),
         ("rejected", &front, rejected.map(|front| plain(front_key(*front))).collect()),
         ("node", &[address], node.map(|address| plain(octets(*address))).collect()),
