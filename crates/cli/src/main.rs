@@ -30,6 +30,11 @@ mod why;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // In the pods of a lab, this binary is also `wget` and others, by the name it is called by.
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    if let Some(code) = portcullis_lab::tools::run(&arguments.collect::<Vec<_>>()) {
+        return code.into();
+    }
     let outcome = args::parse().and_then(args::Command::run);
     match outcome {
         Ok(code) => code,

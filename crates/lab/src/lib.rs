@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod control;
+pub mod dns;
 mod enter;
 mod error;
 mod external;
@@ -20,6 +21,8 @@ mod plan;
 mod probe;
 mod respond;
 mod sctp;
+pub mod services;
+pub mod tools;
 mod trial;
 mod wiring;
 
