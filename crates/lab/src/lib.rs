@@ -28,6 +28,6 @@ pub use enter::enter;
 pub use error::Error;
 pub use families::Families;
 pub use lab::Lab;
-pub use plan::{Endpoint, Kind, Options, Plan, plan};
+pub use plan::{Endpoint, Kind, Options, Plan, Topology, plan};
 pub use probe::{Outcome, Probe};
 pub use trial::{Enforcement, Observation, Progress, Step, Trial, connections, traffics};

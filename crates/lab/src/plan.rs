@@ -20,12 +20,25 @@ pub struct Options {
     pub families: Families,
     /// Hosts outside the cluster that there are in any case.
     pub hosts: Vec<IpAddr>,
+    /// How the pods of a node are joined.
+    pub topology: Topology,
+}
+
+/// How the pods of a node are joined to each other and to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Topology {
+    /// Each by a link of its own, with a route to each address; as Calico and the ptp plugin do it.
+    #[default]
+    Routed,
+    /// As ports of one bridge, as Flannel does it.
+    Bridged,
 }
 
 impl Default for Options {
-    /// One node, both families, the hosts outside that the policies ask for.
+    /// One node, both families, the hosts outside that the policies ask for, routes to each pod.
     fn default() -> Options {
-        Options { nodes: 1, families: Families::Both, hosts: Vec::new() }
+        let (hosts, topology) = (Vec::new(), Topology::Routed);
+        Options { nodes: 1, families: Families::Both, hosts, topology }
     }
 }
 
@@ -37,6 +50,8 @@ pub struct Plan {
     pub cluster: Cluster,
     /// The address families in use.
     pub families: Families,
+    /// How the pods of a node are joined.
+    pub topology: Topology,
     /// Everything that can send and answer: pods, then nodes, then external hosts.
     pub endpoints: Vec<Endpoint>,
     /// Addresses of `ipBlock`s that should have a host, so that all that policies say can be tried,
@@ -140,7 +155,8 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
         .enumerate()
         .flat_map(|(index, endpoint)| endpoint.addresses.iter().map(move |a| (*a, index)))
         .collect();
-    Ok(Plan { cluster, families: options.families, endpoints, left_out, by_address })
+    let Options { families, topology, .. } = *options;
+    Ok(Plan { cluster, families, topology, endpoints, left_out, by_address })
 }
 
 fn pod_name(pod: &Pod) -> String {

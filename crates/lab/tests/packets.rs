@@ -21,7 +21,7 @@ use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Dataplane, Nftables};
 use portcullis_lab::{
-    Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, enter, plan,
+    Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, Topology, enter, plan,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -43,6 +43,7 @@ fn main() -> Result {
         Trial::test("a_lab_ends_cleanly_on_sigterm", move || Ok(ended?)),
         test("without_rules_everybody_answers_everybody", without_rules_everybody_answers),
         test("rules_in_a_node_silence_what_they_drop_and_no_more", rules_silence_what_they_drop),
+        test("pods_on_a_bridge_answer_and_are_silenced_as_well", pods_on_a_bridge_answer_as_well),
         test("an_echo_reply_is_its_senders", an_echo_reply_is_its_senders),
         test("a_closed_port_is_refused_by_a_live_host", a_closed_port_is_refused),
         test("listening_anew_closes_what_is_not_named", listening_anew_closes),
@@ -59,7 +60,18 @@ fn main() -> Result {
 }
 
 fn without_rules_everybody_answers() -> Result {
-    let mut lab = Lab::up(&small(Families::Both)?, |_, _| ())?;
+    everybody_answers(&small(Families::Both)?)
+}
+
+fn pods_on_a_bridge_answer_as_well() -> Result {
+    let mut plan = small(Families::Both)?;
+    plan.topology = Topology::Bridged;
+    everybody_answers(&plan)?;
+    rules_hold(&plan)
+}
+
+fn everybody_answers(plan: &Plan) -> Result {
+    let mut lab = Lab::up(plan, |_, _| ())?;
     lab.listen(&ports())?;
     let probes = all_pairs(lab.plan(), &traffics());
     let kinds: BTreeSet<(Kind, Kind, bool)> =
@@ -72,7 +84,11 @@ fn without_rules_everybody_answers() -> Result {
 
 /// The rules isolate db for ingress and allow web on TCP port 80.
 fn rules_silence_what_they_drop() -> Result {
-    let mut lab = Lab::up(&small(Families::Both)?, |_, _| ())?;
+    rules_hold(&small(Families::Both)?)
+}
+
+fn rules_hold(plan: &Plan) -> Result {
+    let mut lab = Lab::up(plan, |_, _| ())?;
     lab.listen(&ports())?;
     let probes = all_pairs(lab.plan(), &traffics());
     let before = lab.probe(&probes, |_| ())?;
