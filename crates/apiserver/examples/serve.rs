@@ -7,18 +7,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use portcullis_apiserver::{FakeNetwork, Node, Options, Server};
+use portcullis_apiserver::{FakeRuntime, Node, Options, Server};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = std::env::args().nth(1).unwrap_or_else(|| "portcullis.kubeconfig".to_owned());
     let file = PathBuf::from(file);
-    let server = Server::start(Options::default(), Arc::new(FakeNetwork::default())).await?;
+    let server = Server::start(Options::default(), Arc::new(FakeRuntime::default())).await?;
     for number in 1..=3 {
         server.add_node(&Node {
             name: format!("node-{number}"),
-            address: [192, 0, 2, number].into(),
-            pod_cidr: format!("10.244.{number}.0/24"),
+            addresses: vec![[192, 0, 2, number].into()],
+            pod_cidrs: vec![format!("10.244.{number}.0/24")],
         });
     }
     server.write_kubeconfig(&file)?;

@@ -11,31 +11,18 @@ mod pods;
 mod rollout;
 mod stateful;
 
-use std::fmt::Debug;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::containers::Containers;
 use crate::meta;
 use crate::objects;
 use crate::resource::Resource;
 use crate::store::{Key, State, Store};
 use lifecycle::Lifecycle;
-
-/// Where pods get their addresses from.
-///
-/// Called with whole Pod objects, from one thread, with nothing locked.
-pub trait PodNetwork: Send + Sync + Debug {
-    /// Brings up a pod that has been given a node; its addresses, the first one its `podIP`. With
-    /// `hostNetwork` those are the node's. An error is shown in the pod's status, and the pod is
-    /// tried again later.
-    fn up(&self, pod: &Value) -> Result<Vec<IpAddr>, String>;
-
-    /// Takes down a pod that was brought up.
-    fn down(&self, pod: &Value);
-}
 
 /// Changes that come within this time are looked at together.
 const TOGETHER: Duration = Duration::from_millis(5);
@@ -45,7 +32,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 200;
 
 /// The objects that every cluster has.
-pub(crate) fn found(store: &Store, port: u16) {
+pub(crate) fn found(store: &Store, endpoint: SocketAddr) {
+    let (address, port) = (endpoint.ip(), endpoint.port());
     store.write(|state| {
         for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
             make(state, "Namespace", "", json!({"metadata": {"name": name}}));
@@ -71,7 +59,7 @@ pub(crate) fn found(store: &Store, port: u16) {
             json!({
                 "metadata": {"name": "kubernetes"},
                 "subsets": [{
-                    "addresses": [{"ip": "127.0.0.1"}],
+                    "addresses": [{"ip": address}],
                     "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
                 }],
             }),
@@ -80,14 +68,14 @@ pub(crate) fn found(store: &Store, port: u16) {
 }
 
 /// Runs the controllers until the server goes down.
-pub(crate) async fn run(store: Arc<Store>, network: Arc<dyn PodNetwork>) {
+pub(crate) async fn run(store: Arc<Store>, containers: Arc<Containers>) {
     let mut changes = store.subscribe();
-    let mut lifecycle = Some(Lifecycle::new(network));
+    let mut lifecycle = Some(Lifecycle::new(containers));
     loop {
         changes.borrow_and_update();
         let Some(mut pods) = lifecycle.take() else { return };
         let store = store.clone();
-        // The network may block: this is no place for a thread that others wait for.
+        // The runtime may block: this is no place for a thread that others wait for.
         let round = tokio::task::spawn_blocking(move || {
             let settled = reconcile(&store, &mut pods);
             (pods, settled)
@@ -173,7 +161,7 @@ fn is_controlled_by(object: &Value, owner: &Value) -> bool {
 }
 
 /// Sets a condition. The time of its last transition changes with its status only.
-fn set_condition(status: &mut Value, kind: &str, is: bool, reason: &str, message: &str) {
+pub(crate) fn set_condition(status: &mut Value, kind: &str, is: bool, reason: &str, message: &str) {
     if !status.is_object() {
         *status = json!({});
     }

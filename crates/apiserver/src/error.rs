@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No address to listen on.
-    #[error("cannot listen on 127.0.0.1: {0}")]
+    #[error("cannot listen: {0}")]
     Listen(#[source] io::Error),
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]

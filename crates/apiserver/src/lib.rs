@@ -3,23 +3,30 @@
 //!
 //! [`Server::start`] listens on the loopback address with TLS and a token. The state is a
 //! [`Store`] in memory. Small controllers make the pods of workloads, give them nodes, and keep
-//! endpoints; where pods get addresses from is up to a [`PodNetwork`].
+//! endpoints; what a pod is, its network and what runs in it, is up to a [`Runtime`].
 #![forbid(unsafe_code)]
 
 mod api;
 mod apply;
 mod body;
+#[allow(dead_code)] // attach follows
+mod containers;
 mod control;
 mod defaults;
 mod discovery;
 mod error;
+mod fake;
+#[allow(dead_code)] // logs follow
+mod log;
 mod meta;
 mod node;
 mod objects;
 mod patch;
+mod process;
 mod protobuf;
 mod refusal;
 mod resource;
+mod runtime;
 mod schema;
 mod select;
 mod serve;
@@ -28,9 +35,10 @@ mod table;
 mod validate;
 mod watching;
 
-pub use control::PodNetwork;
 pub use error::Error;
-pub use node::{FakeNetwork, Node};
+pub use fake::FakeRuntime;
+pub use node::Node;
 pub use resource::{RESOURCES, Resource};
+pub use runtime::{Control, Exec, Input, Output, Process, Runtime};
 pub use serve::{Options, Server};
 pub use store::{Change, Compacted, Key, State, Store};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::net::TcpListener;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +15,18 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Config, Error, ResourceExt as _};
-use portcullis_apiserver::{FakeNetwork, Node, Options, Server, State};
+use portcullis_apiserver::{FakeRuntime, Node, Options, Server, State};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(120);
 
 async fn start(options: Options) -> (Server, Client) {
-    let server = Server::start(options, Arc::new(FakeNetwork::default())).await.expect("starts");
+    let server = Server::start(options, Arc::new(FakeRuntime::default())).await.expect("starts");
     server.add_node(&Node {
         name: "node-1".to_owned(),
-        address: [192, 0, 2, 1].into(),
-        pod_cidr: "10.244.1.0/24".to_owned(),
+        addresses: vec![[192, 0, 2, 1].into()],
+        pod_cidrs: vec!["10.244.1.0/24".to_owned()],
     });
     let client = client(&server).await;
     (server, client)
@@ -197,16 +198,18 @@ fn a_revision_from_before_a_restart_is_too_old() {
     run(async {
         let (server, _) = start(Options::default()).await;
         let old = server.store().read(State::revision).to_string();
-        let port = server.address().port();
+        let address = server.address();
         drop(server);
         // The port is free as soon as the task that listened has ended.
-        let server = loop {
-            let options = Options { port, ..Options::default() };
-            match Server::start(options, Arc::new(FakeNetwork::default())).await {
-                Ok(server) => break server,
+        let listener = loop {
+            match TcpListener::bind(address) {
+                Ok(listener) => break listener,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
+        let options = Options { listeners: vec![listener], ..Options::default() };
+        let runtime = Arc::new(FakeRuntime::default());
+        let server = Server::start(options, runtime).await.expect("starts");
         let maps: Api<ConfigMap> = Api::default_namespaced(client(&server).await);
         let mut events = pin!(maps.watch(&WatchParams::default(), &old).await.expect("a watch"));
         let first = events.next().await.expect("an event").expect("readable");
@@ -634,7 +637,7 @@ struct Reluctant {
     down: std::sync::Mutex<Vec<String>>,
 }
 
-impl portcullis_apiserver::PodNetwork for Reluctant {
+impl portcullis_apiserver::Runtime for Reluctant {
     fn up(&self, _: &Value) -> Result<Vec<std::net::IpAddr>, String> {
         match self.there.load(std::sync::atomic::Ordering::SeqCst) {
             false => Err("no cable".to_owned()),
@@ -677,8 +680,8 @@ fn a_pod_without_a_network_waits_and_says_why_and_its_network_goes_before_it_doe
         assert_eq!(condition(&unplaced, "PodScheduled")["message"], "0/0 nodes are available.");
         server.add_node(&Node {
             name: "node-1".to_owned(),
-            address: [192, 0, 2, 1].into(),
-            pod_cidr: "10.0.0.0/24".to_owned(),
+            addresses: vec![[192, 0, 2, 1].into()],
+            pod_cidrs: vec!["10.0.0.0/24".to_owned()],
         });
         let waiting = until(&|pod| condition(pod, "Ready")["message"] == "no cable").await;
         let state = &waiting["status"]["containerStatuses"][0]["state"];

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use portcullis_apiserver::{FakeNetwork, Node, Options, Server};
+use portcullis_apiserver::{FakeRuntime, Node, Options, Server};
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -22,13 +22,13 @@ fn kubectl_does_not_notice() {
         return;
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let network = Arc::new(FakeNetwork::default());
+    let network = Arc::new(FakeRuntime::default());
     let server = runtime.block_on(Server::start(Options::default(), network)).unwrap();
     for number in 1..=2 {
         server.add_node(&Node {
             name: format!("node-{number}"),
-            address: [192, 0, 2, number].into(),
-            pod_cidr: format!("10.244.{number}.0/24"),
+            addresses: vec![[192, 0, 2, number].into()],
+            pod_cidrs: vec![format!("10.244.{number}.0/24")],
         });
     }
     // kubectl keeps what it discovers under HOME.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{PodNetwork, all, set_condition};
+use super::{all, set_condition};
+use crate::containers::{Containers, is_finished};
 use crate::store::{Key, State, Store};
 use crate::{meta, objects};
 
@@ -52,31 +53,35 @@ pub(super) fn schedule(state: &mut State) {
     }
 }
 
-/// The pods that are up, by uid.
+/// The pods whose network is up, by uid.
 #[derive(Debug)]
 pub(super) struct Lifecycle {
-    network: Arc<dyn PodNetwork>,
+    containers: Arc<Containers>,
     up: HashMap<String, Arc<Value>>,
 }
 
 impl Lifecycle {
-    pub(super) fn new(network: Arc<dyn PodNetwork>) -> Lifecycle {
-        Lifecycle { network, up: HashMap::new() }
+    pub(super) fn new(containers: Arc<Containers>) -> Lifecycle {
+        Lifecycle { containers, up: HashMap::new() }
     }
 
-    /// Brings up what has a node, takes down what is to go or is gone. Whether all went well.
+    /// Brings up what has a node, takes down what is to go, is gone or is finished. Whether all went
+    /// well.
     pub(super) fn run(&mut self, store: &Store) -> bool {
         let pods = store.read(|state| all(state, "Pod"));
         let there: HashMap<&str, &Arc<Value>> =
             pods.iter().map(|(_, pod)| (meta::uid(pod), pod)).collect();
-        let network = &self.network;
+        let (containers, runtime) = (&self.containers, &self.containers.runtime);
+        let lives = |pod: &Value| !meta::is_terminating(pod) && !is_finished(pod);
         self.up.retain(|uid, pod| {
-            let stays = there.get(&**uid).is_some_and(|pod| !meta::is_terminating(pod));
+            let stays = there.get(&**uid).is_some_and(|pod| lives(pod));
             if !stays {
-                network.down(pod);
+                containers.end(uid);
+                runtime.down(pod);
             }
             stays
         });
+        containers.keep(|uid| there.contains_key(uid));
         let mut well = true;
         for (key, pod) in &pods {
             if meta::is_terminating(pod) {
@@ -84,14 +89,14 @@ impl Lifecycle {
                 continue;
             }
             let placed = !meta::text(pod, "/spec/nodeName").is_empty();
-            let finished = matches!(meta::text(pod, "/status/phase"), "Succeeded" | "Failed");
-            if !placed || finished || self.up.contains_key(meta::uid(pod)) {
+            if !placed || is_finished(pod) || self.up.contains_key(meta::uid(pod)) {
                 continue;
             }
-            match self.network.up(pod) {
+            match runtime.up(pod) {
                 Ok(addresses) => {
                     self.up.insert(meta::uid(pod).to_owned(), pod.clone());
-                    store.write(|state| started(state, key, pod, &addresses));
+                    containers.begin(key, pod);
+                    store.write(|state| started(state, key, pod, &addresses, containers));
                 }
                 Err(why) => {
                     well = false;
@@ -123,33 +128,18 @@ fn host_of(state: &State, pod: &Value) -> Option<String> {
     Some(meta::text(internal, "/address").to_owned())
 }
 
-fn containers(pod: &Value, state: &Value, ready: bool) -> Value {
-    let each = meta::list(pod, "/spec/containers").iter().map(|container| {
-        json!({
-            "name": container["name"],
-            "image": container["image"],
-            "imageID": "",
-            "ready": ready,
-            "started": ready,
-            "restartCount": 0,
-            "lastState": {},
-            "state": state,
-        })
-    });
-    each.collect()
-}
-
-fn started(state: &mut State, key: &Key, pod: &Value, addresses: &[IpAddr]) {
+fn started(
+    state: &mut State,
+    key: &Key,
+    pod: &Value,
+    addresses: &[IpAddr],
+    containers: &Containers,
+) {
     let host = host_of(state, pod);
     amend(state, key, pod, |pod| {
         let now = meta::now();
-        let running = json!({"running": {"startedAt": now}});
-        let statuses = containers(pod, &running, true);
         let status = &mut pod["status"];
-        status["phase"] = json!("Running");
-        for condition in
-            ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
-        {
+        for condition in ["PodReadyToStartContainers", "PodScheduled"] {
             set_condition(status, condition, true, "", "");
         }
         if let Some(host) = host {
@@ -164,14 +154,28 @@ fn started(state: &mut State, key: &Key, pod: &Value, addresses: &[IpAddr]) {
         if status.get("startTime").is_none() {
             status["startTime"] = json!(now);
         }
-        status["containerStatuses"] = statuses;
+        let uid = meta::uid(pod).to_owned();
+        containers.describe(&uid, pod);
     });
 }
 
 fn waiting(state: &mut State, key: &Key, pod: &Value, why: &str) {
     amend(state, key, pod, |pod| {
-        let waiting = json!({"waiting": {"reason": "ContainerCreating"}});
-        let statuses = containers(pod, &waiting, false);
+        let statuses: Value = meta::list(pod, "/spec/containers")
+            .iter()
+            .map(|container| {
+                json!({
+                    "name": container["name"],
+                    "image": container["image"],
+                    "imageID": "",
+                    "ready": false,
+                    "started": false,
+                    "restartCount": 0,
+                    "lastState": {},
+                    "state": {"waiting": {"reason": "ContainerCreating"}},
+                })
+            })
+            .collect();
         let status = &mut pod["status"];
         let condition = "PodReadyToStartContainers";
         set_condition(status, condition, false, "NetworkNotReady", why);
