@@ -18,6 +18,7 @@ mod error;
 mod fake;
 #[allow(dead_code)] // logs follow
 mod log;
+mod manifest;
 mod meta;
 mod node;
 mod objects;

@@ -30,6 +30,11 @@ mod why;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A lab starts the commands of its pods in this way.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == portcullis_lab::POD_COMMAND) {
+        return portcullis_lab::run_pod_command(&arguments.collect::<Vec<_>>());
+    }
     let outcome = args::parse().and_then(args::Command::run);
     match outcome {
         Ok(code) => code,

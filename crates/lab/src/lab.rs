@@ -73,7 +73,7 @@ impl Lab {
                 namespace.enter()?;
                 wait_for_links(&space.owner)?;
             }
-            Ok(())
+            Ok::<(), Error>(())
         })?;
         let names = names(plan);
         let responders = Responders::start(names.clone(), plan.families)
@@ -198,7 +198,7 @@ pub(crate) fn file_limit() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft as usize)
 }
 
-fn require_files(more: usize) -> Result<(), Error> {
+pub(crate) fn require_files(more: usize) -> Result<(), Error> {
     let needed = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) + more;
     let limit = file_limit();
     if needed > limit { Err(Error::TooManyFiles { needed, limit }) } else { Ok(()) }

@@ -7,8 +7,11 @@
 //!
 //! None of that knows policies. [`Lab::trial`] does: it has every connection predicted by the
 //! engine, enforced by the kernel, and tried.
+//!
+//! A [`Cluster`] is a lab with an API server, an agent on each node, and pods that come and go.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod control;
 mod enter;
 mod error;
@@ -22,6 +25,9 @@ mod respond;
 mod sctp;
 mod trial;
 mod wiring;
+
+pub use cluster::{Cluster, POD_COMMAND, run_pod_command};
+pub use portcullis_apiserver::Error as ServerError;
 
 pub use control::{Connection, Control, Event};
 pub use enter::enter;

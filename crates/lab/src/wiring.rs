@@ -227,6 +227,16 @@ pub(crate) fn host(at: IpAddr) -> Request {
     address(LOOPBACK, at)
 }
 
+/// Takes a host away from the outside.
+pub(crate) fn no_host(at: IpAddr) -> Request {
+    match address(LOOPBACK, at) {
+        (RouteNetlinkMessage::NewAddress(message), _) => {
+            (RouteNetlinkMessage::DelAddress(message), 0)
+        }
+        other => other,
+    }
+}
+
 /// What a space needs itself towards its parent, which has made the link.
 pub(crate) fn uplink(space: &Space, parent: &Space, topology: Topology) -> Vec<Request> {
     let mut out = vec![up(LOOPBACK), up(UPLINK)];
