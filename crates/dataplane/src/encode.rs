@@ -14,7 +14,7 @@ use crate::plan::{
 };
 
 /// A request and its flags.
-pub(crate) type Request = (Message, u16);
+pub type Request = (Message, u16);
 
 const FAMILY_INET: u8 = 1;
 const FAMILY_V4: u8 = 2;
@@ -380,7 +380,7 @@ pub(crate) fn remove_objects(sets: &[String], chains: &[String]) -> Vec<Request>
 
 /// Makes the requests one transaction. It asks for an acknowledgement of the last only, which
 /// comes when all is done. (Kernels before 6.10 acknowledge neither end of a batch.)
-pub(crate) fn transaction(mut requests: Vec<Request>) -> Vec<Request> {
+pub fn transaction(mut requests: Vec<Request>) -> Vec<Request> {
     if let Some((_, flags)) = requests.last_mut() {
         *flags |= NLM_F_ACK;
     }
@@ -671,7 +671,8 @@ fn type_length(part: Type) -> u32 {
     }
 }
 
-fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Attributes)) {
+/// Adds an expression to those of a rule: its name, and its attributes.
+pub fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Attributes)) {
     list.nest(LIST_ELEMENT, |attributes| {
         attributes.text(EXPRESSION_NAME, name).nest(EXPRESSION_DATA, write);
     });
@@ -711,20 +712,22 @@ fn neighbor_discovery(list: &mut Attributes) {
     compare(list, AT_MOST, &[137]);
 }
 
-fn load_meta(list: &mut Attributes, key: u32, register: u32) {
+/// Loads what the kernel knows of a packet, by its `NFT_META_*` number, into a register.
+pub fn load_meta(list: &mut Attributes, key: u32, register: u32) {
     expression(list, "meta", |meta| {
         meta.u32(1, register).u32(2, key);
     });
 }
 
-fn load_payload(list: &mut Attributes, header: u32, at: u32, length: u32, register: u32) {
+/// Loads bytes of a packet into a register: from a header (`NFT_PAYLOAD_*_HEADER`), at an offset.
+pub fn load_payload(list: &mut Attributes, header: u32, at: u32, length: u32, register: u32) {
     expression(list, "payload", |payload| {
         payload.u32(1, register).u32(2, header).u32(3, at).u32(4, length);
     });
 }
 
-/// Ends the rule unless the register has such a value.
-fn compare(list: &mut Attributes, operation: u32, value: &[u8]) {
+/// Ends the rule unless register 1 compares so (`NFT_CMP_*`) with the value.
+pub fn compare(list: &mut Attributes, operation: u32, value: &[u8]) {
     expression(list, "cmp", |cmp| {
         cmp.u32(1, KEY_REGISTER).u32(2, operation).nest(3, |data| {
             data.bytes(DATA_VALUE, value);

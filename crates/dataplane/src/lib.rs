@@ -18,6 +18,12 @@ mod seam;
 mod share;
 pub mod state;
 
+/// How messages of nf_tables are written, for tables beside the one of the policies.
+pub mod nf_tables {
+    pub use crate::attributes::{Attributes, Message};
+    pub use crate::encode::{Request, compare, expression, load_meta, load_payload, transaction};
+}
+
 pub use compare::Difference;
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};

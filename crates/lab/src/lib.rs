@@ -13,6 +13,7 @@
 
 mod cluster;
 mod control;
+pub mod dns;
 mod enter;
 mod error;
 mod external;
@@ -23,6 +24,8 @@ mod plan;
 mod probe;
 mod respond;
 mod sctp;
+pub mod services;
+pub mod tools;
 mod trial;
 mod wiring;
 
