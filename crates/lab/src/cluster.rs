@@ -11,6 +11,7 @@ mod follow;
 mod nodes;
 mod pods;
 mod ports;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -100,6 +101,9 @@ impl Cluster {
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
         let agents = Agents::start(&pods.nodes.nodes, &kubeconfig)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
+        for object in services::dns() {
+            server.apply(&object)?;
+        }
         agents.wait_until_ready()?;
         let (options, fresh) = (options.clone(), Fresh::default());
         Ok(Cluster { _agents: agents, follower, server, _runtime: runtime, pods, options, fresh })

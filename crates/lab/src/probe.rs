@@ -51,7 +51,7 @@ pub enum Outcome {
 }
 
 /// What a responder is asked over TCP and UDP.
-const QUESTION: &[u8] = b"who is there?\n";
+pub(crate) const QUESTION: &[u8] = b"who is there?\n";
 /// How long silence lasts at least before it is believed, in each of the tries.
 const PATIENCE: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_millis(400), Duration::from_millis(1200)];

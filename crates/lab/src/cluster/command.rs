@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -23,8 +23,10 @@ use nix::unistd::{sethostname, setsid};
 use portcullis_apiserver::{Control, Exec, Process};
 use serde_json::Value;
 
+use crate::cluster::services::DNS_ADDRESS;
 use crate::cluster::text;
 use crate::namespace::Namespace;
+use crate::{dns, tools};
 
 /// The first argument by which this program knows that it is to be a command of a pod. What starts
 /// labs hands such a call to [`run_pod_command`] before anything else.
@@ -41,8 +43,8 @@ pub(crate) struct Pod {
     variables: Vec<(String, String)>,
 }
 
-/// Where pods ask for names: the Service of the cluster's DNS.
-const NAMESERVER: &str = "10.96.0.10";
+/// Programs that stand in where the host has none, by their names. `/tmp` is the pod's own.
+const TOOLS: &str = "/tmp/.tools";
 
 impl Pod {
     pub(crate) fn of(pod: &Value, addresses: Vec<IpAddr>) -> Pod {
@@ -67,10 +69,7 @@ impl Pod {
             let names: Vec<&str> = names.filter_map(Value::as_str).collect();
             hosts.push_str(&format!("{}\t{}\n", text(alias, "/ip"), names.join("\t")));
         }
-        let resolv_conf = format!(
-            "search {namespace}.svc.cluster.local svc.cluster.local cluster.local\n\
-             nameserver {NAMESERVER}\noptions ndots:5\n"
-        );
+        let server = DNS_ADDRESS.parse().unwrap_or(Ipv4Addr::LOCALHOST.into());
         let container = pod.pointer("/spec/containers/0/env").and_then(Value::as_array);
         let variables = container.into_iter().flatten().filter_map(|variable| {
             Some((variable["name"].as_str()?.to_owned(), variable["value"].as_str()?.to_owned()))
@@ -78,7 +77,7 @@ impl Pod {
         Pod {
             uid: text(pod, "/metadata/uid").to_owned(),
             hosts,
-            resolv_conf,
+            resolv_conf: dns::resolv_conf(namespace, server),
             variables: variables.collect(),
             hostname,
             addresses,
@@ -172,7 +171,8 @@ impl Commands {
 fn variables(pod: &Pod, tty: bool) -> Vec<(String, String)> {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin:/usr/sbin:/sbin".to_owned());
     let fixed = [
-        ("PATH", path.as_str()),
+        // The host's own come first.
+        ("PATH", &format!("{path}:{TOOLS}")),
         ("HOME", "/tmp"),
         ("HOSTNAME", &pod.hostname),
         ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
@@ -198,7 +198,11 @@ pub fn run_pod_command(arguments: &[OsString]) -> ExitCode {
         eprintln!("cannot run a command in the pod: {step}: {error}");
         return ExitCode::from(126);
     }
-    let error = Command::new(program).args(rest).exec();
+    // A path of the image that everybody tests networks with.
+    let error = match program.to_str() {
+        Some("/agnhost") => Command::new("/proc/self/exe").arg0("/agnhost").args(rest).exec(),
+        _ => Command::new(program).args(rest).exec(),
+    };
     let program = program.to_string_lossy();
     let (code, why) = match error.kind() {
         io::ErrorKind::NotFound if !program.contains('/') => {
@@ -245,6 +249,10 @@ fn settle_in(hostname: &OsStr, hosts: &OsStr, resolv_conf: &OsStr, tty: bool) ->
     step("/tmp", umount2("/tmp", MntFlags::MNT_DETACH))?;
     step("the host's files", make_read_only())?;
     step("/tmp", temporary())?;
+    step("this program", std::env::current_exe().and_then(|program| {
+        fs::create_dir(TOOLS)?;
+        tools::link(Path::new(TOOLS), &program)
+    }))?;
     step("/tmp", std::env::set_current_dir("/tmp"))
 }
 

@@ -1,19 +1,23 @@
-//! What follows from the state of the API beside pods and policies: hosts outside.
+//! What follows from the state of the API beside pods and policies: Services, names, and hosts
+//! outside.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use portcullis_apiserver::Store;
+use portcullis_apiserver::{Resource, Store};
 use portcullis_core::model::Cluster as Model;
 use portcullis_kube::{Source, load};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::cluster::pods::Pods;
-use crate::cluster::{OUTSIDE_PORTS, ports, snapshot};
+use crate::cluster::{OUTSIDE_PORTS, ports, services, snapshot};
+use crate::dns::Zone;
+use crate::namespace::on_own_thread;
 use crate::plan::{Kind, Options, Plan, plan};
+use crate::services::{EndpointSlice, Service, ServiceTable, table};
 use crate::{Error, traffics};
 
 /// Follows the state of the API until it is dropped.
@@ -32,15 +36,16 @@ impl Follower {
         runtime: &Handle,
     ) -> Result<Follower, Error> {
         let (stop, mut stopped) = oneshot::channel::<()>();
+        let mut tables = tables(pods)?;
         let trouble = Arc::new(Mutex::new(None));
         let (store, pods, options) = (store.clone(), pods.clone(), options.clone());
         let (runtime, tell) = (runtime.clone(), trouble.clone());
         let work = move || {
             let mut changes = store.subscribe();
-            let mut seen = None;
+            let mut seen = Seen::default();
             loop {
                 changes.borrow_and_update();
-                let done = follow(&store, &pods, &options, &mut seen);
+                let done = follow(&store, &pods, &options, &mut tables, &mut seen);
                 let done = done.err().map(|error| error.to_string());
                 *tell.lock().unwrap_or_else(PoisonError::into_inner) = done;
                 let goes_on = runtime.block_on(async {
@@ -73,25 +78,58 @@ impl Drop for Follower {
     }
 }
 
-/// The revisions of all policies.
-type Seen = Option<Vec<String>>;
+/// What has been done already.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The revisions of all policies.
+    policies: Option<Vec<String>>,
+    services: Option<(Vec<Service>, Vec<EndpointSlice>)>,
+}
 
-fn follow(store: &Store, pods: &Pods, options: &Options, seen: &mut Seen) -> Result<(), Error> {
-    let policies = portcullis_apiserver::Resource::of_kind("NetworkPolicy").map(|kind| {
+/// The tables of Services of all nodes.
+fn tables(pods: &Pods) -> Result<Vec<ServiceTable>, Error> {
+    let open = |node: &super::nodes::Node| {
+        on_own_thread(|| {
+            node.namespace.enter()?;
+            let node = node.space.owner.clone();
+            ServiceTable::open().map_err(|source| Error::Kernel { node, source })
+        })
+    };
+    pods.nodes.nodes.iter().map(open).collect()
+}
+
+fn follow(
+    store: &Store,
+    pods: &Pods,
+    options: &Options,
+    tables: &mut [ServiceTable],
+    seen: &mut Seen,
+) -> Result<(), Error> {
+    let services = services::read(store);
+    if seen.services.as_ref() != Some(&services) {
+        for (node, kernel) in pods.nodes.nodes.iter().zip(tables) {
+            let table = table(&services.0, &services.1, &node.space.addresses);
+            let node = || node.space.owner.clone();
+            let applied = kernel.apply(&table);
+            applied.map_err(|source| Error::Kernel { node: node(), source })?;
+        }
+        pods.set_zone(Zone::new(&services.0, &services.1));
+        seen.services = Some(services);
+    }
+    let policies = Resource::of_kind("NetworkPolicy").map(|kind| {
         store.read(|state| {
             let all = state.list(kind, None);
             all.map(|(_, policy)| policy["metadata"]["resourceVersion"].to_string()).collect()
         })
     });
-    if policies == *seen {
-        return Ok(());
+    if policies != seen.policies {
+        let input = load(&[Source::Live(snapshot(store).0)], &portcullis_kube::Options::default());
+        let mut state = input.cluster;
+        // Pods that have no address yet would be given one.
+        state.pods.retain(|pod| !pod.addresses.is_empty());
+        host(&plan_of(&state, options, pods)?, pods)?;
+        seen.policies = policies;
     }
-    let input = load(&[Source::Live(snapshot(store).0)], &portcullis_kube::Options::default());
-    let mut state = input.cluster;
-    // Pods that have no address yet would be given one.
-    state.pods.retain(|pod| !pod.addresses.is_empty());
-    host(&plan_of(&state, options, pods)?, pods)?;
-    *seen = policies;
     Ok(())
 }
 

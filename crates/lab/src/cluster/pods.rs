@@ -13,12 +13,16 @@ use crate::Error;
 use crate::cluster::addresses::Range;
 use crate::cluster::command::{Commands, Pod as PodNames};
 use crate::cluster::nodes::{Node, Nodes};
-use crate::cluster::{ports, text};
+use crate::cluster::{ports, services, text};
+use crate::dns::{DnsServer, Zone};
 use crate::lab::{Room, configure, require_files, set_all};
 use crate::namespace::{Namespace, on_own_thread};
 use crate::plan::Topology;
 use crate::respond::{Names, Port, Responders};
 use crate::wiring::{self, Place, Space};
+
+/// Where questions for names are answered.
+const DNS_PORT: u16 = 53;
 
 /// The pods of a cluster, and what runs in them.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ struct State {
     hosts: BTreeSet<IpAddr>,
     /// What the hosts outside answer on.
     host_ports: BTreeSet<Port>,
+    /// The names of the cluster.
+    zone: Zone,
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +54,8 @@ struct Up {
     ports: BTreeSet<Port>,
     /// `None` with `hostNetwork`.
     own: Option<Own>,
+    /// Of a pod that answers questions for names.
+    dns: Option<Arc<DnsServer>>,
 }
 
 /// A network of its own.
@@ -74,6 +82,7 @@ impl Pods {
             last_number: u32::try_from(nodes.nodes.len()).unwrap_or(u32::MAX),
             hosts: BTreeSet::new(),
             host_ports: BTreeSet::new(),
+            zone: Zone::default(),
         };
         let pods = Pods { nodes, responders: Arc::new(responders), commands, state: state.into() };
         on_own_thread(|| {
@@ -193,6 +202,25 @@ impl Pods {
         on_own_thread(|| self.serve(&node.space, &node.namespace, &ports))
     }
 
+    /// Has a pod answer questions for names.
+    fn start_dns(&self, own: &Own) -> Result<Arc<DnsServer>, String> {
+        let zone = self.state().zone.clone();
+        let started = on_own_thread(|| {
+            own.namespace.enter()?;
+            DnsServer::start(zone, &own.space.owner)
+        });
+        started.map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    /// Says what the names of the cluster are from now on.
+    pub(crate) fn set_zone(&self, zone: Zone) {
+        let mut state = self.state();
+        for server in state.up.values().filter_map(|up| up.dns.as_ref()) {
+            server.set(zone.clone());
+        }
+        state.zone = zone;
+    }
+
     /// Has hosts outside at these addresses and no others, that answer on these ports.
     pub(crate) fn set_hosts(
         &self,
@@ -269,7 +297,10 @@ impl Runtime for Pods {
         let node = self.nodes.find(name).ok_or_else(|| {
             format!("there is no node {name:?} here: it has node-1 to node-{}", self.nodes.nodes.len())
         })?;
-        let ports = ports::of(pod);
+        let mut ports = ports::of(pod);
+        if services::is_dns(pod) {
+            ports.retain(|(_, port)| *port != DNS_PORT);
+        }
         let is_host = pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
         let own = match is_host {
             true => None,
@@ -279,7 +310,14 @@ impl Runtime for Pods {
             Some(own) => own.space.addresses.clone(),
             None => self.nodes.nodes[node].space.addresses.clone(),
         };
-        self.state().up.insert(uid, Up { node, ports, own });
+        let dns = match &own {
+            Some(own) if services::is_dns(pod) => {
+                let started = self.start_dns(own);
+                started.inspect_err(|_| self.unmake(&own.space, node)).map(Some)?
+            }
+            _ => None,
+        };
+        self.state().up.insert(uid, Up { node, ports, own, dns });
         if is_host {
             self.serve_node(node).map_err(|error| error.to_string())?;
         }
