@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::control::events::{self, Happened};
 use crate::log::Log;
 use crate::meta;
 use crate::objects;
@@ -63,6 +64,8 @@ struct Run {
     control: Option<Arc<dyn Control>>,
     /// Whether somebody has seen the output of this command.
     seen: bool,
+    /// Whether it has ended and is not started again.
+    done: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,6 +82,7 @@ impl Container {
             previous: None,
             control: None,
             seen: false,
+            done: false,
         };
         let name = meta::text(of, "/name").to_owned();
         Arc::new(Container { name, run: Mutex::new(run), stdin: Mutex::new(None) })
@@ -106,6 +110,11 @@ impl Container {
         (run.log.clone(), from)
     }
 
+    /// Whether somebody has begun to look at the output of its command.
+    pub(crate) fn was_seen(&self) -> bool {
+        lock(&self.run).seen
+    }
+
     /// Writes to its command. Whether there is somebody who reads.
     pub(crate) fn write(&self, bytes: &[u8]) -> bool {
         let mut stdin = lock(&self.stdin);
@@ -129,10 +138,11 @@ impl Container {
         }
     }
 
-    fn status(&self, of: &Value) -> Value {
+    fn status(&self, of: &Value, uid: &str) -> Value {
         let run = lock(&self.run);
         let running = run.state.get("running").is_some();
-        json!({
+        let begun = running || run.state.get("terminated").is_some();
+        let mut status = json!({
             "name": self.name,
             "image": of["image"],
             "imageID": "",
@@ -141,18 +151,28 @@ impl Container {
             "restartCount": run.restarts,
             "lastState": run.last,
             "state": run.state,
-        })
+        });
+        if begun {
+            let id = format!("portcullis://{uid}/{}/{}", self.name, run.restarts);
+            status["containerID"] = json!(id);
+        }
+        status
     }
 
     /// Its exit status, if it has ended for good.
     fn ended(&self) -> Option<i64> {
-        lock(&self.run).state.pointer("/terminated/exitCode").and_then(Value::as_i64)
+        let run = lock(&self.run);
+        run.state.pointer("/terminated/exitCode").and_then(Value::as_i64).filter(|_| run.done)
     }
 
     fn kill(&self) {
-        let control = lock(&self.run).control.clone();
-        if let Some(control) = control {
-            control.kill();
+        let run = lock(&self.run);
+        let (control, log) = (run.control.clone(), run.log.clone());
+        drop(run);
+        match control {
+            Some(control) => control.kill(),
+            // Nobody else tells those who follow its log.
+            None => log.end(),
         }
         // Whoever writes to it is told by the end of it, and lets go of this then.
         if let Ok(mut stdin) = self.stdin.try_lock() {
@@ -245,13 +265,13 @@ impl Drop for Containers {
 
 impl Pod {
     fn describe(&self, object: &mut Value) {
-        let spec = object["spec"].clone();
+        let (spec, uid) = (object["spec"].clone(), meta::uid(&self.object));
         let statuses = |of: &[Arc<Container>], list: &str| -> Value {
             let specs = meta::list(&spec, list);
             of.iter()
                 .map(|container| {
                     let spec = specs.iter().find(|spec| spec["name"] == *container.name);
-                    container.status(spec.unwrap_or(&Value::Null))
+                    container.status(spec.unwrap_or(&Value::Null), uid)
                 })
                 .collect()
         };
@@ -314,11 +334,16 @@ impl Runner {
 
     /// Starts the command of a container, unless the pod is to go.
     fn start(&self, container: &Container) -> Started {
+        let name = &container.name;
         let over = lock(&self.pod.over);
         if *over {
             return Started::Over;
         }
-        let started = self.runtime.start(&self.pod.object, &container.name);
+        let started = self.runtime.start(&self.pod.object, name);
+        match &started {
+            Ok(_) => self.tell(events::normal("Started", &format!("Started container {name}"))),
+            Err(why) => self.tell(events::warning("Failed", &format!("Error: {why}"))),
+        }
         let mut run = lock(&container.run);
         let running = json!({"running": {"startedAt": meta::now()}});
         match started {
@@ -369,6 +394,7 @@ impl Runner {
             };
             if !again {
                 let mut run = lock(&container.run);
+                run.done = true;
                 if run.state.get("terminated").is_none() {
                     run.state = terminated(code, &meta::now(), "");
                 }
@@ -397,6 +423,10 @@ impl Runner {
         }
     }
 
+    fn tell(&self, what: Happened<'_>) {
+        self.store.write(|state| events::record(state, "kubelet", &self.pod.object, what));
+    }
+
     fn has_ended(&self, container: &Container, code: i32) {
         let mut run = lock(&container.run);
         run.control = None;
@@ -415,6 +445,8 @@ impl Runner {
         }
         drop(run);
         self.report();
+        let message = format!("Back-off restarting failed container {}", container.name);
+        self.tell(events::warning("BackOff", &message));
     }
 
     /// Waits; whether the pod is to go.

@@ -15,6 +15,14 @@ pub enum Error {
     /// The certificate was made, and TLS will not have it.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The state of before could not be read, or no new one could be made.
+    #[error("cannot keep the state in {}: {why}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The kubeconfig could not be written.
     #[error("cannot write the kubeconfig {}: {source}", path.display())]
     Kubeconfig {

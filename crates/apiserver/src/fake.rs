@@ -1,7 +1,7 @@
 //! A runtime without a network, for tests and trials.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::meta;
 use crate::runtime::{Exec, Process, Runtime};
 
-/// Pods that are nowhere: they have the addresses 10.244.N.2 and on, where N is the number at the end
-/// of the name of their node, and that is all. Commands run beside the server, and ports are those of
+/// Pods that are nowhere: they have the addresses 10.244.N.2 and fd00:10:244:N::2 and on, where N is
+/// the number at the end of the name of their node, and that is all. Commands run beside the server, and ports are those of
 /// its loopback address.
 #[derive(Debug, Default)]
 pub struct FakeRuntime {
     /// Who has which address, by uid.
-    given: Mutex<HashMap<String, Ipv4Addr>>,
+    given: Mutex<HashMap<String, (u8, u8)>>,
 }
 
 impl Runtime for FakeRuntime {
@@ -28,12 +28,13 @@ impl Runtime for FakeRuntime {
             return Ok(vec![[192, 0, 2, number].into()]);
         }
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (2..=254)
-            .map(|last| Ipv4Addr::new(10, 244, number, last))
-            .find(|address| given.values().all(|taken| taken != address));
-        let address = free.ok_or_else(|| format!("10.244.{number}.0/24 has no address left"))?;
-        given.insert(meta::uid(pod).to_owned(), address);
-        Ok(vec![address.into()])
+        let mut free = (2..=254).filter(|last| !given.values().any(|of| *of == (number, *last)));
+        let last =
+            free.next().ok_or_else(|| format!("10.244.{number}.0/24 has no address left"))?;
+        given.insert(meta::uid(pod).to_owned(), (number, last));
+        let v4 = Ipv4Addr::new(10, 244, number, last);
+        let v6 = [0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, last.into()];
+        Ok(vec![v4.into(), Ipv6Addr::from(v6).into()])
     }
 
     fn down(&self, pod: &Value) {

@@ -2,21 +2,21 @@
 //! for what is served, and that controllers and agents find what they watch.
 //!
 //! [`Server::start`] listens on the loopback address with TLS and a token. The state is a
-//! [`Store`] in memory. Small controllers make the pods of workloads, give them nodes, and keep
+//! [`Store`], in memory and if so wished on disk. Small controllers make the pods of workloads, give them nodes, and keep
 //! endpoints; what a pod is, its network and what runs in it, is up to a [`Runtime`].
 #![forbid(unsafe_code)]
 
 mod api;
 mod apply;
 mod body;
-#[allow(dead_code)] // attach follows
 mod containers;
 mod control;
 mod defaults;
 mod discovery;
+mod disk;
 mod error;
 mod fake;
-#[allow(dead_code)] // logs follow
+mod forward;
 mod log;
 mod manifest;
 mod meta;
@@ -26,11 +26,16 @@ mod patch;
 mod process;
 mod protobuf;
 mod refusal;
+mod remote;
 mod resource;
+mod review;
 mod runtime;
 mod schema;
 mod select;
 mod serve;
+mod services;
+mod session;
+mod spdy;
 mod store;
 mod table;
 mod validate;

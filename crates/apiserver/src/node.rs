@@ -69,6 +69,18 @@ impl Server {
                 let key = crate::Key::new(resource, "", meta::name(&done.object));
                 objects::amend(state, &key, |node| node["status"] = status);
             }
+            if let Some(leases) = Resource::of_kind("Lease") {
+                let lease = json!({
+                    "metadata": {"name": node.name},
+                    "spec": {
+                        "holderIdentity": node.name,
+                        "leaseDurationSeconds": 40,
+                        "renewTime": meta::now(),
+                    },
+                });
+                // One that is there says the same.
+                let _ = objects::create(state, leases, "kube-node-lease", lease, false);
+            }
         });
     }
 }

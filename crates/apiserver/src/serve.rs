@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::api::{self, Answer, Call};
 use crate::containers::Containers;
 use crate::refusal::Refusal;
+use crate::remote::{Reached, Remote};
 use crate::runtime::Runtime;
 use crate::store::Store;
 use crate::{Error, control, meta};
@@ -53,11 +54,19 @@ pub struct Options {
     pub endpoint: Option<SocketAddr>,
     /// How many changes are remembered for watches and lists of the past.
     pub history: usize,
+    /// The directory in which the state is kept; none for memory only.
+    pub state: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { listeners: Vec::new(), names: Vec::new(), endpoint: None, history: 20_000 }
+        Options {
+            listeners: Vec::new(),
+            names: Vec::new(),
+            endpoint: None,
+            history: 20_000,
+            state: None,
+        }
     }
 }
 
@@ -76,7 +85,10 @@ impl Server {
     /// Starts a server with a new certificate authority and a new token, on a runtime that this is
     /// called in. The namespaces that every cluster has are there when this returns.
     pub async fn start(options: Options, runtime: Arc<dyn Runtime>) -> Result<Server, Error> {
-        let store = Arc::new(Store::new(options.history));
+        let store = Arc::new(match &options.state {
+            Some(directory) => Store::open(directory, options.history)?,
+            None => Store::new(options.history),
+        });
         let token = meta::random::<32>().iter().fold(String::new(), |mut token, byte| {
             let _ = write!(token, "{byte:02x}");
             token
@@ -92,12 +104,13 @@ impl Server {
         control::found(&store, options.endpoint.unwrap_or(addresses[0]));
         let tls = TlsAcceptor::from(Arc::new(tls));
         let containers = Arc::new(Containers::new(runtime, store.clone()));
-        let mut tasks = vec![tokio::spawn(control::run(store.clone(), containers))];
+        let mut tasks = vec![tokio::spawn(control::run(store.clone(), containers.clone()))];
         for (listener, address) in listeners.into_iter().zip(&addresses) {
             listener.set_nonblocking(true).map_err(Error::Listen)?;
             let listener = tokio::net::TcpListener::from_std(listener).map_err(Error::Listen)?;
-            let (store, token) = (store.clone(), token.clone());
-            let shared = Arc::new(Shared { store, token, address: *address });
+            let (store, containers) = (store.clone(), containers.clone());
+            let (token, address) = (token.clone(), *address);
+            let shared = Arc::new(Shared { store, containers, token, address });
             tasks.push(tokio::spawn(accept(listener, tls.clone(), shared)));
         }
         Ok(Server { store, addresses, certificate, token, tasks })
@@ -220,6 +233,7 @@ fn certificates(
 #[derive(Debug)]
 struct Shared {
     store: Arc<Store>,
+    containers: Arc<Containers>,
     token: String,
     address: SocketAddr,
 }
@@ -245,7 +259,7 @@ async fn accept(listener: tokio::net::TcpListener, tls: TlsAcceptor, shared: Arc
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new());
             // A client that breaks off has nobody to tell.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
         });
     }
 }
@@ -253,11 +267,24 @@ async fn accept(listener: tokio::net::TcpListener, tls: TlsAcceptor, shared: Arc
 type Reply = Response<Either<Full<Bytes>, Events>>;
 
 async fn respond(shared: &Shared, request: Request<Incoming>) -> Reply {
-    let (head, body) = request.into_parts();
-    let given = text(&head.headers, header::AUTHORIZATION);
+    let given = text(request.headers(), header::AUTHORIZATION);
     if !is_token(given, &shared.token) {
         return reply(&shared.store, Answer::refused(&Refusal::unauthorized()));
     }
+    let query = request.uri().query().unwrap_or_default();
+    if let Some(remote) = Remote::read(request.uri().path(), query) {
+        return match remote.answer(&shared.store, &shared.containers, request) {
+            Ok(Reached::Upgrade(answer)) => answer.map(|()| Either::Left(Full::default())),
+            Ok(Reached::Text(text)) => {
+                let mut reply = Response::new(Either::Right(Events(text)));
+                let plain = HeaderValue::from_static("text/plain");
+                reply.headers_mut().insert(header::CONTENT_TYPE, plain);
+                reply
+            }
+            Err(refusal) => reply(&shared.store, Answer::refused(&refusal)),
+        };
+    }
+    let (head, body) = request.into_parts();
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return reply(&shared.store, Answer::refused(&Refusal::too_large(MAX_BODY)));
     };
@@ -272,7 +299,11 @@ async fn respond(shared: &Shared, request: Request<Incoming>) -> Reply {
         body: &body.to_bytes(),
         address: &address,
     };
-    let answer = api::answer(&shared.store, &call);
+    let mut answer = api::answer(&shared.store, &call);
+    if let Some(why) = shared.store.broken() {
+        let why = format!("the state cannot be written to disk any more: {why}");
+        answer = Answer::refused(&Refusal::internal(&why));
+    }
     reply(&shared.store, answer)
 }
 

@@ -331,6 +331,65 @@ fn nothing_is_answered_without_the_token() {
 }
 
 #[test]
+fn a_client_that_speaks_spdy_only_is_told_so() {
+    run(async {
+        let (_server, client) = start(Options::default()).await;
+        let pods = "/api/v1/namespaces/default/pods";
+        let pod = json!({
+            "metadata": {"name": "a"},
+            "spec": {"containers": [{"name": "a", "image": "a"}]},
+        });
+        ask(&client, Method::POST, pods, pod).await.expect("created");
+        loop {
+            let pod = ask(&client, Method::GET, &format!("{pods}/a"), Value::Null).await;
+            if pod.expect("there")["status"]["phase"] == "Running" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for path in ["exec?command=true&stdout=true", "attach?stdout=true", "portforward"] {
+            let request = Request::post(format!("{pods}/a/{path}"))
+                .header("connection", "Upgrade")
+                .header("upgrade", "SPDY/3.1")
+                .body(Vec::new())
+                .expect("a request");
+            let refused = client.request::<Value>(request).await.expect_err("no SPDY");
+            let Error::Api(status) = refused else { panic!("{refused}") };
+            assert_eq!(status.code, 400, "{path}");
+            assert!(status.message.contains("WebSocket"), "{path}: {status}");
+        }
+    });
+}
+
+#[test]
+fn a_server_listens_wherever_it_is_told_to() {
+    run(async {
+        let bind = |address: &str| TcpListener::bind(address).expect("free");
+        let listeners = vec![bind("127.0.0.1:0"), bind("127.0.0.2:0")];
+        let second = listeners[1].local_addr().expect("bound");
+        let options = Options {
+            listeners,
+            names: vec!["lab.example".to_owned()],
+            endpoint: Some(second),
+            ..Options::default()
+        };
+        let server = Server::start(options, Arc::new(FakeRuntime::default())).await;
+        let server = server.expect("starts");
+        let texts = [server.kubeconfig(), server.kubeconfig_at(&second.to_string())];
+        for text in texts {
+            let kubeconfig = Kubeconfig::from_yaml(&text).expect("a kubeconfig");
+            let options = KubeConfigOptions::default();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+            let client = Client::try_from(config.expect("a config")).expect("a client");
+            let path = "/api/v1/namespaces/default/endpoints/kubernetes";
+            let found = ask(&client, Method::GET, path, Value::Null).await.expect("there");
+            assert_eq!(found["subsets"][0]["addresses"][0]["ip"], "127.0.0.2");
+            assert_eq!(found["subsets"][0]["ports"][0]["port"], second.port());
+        }
+    });
+}
+
+#[test]
 fn the_kubeconfig_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     run(async {
@@ -723,7 +782,7 @@ fn a_service_has_one_address_for_life_and_loses_what_its_type_has_not() {
         };
         let moved = patch(json!({"clusterIP": "10.96.0.77"})).await.expect_err("immutable");
         let field = moved.details.expect("details").causes[0].field.clone();
-        assert_eq!((moved.code, &*field), (422, "spec.clusterIP"));
+        assert_eq!((moved.code, &*field), (422, "spec.clusterIPs[0]"));
         let inside = patch(json!({"type": "ClusterIP"})).await.expect("another type");
         assert_eq!(inside["spec"]["ports"][0].get("nodePort"), None);
         assert_eq!(inside["spec"]["clusterIP"], made["spec"]["clusterIP"]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{all, set_condition};
+use super::{all, delete, events, set_condition};
 use crate::containers::{Containers, is_finished};
 use crate::store::{Key, State, Store};
 use crate::{meta, objects};
@@ -16,6 +16,22 @@ pub(super) fn selects_node(pod: &Value, node: &Value) -> bool {
     let labels = meta::labels(node);
     let wanted = meta::strings(pod.pointer("/spec/nodeSelector"));
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Whether a pod may come to this node: it tolerates each taint that keeps pods away.
+fn tolerates(pod: &Value, node: &Value) -> bool {
+    let taints = meta::list(node, "/spec/taints").iter();
+    let mut strict = taints.filter(|taint| taint["effect"] != "PreferNoSchedule");
+    strict.all(|taint| {
+        meta::list(pod, "/spec/tolerations").iter().any(|toleration| {
+            let any = toleration["operator"] == "Exists";
+            let key = meta::text(toleration, "/key");
+            let effect = meta::text(toleration, "/effect");
+            (effect.is_empty() || effect == meta::text(taint, "/effect"))
+                && (key == meta::text(taint, "/key") || (any && key.is_empty()))
+                && (any || meta::text(toleration, "/value") == meta::text(taint, "/value"))
+        })
+    })
 }
 
 /// Gives each pod without a node the one with the fewest pods.
@@ -31,24 +47,41 @@ pub(super) fn schedule(state: &mut State) {
             continue;
         }
         let open = nodes.iter().filter(|node| {
-            node.pointer("/spec/unschedulable") != Some(&json!(true)) && selects_node(pod, node)
+            node.pointer("/spec/unschedulable") != Some(&json!(true))
+                && selects_node(pod, node)
+                && tolerates(pod, node)
         });
         let names = open.map(|node| meta::name(node));
         let best = names.min_by_key(|name| (load.get(name).copied().unwrap_or_default(), *name));
+        let message = format!("0/{} nodes are available.", nodes.len());
         objects::amend(state, key, |pod| match best {
             Some(node) => {
                 pod["spec"]["nodeName"] = json!(node);
                 set_condition(&mut pod["status"], "PodScheduled", true, "", "");
             }
             None => {
-                let count = nodes.len();
-                let message = format!("0/{count} nodes are available.");
                 let status = &mut pod["status"];
                 set_condition(status, "PodScheduled", false, "Unschedulable", &message);
             }
         });
+        let by = "default-scheduler";
         if let Some(node) = best {
             *load.entry(node).or_default() += 1;
+            let message = format!("Successfully assigned {}/{} to {node}", key.namespace, key.name);
+            events::record(state, by, pod, events::normal("Scheduled", &message));
+        } else if state.get(key) != Some(pod) {
+            events::record(state, by, pod, events::warning("FailedScheduling", &message));
+        }
+    }
+}
+
+/// Deletes the pods of nodes that are gone.
+pub(super) fn forsake(state: &mut State) {
+    let nodes = all(state, "Node");
+    for (key, pod) in all(state, "Pod") {
+        let node = meta::text(&pod, "/spec/nodeName");
+        if !node.is_empty() && !nodes.iter().any(|(key, _)| key.name == node) {
+            delete(state, "Pod", &key);
         }
     }
 }
@@ -78,6 +111,9 @@ impl Lifecycle {
             if !stays {
                 containers.end(uid);
                 runtime.down(pod);
+            }
+            if there.get(&**uid).is_some_and(|pod| meta::is_terminating(pod)) {
+                store.write(|state| killing(state, pod));
             }
             stays
         });
@@ -159,7 +195,15 @@ fn started(
     });
 }
 
+fn killing(state: &mut State, pod: &Value) {
+    for container in meta::list(pod, "/spec/containers") {
+        let message = format!("Stopping container {}", meta::text(container, "/name"));
+        events::record(state, "kubelet", pod, events::normal("Killing", &message));
+    }
+}
+
 fn waiting(state: &mut State, key: &Key, pod: &Value, why: &str) {
+    let before = state.get(key).cloned();
     amend(state, key, pod, |pod| {
         let statuses: Value = meta::list(pod, "/spec/containers")
             .iter()
@@ -182,4 +226,9 @@ fn waiting(state: &mut State, key: &Key, pod: &Value, why: &str) {
         set_condition(status, "Ready", false, "ContainersNotReady", why);
         status["containerStatuses"] = statuses;
     });
+    if state.get(key).cloned() != before {
+        let message = format!("Failed to create pod sandbox: {why}");
+        let what = events::warning("FailedCreatePodSandBox", &message);
+        events::record(state, "kubelet", pod, what);
+    }
 }
