@@ -1,4 +1,4 @@
-//! Small programs for commands in pods: `wget`, `curl`, `nc`, `nslookup`, and the part of `agnhost`
+//! Small programs for commands in pods: `wget`, `curl`, `nc`, `nslookup`, `ping`, and the part of `agnhost`
 //! that tests of networks use. They stand in where the host has none, with the options that
 //! tutorials use and the messages and exit codes of BusyBox and curl.
 //!
@@ -12,6 +12,7 @@ mod http;
 mod nc;
 mod nslookup;
 mod options;
+mod ping;
 mod server;
 mod wget;
 
@@ -21,7 +22,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 /// The names to be called by. `agnhost` is called as `/agnhost`, the others are on the PATH.
-pub const NAMES: [&str; 5] = ["agnhost", "curl", "nc", "nslookup", "wget"];
+pub const NAMES: [&str; 6] = ["agnhost", "curl", "nc", "nslookup", "ping", "wget"];
 
 /// Makes a link of each name to the program, in a directory that exists.
 pub fn link(directory: &Path, program: &Path) -> io::Result<()> {
@@ -38,6 +39,7 @@ pub fn run(arguments: &[String]) -> Option<u8> {
         "curl" => curl::run,
         "nc" => nc::run,
         "nslookup" => nslookup::run,
+        "ping" => ping::run,
         "wget" => wget::run,
         _ => return None,
     };

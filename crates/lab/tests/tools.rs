@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         test("wget_says_and_returns_what_busybox_does", wget),
         test("curl_says_and_returns_what_curl_does", curl),
         test("nc_tries_ports_and_carries_what_is_said", nc),
+        test("ping_counts_what_comes_back", ping),
         test("agnhost_connect_tells_the_failures_apart", agnhost_connect),
         test("agnhost_serves_its_hostname", agnhost_serves),
         test("a_policy_that_forgets_dns_breaks_names", forgotten_dns),
@@ -353,6 +354,26 @@ fn nc() -> Result {
         assert_eq!(String::from_utf8_lossy(&heard.stdout), "a question\n", "{heard:?}");
     }
     Ok(())
+}
+
+fn ping() -> Result {
+    let world = world()?;
+    let web = &world.lab.plan().endpoints[index(&world.lab, "web")].addresses;
+    for at in web {
+        let (code, out, words) = said(&world, &format!("ping -c 2 -i 0.1 -W 5 {at}"))?;
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!((code, words.as_str(), lines.len()), (0, "", 7), "{out}");
+        assert_eq!(lines[0], format!("PING {at} ({at}): 56 data bytes"));
+        assert!(lines[1].starts_with(&format!("64 bytes from {at}: seq=0 time=")), "{out}");
+        assert_eq!(lines[5], "2 packets transmitted, 2 packets received, 0% packet loss");
+    }
+    let dark = address(&world.lab, "dark");
+    let silent = format!(
+        "PING {dark} ({dark}): 56 data bytes\n\n--- {dark} ping statistics ---\n\
+         1 packets transmitted, 0 packets received, 100% packet loss\n"
+    );
+    says(&world, &format!("ping -c 1 -W 1 {dark}"), 1, &silent, "")?;
+    says(&world, "ping -c1 nowhere", 1, "", "ping: bad address 'nowhere'\n")
 }
 
 fn agnhost_connect() -> Result {
