@@ -171,7 +171,7 @@ impl Run {
 #[derive(Debug, clap::Args)]
 struct Name {
     /// Name of the lab; labs of one user with different names live side by side
-    #[arg(long = "name", default_value = "default", value_name = "NAME")]
+    #[arg(long = "name", env = "PORTCULLIS_LAB", default_value = "default", value_name = "NAME")]
     lab_name: String,
 }
 

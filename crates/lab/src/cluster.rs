@@ -15,6 +15,7 @@ mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use portcullis_kube::live::Snapshot;
 use portcullis_kube::{Input, Source, load};
 use serde_json::Value;
 
+use crate::Error;
 use crate::cluster::agents::Agents;
 use crate::cluster::command::Commands;
 use crate::cluster::follow::Follower;
@@ -38,7 +40,6 @@ use crate::namespace::on_own_thread;
 use crate::plan::{Kind, Options};
 use crate::probe::Fresh;
 use crate::respond::Port;
-use crate::Error;
 
 pub use command::{POD_COMMAND, run_pod_command};
 
@@ -70,8 +71,13 @@ const KINDS: [&str; 6] = ["NetworkPolicy", "Namespace", "Pod", "Node", "Service"
 
 impl Cluster {
     /// Brings a cluster up, and returns when every node enforces. The listener is where people reach
-    /// the API server, and may be of another network. [`enter`](crate::enter) comes first.
-    pub fn up(listener: TcpListener, options: &Options) -> Result<Cluster, Error> {
+    /// the API server, and may be of another network. With a directory, the state that is in it is
+    /// gone on from, and kept there. [`enter`](crate::enter) comes first.
+    pub fn up(
+        listener: TcpListener,
+        options: &Options,
+        state: Option<&Path>,
+    ) -> Result<Cluster, Error> {
         let nodes = Nodes::up(options.nodes, options.families, options.topology)?;
         let inside = SocketAddr::new(nodes.gateway(), API_PORT);
         let inner = on_own_thread(|| {
@@ -89,6 +95,7 @@ impl Cluster {
             names: Vec::new(),
             endpoint: Some(inside),
             history: HISTORY,
+            state: state.map(Path::to_owned),
         };
         let server = runtime.block_on(Server::start(settings, pods.clone()))?;
         for node in &pods.nodes.nodes {

@@ -18,8 +18,8 @@ use crate::Error;
 use crate::families::Families;
 use crate::namespace::{Namespace, on_own_thread};
 use crate::plan::Plan;
-use crate::probe::{self, Fresh, Outcome, Probe};
 use crate::plan::Topology;
+use crate::probe::{self, Fresh, Outcome, Probe};
 use crate::respond::{Names, Port, Responders};
 use crate::wiring::{self, Place, Setting, Space, Spaces, node_space};
 
@@ -58,9 +58,8 @@ impl Lab {
     pub fn up(plan: &Plan, mut progress: impl FnMut(usize, usize) + Send) -> Result<Lab, Error> {
         let spaces = Spaces::of(plan);
         require_files(spaces.all.len())?;
-        let namespaces = Namespace::create(&spaces.all, |space| {
-            set_all(space, plan.families, plan.topology)
-        })?;
+        let namespaces =
+            Namespace::create(&spaces.all, |space| set_all(space, plan.families, plan.topology))?;
         on_own_thread(|| {
             for (index, space) in spaces.all.iter().enumerate() {
                 namespaces[index].enter()?;

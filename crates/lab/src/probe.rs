@@ -163,12 +163,7 @@ struct Flight {
 
 impl Prober<'_> {
     /// Sends the probes, which are sorted by their namespace.
-    fn launch(
-        &mut self,
-        chunk: &[usize],
-        rooms: &[Room],
-        room_of: &[usize],
-    ) -> Result<(), Error> {
+    fn launch(&mut self, chunk: &[usize], rooms: &[Room], room_of: &[usize]) -> Result<(), Error> {
         let mut here = None;
         for (count, &index) in chunk.iter().enumerate() {
             let probe = &self.probes[index];

@@ -134,7 +134,11 @@ impl Responders {
     ///
     /// A port that somebody else listens on there is left to them. The raw sockets for SCTP are
     /// always open: they say that a port is closed, too.
-    pub(crate) fn serve(&self, space: u32, ports: &BTreeSet<Port>) -> Result<(), (Port, io::Error)> {
+    pub(crate) fn serve(
+        &self,
+        space: u32,
+        ports: &BTreeSet<Port>,
+    ) -> Result<(), (Port, io::Error)> {
         let mut state = self.shared.state();
         let State { responders, spaces, last_token, .. } = &mut *state;
         let open = spaces.entry(space).or_default();

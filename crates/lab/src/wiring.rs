@@ -137,7 +137,9 @@ impl Spaces {
         let bridged = self.topology == Topology::Bridged;
         let mut out = match this.place {
             Place::Outside => outside(this),
-            Place::Node => [uplink(this, parent, Topology::Routed), node(self.topology, this)].concat(),
+            Place::Node => {
+                [uplink(this, parent, Topology::Routed), node(self.topology, this)].concat()
+            }
             Place::Pod => uplink(this, parent, self.topology),
         };
         if this.place == Place::Pod && bridged {

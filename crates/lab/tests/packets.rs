@@ -21,7 +21,8 @@ use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Dataplane, Nftables};
 use portcullis_lab::{
-    Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, Topology, enter, plan,
+    Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, Topology, enter,
+    plan,
 };
 use socket2::{Domain, Socket, Type};
 

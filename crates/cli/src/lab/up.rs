@@ -27,6 +27,9 @@ pub(crate) struct Up {
     lab: LabArgs,
     #[command(flatten)]
     name: Name,
+    /// Keep the state of the API in this directory, and go on from what is there
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// File that tells kubectl how to reach the cluster, written when all is ready; it goes with the
     /// lab
     #[arg(long, value_name = "FILE", default_value = "portcullis.kubeconfig")]
@@ -50,7 +53,7 @@ impl Up {
         let kubeconfig = std::path::absolute(&self.write_kubeconfig)
             .map_err(io("cannot tell where the kubeconfig goes"))?;
         portcullis_lab::enter()?;
-        let mut cluster = Cluster::up(listener, &self.lab.options())?;
+        let mut cluster = Cluster::up(listener, &self.lab.options(), self.state.as_deref())?;
         apply(&cluster, &manifests)?;
         cluster.settle()?;
         cluster.server().write_kubeconfig(&kubeconfig).map_err(Error::from)?;
@@ -102,8 +105,11 @@ impl Up {
 /// Applies the objects, namespaces first. Namespaces that are nowhere else are made.
 fn apply(cluster: &Cluster, objects: &[Value]) -> Result<(), Trouble> {
     let is_namespace = |object: &&Value| object["kind"] == "Namespace";
-    let named: BTreeSet<&str> =
-        objects.iter().filter(is_namespace).filter_map(|o| o["metadata"]["name"].as_str()).collect();
+    let named: BTreeSet<&str> = objects
+        .iter()
+        .filter(is_namespace)
+        .filter_map(|o| o["metadata"]["name"].as_str())
+        .collect();
     let used: BTreeSet<&str> =
         objects.iter().filter_map(|o| o["metadata"]["namespace"].as_str()).collect();
     let server = cluster.server();

@@ -57,9 +57,12 @@ impl Pod {
         let hostname = name.chars().take(63).collect::<String>().trim_end_matches('-').to_owned();
         let full = match text(pod, "/spec/subdomain") {
             "" => hostname.clone(),
-            subdomain => format!("{hostname}.{subdomain}.{namespace}.svc.cluster.local\t{hostname}"),
+            subdomain => {
+                format!("{hostname}.{subdomain}.{namespace}.svc.cluster.local\t{hostname}")
+            }
         };
-        let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        let mut hosts =
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         for address in &addresses {
             hosts.push_str(&format!("{address}\t{full}\n"));
         }
@@ -249,10 +252,13 @@ fn settle_in(hostname: &OsStr, hosts: &OsStr, resolv_conf: &OsStr, tty: bool) ->
     step("/tmp", umount2("/tmp", MntFlags::MNT_DETACH))?;
     step("the host's files", make_read_only())?;
     step("/tmp", temporary())?;
-    step("this program", std::env::current_exe().and_then(|program| {
-        fs::create_dir(TOOLS)?;
-        tools::link(Path::new(TOOLS), &program)
-    }))?;
+    step(
+        "this program",
+        std::env::current_exe().and_then(|program| {
+            fs::create_dir(TOOLS)?;
+            tools::link(Path::new(TOOLS), &program)
+        }),
+    )?;
     step("/tmp", std::env::set_current_dir("/tmp"))
 }
 

@@ -55,8 +55,7 @@ impl Nodes {
         let mut namespaces =
             Namespace::create(&spaces, |space| set_all(space, families, topology))?.into_iter();
         let outside_namespace = namespaces.next().map(Arc::new);
-        let outside_namespace =
-            outside_namespace.ok_or(Error::NoSuchNode { node: 0, nodes: 0 })?;
+        let outside_namespace = outside_namespace.ok_or(Error::NoSuchNode { node: 0, nodes: 0 })?;
         let nodes = spaces.into_iter().skip(1).zip(namespaces);
         let nodes = nodes.map(|(space, namespace)| Node {
             pod_cidrs: families.iter().filter_map(|f| pod_range(f, space.number)).collect(),

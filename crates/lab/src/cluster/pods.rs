@@ -153,10 +153,9 @@ impl Pods {
         let Nodes { families, topology, .. } = self.nodes;
         let node = &self.nodes.nodes[node];
         require_files(1)?;
-        let namespace =
-            Namespace::create(std::slice::from_ref(space), |space| {
-                set_all(space, families, topology)
-            })?;
+        let namespace = Namespace::create(std::slice::from_ref(space), |space| {
+            set_all(space, families, topology)
+        })?;
         let namespace = namespace.into_iter().next().map(Arc::new);
         let namespace = namespace.ok_or_else(|| Error::NodeFull { node: space.owner.clone() })?;
         node.namespace.enter()?;
@@ -295,7 +294,10 @@ impl Runtime for Pods {
         let uid = text(pod, "/metadata/uid").to_owned();
         let name = text(pod, "/spec/nodeName");
         let node = self.nodes.find(name).ok_or_else(|| {
-            format!("there is no node {name:?} here: it has node-1 to node-{}", self.nodes.nodes.len())
+            format!(
+                "there is no node {name:?} here: it has node-1 to node-{}",
+                self.nodes.nodes.len()
+            )
         })?;
         let mut ports = ports::of(pod);
         if services::is_dns(pod) {

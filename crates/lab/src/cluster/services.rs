@@ -20,15 +20,9 @@ pub(crate) const DNS_ADDRESS: &str = "10.96.0.10";
 /// The objects that make the DNS of a cluster.
 pub(crate) fn dns() -> [Value; 2] {
     let labels = json!({DNS_LABEL.0: DNS_LABEL.1});
-    let port = |protocol: &str, name: &str| {
-        json!({"name": name, "protocol": protocol, "containerPort": 53})
-    };
-    let front = |protocol: &str, name: &str| {
-        json!({"name": name, "protocol": protocol, "port": 53, "targetPort": 53})
-    };
-    let metadata = |name: &str| {
-        json!({"name": name, "namespace": DNS_NAMESPACE, "labels": labels})
-    };
+    let port = |protocol: &str, name: &str| json!({"name": name, "protocol": protocol, "containerPort": 53});
+    let front = |protocol: &str, name: &str| json!({"name": name, "protocol": protocol, "port": 53, "targetPort": 53});
+    let metadata = |name: &str| json!({"name": name, "namespace": DNS_NAMESPACE, "labels": labels});
     [
         json!({
             "apiVersion": "apps/v1",
@@ -123,8 +117,7 @@ fn number(value: &Value) -> Option<u16> {
 fn service(object: &Value) -> Service {
     let spec = &object["spec"];
     let external = spec["type"] == "ExternalName";
-    let mut addresses: Vec<&str> =
-        list(&spec["clusterIPs"]).filter_map(Value::as_str).collect();
+    let mut addresses: Vec<&str> = list(&spec["clusterIPs"]).filter_map(Value::as_str).collect();
     if addresses.is_empty() {
         addresses.extend(spec["clusterIP"].as_str());
     }

@@ -121,7 +121,8 @@ fn serve(shared: &Arc<Shared>, udp: &UdpSocket, tcp: &TcpListener) {
         while let Ok((length, asker)) = udp.recv_from(&mut question) {
             if question[..length] == *QUESTION {
                 let _ = udp.send_to(shared.name.as_bytes(), asker);
-            } else if let Some(answer) = answer(&shared.zone(), &question[..length], Transport::Udp) {
+            } else if let Some(answer) = answer(&shared.zone(), &question[..length], Transport::Udp)
+            {
                 let _ = udp.send_to(&answer, asker);
             }
         }
