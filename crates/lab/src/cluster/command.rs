@@ -173,11 +173,12 @@ impl Commands {
 /// The environment of a command.
 fn variables(pod: &Pod, tty: bool) -> Vec<(String, String)> {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin:/usr/sbin:/sbin".to_owned());
+    let path = format!("{path}:{TOOLS}");
     let fixed = [
         // The host's own come first.
-        ("PATH", &format!("{path}:{TOOLS}")),
+        ("PATH", path.as_str()),
         ("HOME", "/tmp"),
-        ("HOSTNAME", &pod.hostname),
+        ("HOSTNAME", pod.hostname.as_str()),
         ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
         ("KUBERNETES_SERVICE_PORT", "443"),
     ];
