@@ -186,6 +186,12 @@ fn chain_name(backends: &Backends) -> String {
 /// A key, and in a map the chain that it leads to.
 type Element = (Vec<u8>, Option<String>);
 
+/// The type of a part of a key, as `nft` numbers them, and its length in whole registers.
+type Part = (u32, u32);
+
+/// A set or map: its name without the family, its key and its elements.
+type NewSet<'a> = (&'a str, &'a [Part], Vec<Element>);
+
 /// The sets and maps of a family, with their elements.
 fn sets(table: &Table, words: &Words, ids: std::ops::RangeFrom<u32>, out: &mut Vec<Request>) {
     let ours = |address: &IpAddr| (Family::of(*address) == Family::V4) == (words.number == 2);
@@ -197,16 +203,19 @@ fn sets(table: &Table, words: &Words, ids: std::ops::RangeFrom<u32>, out: &mut V
     let backends = table.backends.iter().flat_map(|backends| &backends.addresses);
     let backends: BTreeSet<IpAddr> = backends.map(SocketAddr::ip).filter(ours).collect();
 
-    const PROTOCOL: (u32, u32) = (12, 4);
-    const PORT: (u32, u32) = (13, 4);
+    const PROTOCOL: Part = (12, 4);
+    const PORT: Part = (13, 4);
     let address = (words.address_type, words.address_length);
     let front = [address, PROTOCOL, PORT];
     let plain = |key| (key, None);
-    let sets: [(&str, &[(u32, u32)], Vec<Element>); 4] = [
+    let rejected = rejected.map(|front| plain(front_key(*front)));
+    let node = node.map(|address| plain(octets(*address)));
+    let hairpin = backends.iter().map(|address| plain(octets(*address).repeat(2)));
+    let sets: [NewSet; 4] = [
         ("services", &front, services.collect()),
-        ("rejected", &front, rejected.map(|front| plain(front_key(*front))).collect()),
-        ("node", &[address], node.map(|address| plain(octets(*address))).collect()),
-        ("hairpin", &[address; 2], backends.iter().map(|a| plain(octets(*a).repeat(2))).collect()),
+        ("rejected", &front, rejected.collect()),
+        ("node", &[address], node.collect()),
+        ("hairpin", &[address; 2], hairpin.collect()),
     ];
     for ((name, key, elements), id) in sets.into_iter().zip(ids) {
         let name = format!("{name}{}", words.digit);
