@@ -13,6 +13,8 @@ use crate::{Metrics, Observed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often it is asked whether packets meet what is in the kernel at all.
+const ASK: Duration = Duration::from_secs(2);
 /// The first and the longest wait after the data plane refused, and between repairs that do not
 /// last.
 const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
@@ -34,6 +36,7 @@ pub struct Agent<D> {
     counted: Vec<u64>,
     next_attempt: Instant,
     next_look: Instant,
+    next_ask: Instant,
     /// Failures one after the other.
     failures: u32,
     /// Repairs one after the other: each was in vain.
@@ -54,6 +57,7 @@ impl<D: Dataplane> Agent<D> {
             counted: Vec::new(),
             next_attempt: now,
             next_look: now,
+            next_ask: now,
             failures: 0,
             repairs: 0,
             metrics,
@@ -89,6 +93,9 @@ impl<D: Dataplane> Agent<D> {
         let now = Instant::now();
         if now >= self.next_attempt && now >= self.next_look {
             self.look();
+        }
+        if now >= self.next_ask && self.in_force.is_some() {
+            self.ask();
         }
         self.metrics().alive = Some(Instant::now());
         self.next_attempt.max(self.next_look)
@@ -159,6 +166,7 @@ impl<D: Dataplane> Agent<D> {
                 self.counted = vec![0; desired.origins.len()];
                 self.failures = 0;
                 self.next_look = Instant::now() + LOOK;
+                self.next_ask = Instant::now();
                 self.metrics().applied(report.elapsed);
                 info!(
                     endpoints = desired.state.endpoints.len(),
@@ -178,6 +186,20 @@ impl<D: Dataplane> Agent<D> {
                 None
             }
         }
+    }
+
+    /// Asks whether packets between the pods of this node meet what is in force.
+    fn ask(&mut self) {
+        self.next_ask = Instant::now() + ASK;
+        let unseen = match self.dataplane.unseen() {
+            Ok(unseen) => unseen.first().map(ToString::to_string),
+            Err(error) => Some(format!("cannot tell whether packets meet the rules: {error}")),
+        };
+        let known = self.metrics().unseen.clone();
+        if let Some(unseen) = unseen.as_ref().filter(|unseen| known.as_ref() != Some(unseen)) {
+            error!("{unseen}");
+        }
+        self.metrics().unseen = unseen;
     }
 
     /// Looks whether what is in force is as it was put there, and puts it there again if not.

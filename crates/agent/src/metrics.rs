@@ -22,6 +22,8 @@ pub struct Metrics {
     /// When the agent last did anything.
     pub(crate) alive: Option<Instant>,
     pub(crate) node_is_known: bool,
+    /// Why packets between pods of the node do not meet the rules, if so.
+    pub(crate) unseen: Option<String>,
     pub(crate) policies: usize,
     pub(crate) pods: usize,
     pub(crate) unreadable_policies: usize,
@@ -50,10 +52,11 @@ impl Metrics {
     }
 
     /// Whether what the node must enforce is in force; otherwise why not.
-    pub fn readiness(&self) -> Result<(), &'static str> {
-        match (self.apply.count, self.node_is_known) {
-            (0, _) => Err("nothing has been enforced yet"),
-            (_, false) => Err("the cluster has no node of this name"),
+    pub fn readiness(&self) -> Result<(), &str> {
+        match (self.apply.count, self.node_is_known, &self.unseen) {
+            (0, ..) => Err("nothing has been enforced yet"),
+            (_, false, _) => Err("the cluster has no node of this name"),
+            (_, _, Some(unseen)) => Err(unseen),
             _ => Ok(()),
         }
     }

@@ -31,4 +31,22 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// An object of a kind that is not served.
+    #[error("no {kind} of {version} is served here")]
+    NotServed {
+        /// Its kind.
+        kind: String,
+        /// Its `apiVersion`.
+        version: String,
+    },
+    /// An object that the API refuses.
+    #[error("{kind} {name}: {why}")]
+    Refused {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What the API says.
+        why: String,
+    },
 }

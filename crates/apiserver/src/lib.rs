@@ -18,6 +18,7 @@ mod error;
 mod fake;
 mod forward;
 mod log;
+mod manifest;
 mod meta;
 mod node;
 mod objects;

@@ -5,6 +5,7 @@
 //! sends it to the kernel, renders it as text or interprets it has nothing left to decide.
 
 mod attributes;
+mod bridge;
 mod compare;
 mod encode;
 mod error;
@@ -24,6 +25,7 @@ pub mod nf_tables {
     pub use crate::encode::{Request, compare, expression, load_meta, load_payload, transaction};
 }
 
+pub use bridge::Unseen;
 pub use compare::Difference;
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};

@@ -1,6 +1,7 @@
 //! Enforcement by nf_tables, over netlink.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,13 @@ use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::thread::{MembarrierCommand, membarrier};
 
+use crate::bridge;
 use crate::compare::{self, Listing};
 use crate::encode::{self, Counted, Encoder, Request};
-use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
+use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::plan::{BASE_CHAIN, Expression, OriginsId, Plan, plan};
 use crate::state::NodeState;
-use crate::{Dataplane, Difference, Error, Hits, Report};
+use crate::{Dataplane, Difference, Error, Hits, Report, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
 /// `inet portcullis` and touches nothing else.
@@ -27,13 +29,18 @@ pub struct Nftables {
     /// The kernel's number for the state in which all was last seen to be as applied.
     seen: Option<u32>,
     final_hits: Vec<Hits>,
+    /// Asked for routes; `None` where it is not known in which namespace that would be.
+    routes: Option<NetlinkSocket>,
+    /// The addresses of the endpoints of what was applied last.
+    endpoints: Vec<IpAddr>,
 }
 
 impl Nftables {
     /// Works in the network namespace of the calling thread. What is in the kernel stays until the
     /// first [`apply`](Dataplane::apply).
     pub fn open() -> Result<Nftables, Error> {
-        Ok(Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?))
+        let routes = Some(NetlinkSocket::open(NETLINK_ROUTE)?);
+        Ok(Nftables { routes, ..Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?) })
     }
 
     /// Works over a socket of [`NETLINK_NETFILTER`], in its namespace.
@@ -44,6 +51,8 @@ impl Nftables {
             generation: 0,
             seen: None,
             final_hits: Vec::new(),
+            routes: None,
+            endpoints: Vec::new(),
         }
     }
 
@@ -179,6 +188,7 @@ impl Dataplane for Nftables {
         done?;
         self.generation = generation;
         self.plan = plan;
+        self.endpoints = state.endpoints.keys().copied().collect();
         Ok(self.plan.report(bytes, elapsed))
     }
 
@@ -251,6 +261,11 @@ impl Dataplane for Nftables {
         // What changed since is of another number, and will be seen the next time.
         self.seen = now.filter(|_| differences.is_empty());
         Ok(differences)
+    }
+
+    fn unseen(&mut self) -> Result<Vec<Unseen>, Error> {
+        let endpoints = self.endpoints.iter().copied();
+        self.routes.as_mut().map_or(Ok(Vec::new()), |routes| bridge::unseen(routes, endpoints))
     }
 
     fn remove(&mut self) -> Result<(), Error> {

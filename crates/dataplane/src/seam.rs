@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::state::NodeState;
-use crate::{Difference, Error};
+use crate::{Difference, Error, Unseen};
 
 /// One node's enforcement. The desired state goes in whole; how it is reached is not the caller's
 /// business.
@@ -30,6 +30,12 @@ pub trait Dataplane {
     /// Nothing before the first [`apply`](Dataplane::apply). To be asked often: it costs next to
     /// nothing as long as nobody changes anything.
     fn differences(&mut self) -> Result<Vec<Difference>, Error>;
+
+    /// Where packets of the node's endpoints pass without meeting the rules. To be asked on a thread
+    /// that is in the node's network namespace.
+    fn unseen(&mut self) -> Result<Vec<Unseen>, Error> {
+        Ok(Vec::new())
+    }
 
     /// Ends all enforcement. Nothing to remove is fine.
     fn remove(&mut self) -> Result<(), Error>;

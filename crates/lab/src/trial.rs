@@ -186,7 +186,7 @@ impl Lab {
         let before = self.try_all(&connections, Step::Before, progress)?;
         let mut enforcement = self.enforce(program, progress)?;
         let trial = Trial {
-            observations: self.under(&enforcement, connections, before, progress)?,
+            observations: self.under(&enforcement.program, connections, before, progress)?,
             hits: enforcement.hits()?,
             packets: self.packets_received()? - packets_before,
             elapsed: started.elapsed(),
@@ -194,11 +194,11 @@ impl Lab {
         Ok((trial, enforcement))
     }
 
-    /// Tries connections under the policies in force. Whether a destination answers at all is asked
+    /// Tries connections under the policies in force, of which this is the program. Whether a destination answers at all is asked
     /// from its own node, which it may always talk to (SEMANTICS 7).
     pub fn observe(
         &mut self,
-        enforcement: &Enforcement,
+        program: &Program,
         connections: Vec<(Probe, usize)>,
         progress: Progress<'_>,
     ) -> Result<Vec<Observation>, Error> {
@@ -214,7 +214,7 @@ impl Lab {
         let before =
             |(probe, _): &(Probe, usize)| answers[asked[&(probe.traffic, probe.to)]].clone();
         let before = connections.iter().map(before).collect();
-        self.under(enforcement, connections, before, progress)
+        self.under(program, connections, before, progress)
     }
 
     /// The same question, asked by the destination's node, or by any node of a host outside.
@@ -230,13 +230,13 @@ impl Lab {
 
     fn under(
         &mut self,
-        enforcement: &Enforcement,
+        program: &Program,
         mut connections: Vec<(Probe, usize)>,
         before: Vec<Outcome>,
         progress: Progress<'_>,
     ) -> Result<Vec<Observation>, Error> {
         for (probe, _) in &mut connections {
-            let passes = enforcement.program.passes(probe.from, probe.to, probe.traffic);
+            let passes = program.passes(probe.from, probe.to, probe.traffic);
             probe.expect = Some(passes);
         }
         let outcomes = self.try_all(&connections, Step::Under, progress)?;

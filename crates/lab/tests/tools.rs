@@ -130,8 +130,9 @@ fn world() -> Result<World> {
     ];
     let table = table(&services, &slices, &lab.plan().cluster.nodes[0].addresses);
     lab.in_node(0, || ServiceTable::open()?.apply(&table))??;
-    let dns =
-        lab.in_endpoint(index(&lab, "dns"), || DnsServer::start(Zone::new(&services, &slices)))??;
+    let dns = lab.in_endpoint(index(&lab, "dns"), || {
+        DnsServer::start(Zone::new(&services, &slices), "shop/dns")
+    })??;
     // Nobody gets in.
     let closed = NodeState {
         endpoints: [(address(&lab, "dark"), 0)].into(),

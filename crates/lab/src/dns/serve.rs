@@ -16,6 +16,7 @@ use socket2::{Domain, Socket, Type};
 use super::answer::{Transport, answer};
 use super::zone::Zone;
 use crate::Error;
+use crate::probe::QUESTION;
 
 /// A DNS server. It falls silent when it is dropped.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct DnsServer {
 #[derive(Debug)]
 struct Shared {
     zone: Mutex<Arc<Zone>>,
+    /// Who it says it is to the probes of the lab.
+    name: String,
     stop: EventFd,
     /// Connections that are open, each with a thread.
     connections: AtomicUsize,
@@ -40,12 +43,13 @@ const BACKLOG: i32 = 128;
 
 impl DnsServer {
     /// Answers on port 53, UDP and TCP, of every address in the network namespace of the calling
-    /// thread.
-    pub fn start(zone: Zone) -> Result<DnsServer, Error> {
+    /// thread. The probes of the lab hear the name, as from any responder.
+    pub fn start(zone: Zone, name: &str) -> Result<DnsServer, Error> {
         let failed = |source| Error::socket("answer DNS questions on port 53", source);
         let (udp, tcp) = bind().map_err(failed)?;
         let shared = Arc::new(Shared {
             zone: Mutex::new(Arc::new(zone)),
+            name: format!("{name}\n"),
             stop: EventFd::new().map_err(|e| failed(e.into()))?,
             connections: AtomicUsize::new(0),
         });
@@ -115,7 +119,10 @@ fn serve(shared: &Arc<Shared>, udp: &UdpSocket, tcp: &TcpListener) {
             return;
         }
         while let Ok((length, asker)) = udp.recv_from(&mut question) {
-            if let Some(answer) = answer(&shared.zone(), &question[..length], Transport::Udp) {
+            if question[..length] == *QUESTION {
+                let _ = udp.send_to(shared.name.as_bytes(), asker);
+            } else if let Some(answer) = answer(&shared.zone(), &question[..length], Transport::Udp)
+            {
                 let _ = udp.send_to(&answer, asker);
             }
         }
@@ -141,6 +148,10 @@ fn converse(shared: &Shared, mut connection: TcpStream) -> io::Result<()> {
     loop {
         let mut length = [0; 2];
         connection.read_exact(&mut length)?;
+        // No question for names is so long.
+        if QUESTION.starts_with(&length) {
+            return connection.write_all(shared.name.as_bytes());
+        }
         let mut question = vec![0; u16::from_be_bytes(length).into()];
         connection.read_exact(&mut question)?;
         let Some(answer) = answer(&shared.zone(), &question, Transport::Tcp) else { return Ok(()) };
