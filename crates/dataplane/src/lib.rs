@@ -6,6 +6,7 @@
 
 mod attributes;
 mod compare;
+mod counts;
 mod encode;
 mod error;
 mod fake;
@@ -17,6 +18,7 @@ mod render;
 mod seam;
 mod share;
 pub mod state;
+mod update;
 
 pub use compare::Difference;
 pub use error::Error;
@@ -24,3 +26,7 @@ pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;
+
+// The random states of the tests are written for both sides of the crate's border.
+#[cfg(test)]
+extern crate self as portcullis_dataplane;
