@@ -57,6 +57,7 @@ fn one_profile(ingress: Vec<Entry>, peers: Vec<PeerSet>) -> NodeState {
         profiles: vec![Profile { ingress: Some(ingress), egress: None }],
         peers,
         origins,
+        ..NodeState::default()
     }
 }
 
@@ -109,5 +110,6 @@ fn profiles(count: u32) -> NodeState {
         profiles: (0..count).map(profile).collect(),
         peers: (0..count + 4).map(ten).chain([outside]).collect(),
         origins: count,
+        ..NodeState::default()
     }
 }

@@ -78,6 +78,11 @@ impl Attributes {
         })
     }
 
+    /// An attribute that was found elsewhere: its value, and whether it has attributes within.
+    pub(crate) fn copy(&mut self, kind: u16, value: &[u8], nested: bool) -> &mut Attributes {
+        self.bytes(if nested { kind | NLA_F_NESTED } else { kind }, value)
+    }
+
     /// Attributes within an attribute.
     pub(crate) fn nest(
         &mut self,

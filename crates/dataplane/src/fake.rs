@@ -169,6 +169,10 @@ impl Fake {
             // A Packet opens a connection.
             Expression::KnownConnection | Expression::NeighborDiscovery => None,
             Expression::Lookup(fields, set) => self.lookup(fields, *set, packet).map(|_| None),
+            Expression::Absent(fields, set) => {
+                packet.key(fields)?;
+                self.lookup(fields, *set, packet).is_none().then_some(None)
+            }
             Expression::Map(fields, set) => {
                 self.lookup(fields, *set, packet).map(|element| element.verdict)
             }
@@ -364,7 +368,9 @@ fn chain_contract(plan: &Plan, chain: &Chain) -> Result<(), Violation> {
     for rule in &chain.rules {
         for part in &rule.0 {
             match part {
-                Expression::Lookup(fields, id) | Expression::Map(fields, id) => {
+                Expression::Lookup(fields, id)
+                | Expression::Absent(fields, id)
+                | Expression::Map(fields, id) => {
                     let dangling =
                         || Violation::DanglingSet { chain: chain.name.clone(), set: *id };
                     let set = plan.set(*id).ok_or_else(dangling)?;

@@ -127,6 +127,9 @@ impl<'a> Layout<'a> {
             let fields = vec![Field::Source(family), Field::Destination(family)];
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Accept)));
         }
+        for direction in Direction::BOTH {
+            rules.extend(Family::ALL.iter().filter_map(|f| self.unprogrammed(direction, *f)));
+        }
         for (index, direction) in Direction::BOTH.into_iter().enumerate() {
             for family in Family::ALL {
                 let isolated = self.endpoints(family).filter_map(|(address, profile)| {
@@ -140,6 +143,25 @@ impl<'a> Layout<'a> {
             }
         }
         self.plan.chains[0].rules = rules;
+    }
+
+    /// Drops what is from or to an address of the node's ranges that no endpoint has.
+    fn unprogrammed(&mut self, direction: Direction, family: Family) -> Option<Rule> {
+        let of_family = |range: &&IpRange| Family::of(range.first) == family;
+        let ranges = self.state.ranges.iter().filter(of_family);
+        let pieces = cut(ranges.map(|range| (number(range.first), number(range.last), 0)));
+        let ranges = pieces.iter().map(|piece| (Key::Addresses(piece.range(family)), None));
+        let ranges = self.set(format!("ranges{}", digit(family)), plain(ranges))?;
+        let pods = self.endpoints(family).map(|(address, _)| (Key::Address(address), None));
+        let pods = self.set(format!("pods{}", digit(family)), plain(pods));
+        let field = || vec![direction.local(family)];
+        // Most packets are of pods that are known, and looking for those is the cheaper part.
+        let mut rule: Vec<_> =
+            pods.map(|pods| Expression::Absent(field(), pods)).into_iter().collect();
+        rule.push(Expression::Lookup(field(), ranges));
+        rule.push(Expression::Count(OriginsId::default()));
+        rule.push(Expression::Verdict(Verdict::Drop));
+        Some(Rule(rule))
     }
 
     fn endpoints(&self, family: Family) -> impl Iterator<Item = (IpAddr, u32)> + use<'a> {
@@ -279,10 +301,7 @@ impl<'a> Layout<'a> {
             let pieces =
                 cut(ranges.map(|(range, o)| (number(range.first), number(range.last), *o)));
             let elements = pieces.into_iter().map(|piece| Element {
-                key: Key::Addresses(IpRange {
-                    first: address(family, piece.first),
-                    last: address(family, piece.last),
-                }),
+                key: Key::Addresses(piece.range(family)),
                 origins: self.origins(&piece.labels),
                 verdict: None,
             });
@@ -420,6 +439,13 @@ struct Piece {
     labels: Vec<u32>,
 }
 
+impl Piece {
+    /// The addresses that the numbers are.
+    fn range(&self, family: Family) -> IpRange {
+        IpRange { first: address(family, self.first), last: address(family, self.last) }
+    }
+}
+
 /// Cuts ranges (first, last, label) so that none overlap, in order. Neighbours with equal labels
 /// become one.
 fn cut(ranges: impl Iterator<Item = (u128, u128, u32)>) -> Vec<Piece> {
@@ -531,13 +557,19 @@ fn check(state: &NodeState) -> Result<(), Error> {
         }
     }
     for (number, peers) in state.peers.iter().enumerate() {
-        let PeerSet::Ranges(ranges) = peers else { continue };
-        for range in ranges {
-            if !range.contains(range.first) || !range.contains(range.last) {
-                let range = format!("{}-{}", range.first, range.last);
-                return Err(Error::UpsideDown { range, place: format!("peer set {number}") });
-            }
+        if let PeerSet::Ranges(ranges) = peers {
+            check_ranges(ranges, &|| format!("peer set {number}"))?;
         }
     }
-    Ok(())
+    check_ranges(&state.ranges, &|| "the ranges of the node".to_owned())
+}
+
+fn check_ranges(ranges: &[IpRange], place: &dyn Fn() -> String) -> Result<(), Error> {
+    let upright = |range: &IpRange| range.contains(range.first) && range.contains(range.last);
+    match ranges.iter().find(|range| !upright(range)) {
+        Some(IpRange { first, last }) => {
+            Err(Error::UpsideDown { range: format!("{first}-{last}"), place: place() })
+        }
+        None => Ok(()),
+    }
 }

@@ -6,21 +6,33 @@
 
 mod attributes;
 mod compare;
+mod connections;
+mod conntrack;
+mod cut;
 mod encode;
 mod error;
 mod fake;
+mod judge;
 mod layout;
 pub mod netlink;
 mod nftables;
+mod nudge;
 pub mod plan;
 mod render;
 mod seam;
 mod share;
+mod sources;
 pub mod state;
+mod table;
+
+#[cfg(test)]
+extern crate self as portcullis_dataplane;
 
 pub use compare::Difference;
+pub use connections::{Connections, Judged};
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;
+pub use sources::Sources;

@@ -121,6 +121,9 @@ pub enum Expression {
     NeighborDiscovery,
     /// Matches if the set holds what the packet has in these fields.
     Lookup(Vec<Field>, SetId),
+    /// Matches if the set does not hold what the packet has in these fields. A packet that lacks
+    /// one does not match.
+    Absent(Vec<Field>, SetId),
     /// Takes the verdict that the map has for these fields; matches nothing if it has none.
     Map(Vec<Field>, SetId),
     /// Counts the packet.

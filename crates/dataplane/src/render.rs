@@ -105,6 +105,7 @@ fn expression(plan: &Plan, part: &Expression) -> String {
         Expression::KnownConnection => "ct state established,related".to_owned(),
         Expression::NeighborDiscovery => "ip6 hoplimit 255 icmpv6 type 133-137".to_owned(),
         Expression::Lookup(fields, set) => format!("{} @{}", self::fields(fields), named(set)),
+        Expression::Absent(fields, set) => format!("{} != @{}", self::fields(fields), named(set)),
         Expression::Map(fields, map) => format!("{} vmap @{}", self::fields(fields), named(map)),
         Expression::Count(_) => "counter".to_owned(),
         Expression::Verdict(verdict) => self::verdict(plan, *verdict),

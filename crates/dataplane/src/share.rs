@@ -1,11 +1,13 @@
 //! One node's share of a [`Program`]: the only place where the engine's words become the seam's.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 
 use indexmap::IndexSet;
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::program::{self, Origin, PeerId};
+use rustc_hash::FxBuildHasher;
 
 use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
 
@@ -17,6 +19,7 @@ pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Ve
     let addresses = program.peer_addresses();
     let mut profiles: IndexSet<usize> = IndexSet::new();
     let mut endpoints = BTreeMap::new();
+    let mut owners = BTreeMap::new();
     for (i, pod) in cluster.pods.iter().enumerate() {
         let Some(profile) = program.profile(i).filter(|_| pod.node.as_deref() == Some(node)) else {
             continue;
@@ -25,7 +28,11 @@ pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Ve
         // An address that several pods claim is the one's that the engine takes for its owner.
         let owned =
             program.pod_addresses(i).filter(|address| program.endpoint(*address).pod == Some(i));
-        endpoints.extend(owned.map(|address| (address, profile)));
+        let owner = FxBuildHasher.hash_one((&pod.namespace, &pod.name));
+        for address in owned {
+            endpoints.insert(address, profile);
+            owners.insert(address, owner);
+        }
     }
 
     let mut origins: IndexSet<Origin> = IndexSet::new();
@@ -57,6 +64,8 @@ pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Ve
         .collect();
     let state = NodeState {
         endpoints,
+        ranges: Vec::new(),
+        owners,
         profiles,
         peers: peers.into_iter().collect(),
         origins: origins.len() as u32,

@@ -11,6 +11,13 @@ use portcullis_core::net::{IpRange, Protocol};
 pub struct NodeState {
     /// The addresses of the local pods, each with the index of its profile.
     pub endpoints: BTreeMap<IpAddr, u32>,
+    /// Where the addresses of local pods come from. One of these that no endpoint has is closed,
+    /// both ways: it is of a pod that nobody has spoken of yet (SEMANTICS 26). Without ranges
+    /// such an address is like any other.
+    pub ranges: Vec<IpRange>,
+    /// Who has them, as numbers that say nothing but who is another: an address that passes to
+    /// another owner carries no flows over (SEMANTICS 25). An endpoint need not have one.
+    pub owners: BTreeMap<IpAddr, u64>,
     /// The profiles in use.
     pub profiles: Vec<Profile>,
     /// Sets of remote addresses that entries name; equal ones are one.
@@ -58,4 +65,17 @@ pub enum PeerSet {
     Addresses(Vec<IpAddr>),
     /// An `ipBlock` less its exceptions: sorted and disjoint.
     Ranges(Vec<IpRange>),
+}
+
+impl PeerSet {
+    /// Whether the address is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            PeerSet::Addresses(addresses) => addresses.binary_search(&address).is_ok(),
+            PeerSet::Ranges(ranges) => {
+                let after = ranges.partition_point(|range| range.first <= address);
+                after > 0 && ranges[after - 1].contains(address)
+            }
+        }
+    }
 }

@@ -95,6 +95,7 @@ fn rules_silence_what_they_drop() -> Result {
         }],
         peers: vec![PeerSet::Addresses(peers)],
         origins: 1,
+        ..NodeState::default()
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
     rules.apply(&state)?;

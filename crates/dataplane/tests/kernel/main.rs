@@ -8,9 +8,13 @@
     reason = "a test that clippy does not take for one, as it has no harness"
 )]
 
+mod connections;
 mod network;
+mod packets;
 #[path = "../random/mod.rs"]
 mod random;
+mod raw;
+mod sources;
 
 use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
@@ -60,9 +64,13 @@ fn main() -> ExitCode {
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
         in_namespace("a_known_connection_survives_a_new_state", known_connection),
         in_namespace("isolated_pods_on_one_bridge_find_each_other_over_ipv6", neighbours),
+        in_namespace("an_address_that_is_not_programmed_yet_is_closed_both_ways", unprogrammed),
         in_namespace("no_refused_packet_passes_while_states_follow_each_other", flood),
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
+    let tests = tests.into_iter();
+    let tests = tests.chain(connections::tests()).chain(sources::tests()).chain(packets::tests());
+    let tests = tests.collect();
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
@@ -233,6 +241,7 @@ fn many_elements() {
         profiles: vec![Profile { ingress: Some((0..5000).map(entry).collect()), egress: None }],
         peers: vec![PeerSet::Addresses(vec![address("10.0.0.2"), address("fd00::2")])],
         origins: 1,
+        ..NodeState::default()
     };
     let mut nftables = Nftables::open().unwrap();
     let report = nftables.apply(&state).unwrap();
@@ -415,6 +424,7 @@ fn two_pods() -> NodeState {
             PeerSet::Ranges(vec![block("fd00:1::/64")]),
         ],
         origins: 4,
+        ..NodeState::default()
     }
 }
 
@@ -512,12 +522,70 @@ fn neighbours() {
         profiles: vec![profile(1), profile(0)],
         peers: vec![PeerSet::Addresses(vec![one]), PeerSet::Addresses(vec![two])],
         origins: 1,
+        ..NodeState::default()
     };
     Nftables::open().unwrap().apply(&state).unwrap();
     let _listeners = [80, 81].map(|port| server.listen(two, port));
     // New links take up to a second to come up.
     assert!((0..20).any(|_| client.connects(two, 80)), "the neighbour is not found");
     assert!(!client.connects(two, 81), "bridged packets do not come to the hook");
+}
+
+/// Pod 1 is programmed, pod 2 is not, and pod 3 is not of this node's ranges.
+fn unprogrammed() {
+    let network = Network::with_pods(3);
+    let addresses = |n: u8| [format!("10.0.{n}.2"), format!("fd00:{n}::2")].map(|a| address(&a));
+    let ranges = ["10.0.1.0/24", "10.0.2.0/24", "fd00:1::/64", "fd00:2::/64"];
+    let closed = NodeState {
+        endpoints: addresses(1).into_iter().map(|address| (address, 0)).collect(),
+        ranges: ranges.iter().map(|range| range.parse::<IpNet>().unwrap().into()).collect(),
+        profiles: vec![Profile::default()],
+        ..NodeState::default()
+    };
+    let open = NodeState { ranges: Vec::new(), ..closed.clone() };
+    let mut programmed = closed.clone();
+    programmed.endpoints.extend(addresses(2).into_iter().map(|address| (address, 0)));
+
+    let listeners: Vec<_> = (1..=3)
+        .zip(&network.pods)
+        .flat_map(|(n, pod)| addresses(n).map(|address| pod.listen(address, 80)))
+        .collect();
+    let pairs = || (1..=3).flat_map(|from| (1..=3).map(move |to| (from, to)));
+    let pairs = || pairs().filter(|(from, to)| from != to);
+    for (from, to) in pairs() {
+        for to in addresses(to) {
+            // New links take up to a second to come up.
+            let pod = &network.pods[usize::from(from) - 1];
+            assert!((0..20).any(|_| pod.connects(to, 80)), "{from} -> {to} without rules");
+        }
+    }
+    let mut nftables = Nftables::open().unwrap();
+    let mut fake = Fake::new();
+    for (state, known) in [(open, true), (closed, false), (programmed, true)] {
+        nftables.apply(&state).unwrap();
+        fake.apply(&state).unwrap();
+        for (from, to) in pairs() {
+            for (source, destination) in addresses(from).into_iter().zip(addresses(to)) {
+                let wanted = known || from != 2 && to != 2;
+                let place = format!("{source} -> {destination}, {state:?}");
+                let pod = &network.pods[usize::from(from) - 1];
+                assert_eq!(pod.connects(destination, 80), wanted, "{place}");
+                let packet = portcullis_dataplane::Packet {
+                    source,
+                    destination,
+                    protocol: Protocol::Tcp.number(),
+                    port: Some(80),
+                    bytes: 60,
+                };
+                assert_eq!(fake.passes(&packet), wanted, "the fake: {place}");
+            }
+        }
+        for to in (1..=3).flat_map(addresses) {
+            let connected = std::net::TcpStream::connect((to, 80));
+            assert!(connected.is_ok(), "{to} from its own node");
+        }
+    }
+    drop(listeners);
 }
 
 /// Both states refuse port 53 of pod 2 and allow port 54.
@@ -535,6 +603,7 @@ fn flood() {
             ],
             peers: vec![PeerSet::Addresses(vec![address("10.0.1.2")])],
             origins: 1,
+            ..NodeState::default()
         }
     };
     let states = [state(0), state(200)];
