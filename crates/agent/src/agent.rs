@@ -1,15 +1,17 @@
 //! What the agent does, step by step. It runs on whatever thread calls it.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Hits};
 use portcullis_kube::live::Event;
 use tracing::{error, info, warn};
 
 use crate::desired::Desired;
-use crate::{Metrics, Observed};
+use crate::{Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -24,6 +26,9 @@ const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10
 #[derive(Debug)]
 pub struct Agent<D> {
     node: String,
+    unprogrammed: Unprogrammed,
+    /// Where each state is told that is in force.
+    tell: Option<Sender<NodeState>>,
     dataplane: D,
     observed: Observed,
     /// When the first event came that may not be enforced yet.
@@ -47,6 +52,8 @@ impl<D: Dataplane> Agent<D> {
         let now = Instant::now();
         Agent {
             node: node.to_owned(),
+            unprogrammed: Unprogrammed::default(),
+            tell: None,
             dataplane,
             observed: Observed::default(),
             waiting_since: None,
@@ -58,6 +65,16 @@ impl<D: Dataplane> Agent<D> {
             repairs: 0,
             metrics,
         }
+    }
+
+    /// Says what becomes of addresses that nothing has been heard of; without it they are open.
+    pub fn with_unprogrammed(self, unprogrammed: Unprogrammed) -> Agent<D> {
+        Agent { unprogrammed, ..self }
+    }
+
+    /// Tells each state as soon as it is in force.
+    pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
+        Agent { tell: Some(tell), ..self }
     }
 
     /// Takes in an event that came at this time. Nothing is enforced by that alone: events that
@@ -123,7 +140,19 @@ impl<D: Dataplane> Agent<D> {
         let is_known = cluster.nodes.iter().any(|node| node.name == self.node);
         let known = [cluster.policies.len(), cluster.pods.len()];
         let unreadable = self.observed.unreadable().count();
-        let desired = Desired::of(cluster, &self.node);
+        let mut desired = Desired::of(cluster, &self.node);
+        desired.state.ranges = self.unprogrammed.ranges(&cluster.nodes, &self.node);
+        let is_open = is_known && desired.state.ranges.is_empty();
+        if is_open
+            && matches!(self.unprogrammed, Unprogrammed::Closed(_))
+            && self.in_force.is_none()
+        {
+            warn!(
+                node = self.node,
+                "the node has no podCIDR: an address is open until its pod is known; name its \
+                 ranges with --pod-cidr"
+            );
+        }
         if let Some(in_force) = self.in_force.as_ref().filter(|f| f.state == desired.state) {
             if in_force.origins != desired.origins {
                 // The same state, of policies of other names: what was counted is the old ones'.
@@ -159,6 +188,10 @@ impl<D: Dataplane> Agent<D> {
                 self.counted = vec![0; desired.origins.len()];
                 self.failures = 0;
                 self.next_look = Instant::now() + LOOK;
+                if let Some(tell) = &self.tell {
+                    // Nobody listens any more when the agent stops.
+                    let _ = tell.send(desired.state.clone());
+                }
                 self.metrics().applied(report.elapsed);
                 info!(
                     endpoints = desired.state.endpoints.len(),

@@ -10,8 +10,8 @@ use portcullis_dataplane::share;
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
-use crate::Observed;
 use crate::run::Error;
+use crate::{Observed, Unprogrammed};
 
 /// A policy in one direction: what hits are told by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,7 +65,12 @@ impl Desired {
 }
 
 /// Asks the API server once, and says what the node must enforce now. Waits so long for an answer.
-pub fn desired_once(access: &Access, node: &str, patience: Duration) -> Result<Desired, Error> {
+pub fn desired_once(
+    access: &Access,
+    node: &str,
+    unprogrammed: &Unprogrammed,
+    patience: Duration,
+) -> Result<Desired, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(Error::Runtime)?;
     let (tell, heard) = mpsc::channel();
@@ -92,7 +97,11 @@ pub fn desired_once(access: &Access, node: &str, patience: Duration) -> Result<D
             }
             if let Some(cluster) = observed.cluster() {
                 return match cluster.nodes.iter().any(|known| known.name == node) {
-                    true => Ok(Desired::of(cluster, node)),
+                    true => {
+                        let mut desired = Desired::of(cluster, node);
+                        desired.state.ranges = unprogrammed.ranges(&cluster.nodes, node);
+                        Ok(desired)
+                    }
                     false => Err(Error::UnknownNode {
                         node: node.to_owned(),
                         known: cluster.nodes.iter().map(|known| known.name.clone()).collect(),

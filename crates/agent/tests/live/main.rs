@@ -28,7 +28,7 @@ use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
-use portcullis_agent::{Desired, Options, desired_once, run, run_until};
+use portcullis_agent::{Desired, Options, Unprogrammed, desired_once, run, run_until};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Difference, Error, Fake, Hits, Nftables, Report};
@@ -102,7 +102,15 @@ fn with_nft(name: &str, test: fn()) -> Trial {
 
 fn options(kubeconfig: PathBuf, metrics_address: Option<SocketAddr>) -> Options {
     let access = Access { kubeconfig: Some(kubeconfig), ..Access::default() };
-    Options { node: NODE.to_owned(), access, metrics_address }
+    let unprogrammed = Unprogrammed::default();
+    Options {
+        node: NODE.to_owned(),
+        access,
+        metrics_address,
+        unprogrammed,
+        keep_established: false,
+        allow_spoofing: false,
+    }
 }
 
 /// An agent on threads of its own.
@@ -359,7 +367,7 @@ fn follows_in_the_kernel() {
     // What was left is taken over, and what has changed meanwhile is caught up with.
     server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
     let asked = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let desired = desired_once(&asked, NODE, PATIENCE).unwrap();
+    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, PATIENCE).unwrap();
     assert_eq!(desired.state, wanted(server));
     assert_ne!(kernel.compare(&desired.state).unwrap(), []);
     let agent = Running::start(server, Nftables::open().unwrap());
