@@ -181,7 +181,8 @@ fn cut(server: &str, egress: bool) -> Result<(), Failed> {
         }
         cluster.policies = vec![policy(server, egress, &[OTHER])];
         let cut = enforce(&mut nodes, &cluster)?;
-        if cut != 2 {
+        // Those of the other family are cut again.
+        if cut != 2 * (1 + family) {
             return Err(format!("{cut} flows are cut, not one of TCP and one of UDP").into());
         }
         for end in &mut idle.tcp {

@@ -26,25 +26,15 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Works in the network namespace of the calling thread. What an earlier agent guarded and
-    /// this one is not to guard is let go.
+    /// Works in the network namespace of the calling thread.
     pub(crate) fn open(keep_established: bool, allow_spoofing: bool) -> Result<Guard, Error> {
-        let (mut connections, mut sources) = (Connections::open()?, Sources::open()?);
-        if keep_established {
-            connections.remove()?;
-        }
-        if allow_spoofing {
-            sources.remove()?;
-        }
-        if !keep_established && !connections.resets_idle_ends() {
+        let connections = (!keep_established).then(Connections::open).transpose()?;
+        if connections.as_ref().is_some_and(|connections| !connections.resets_idle_ends()) {
             warn!(
                 "without the capability NET_RAW, ends of cut connections are reset when they speak"
             );
         }
-        Ok(Guard {
-            connections: (!keep_established).then_some(connections),
-            sources: (!allow_spoofing).then_some(sources),
-        })
+        Ok(Guard { connections, sources: (!allow_spoofing).then(Sources::open).transpose()? })
     }
 
     /// Follows each state that it is told, until nobody can tell it any more. Of states that come

@@ -134,6 +134,13 @@ impl Agent {
             }
             (None, Some(cluster)) => {
                 portcullis_agent::log(self.log_format == LogFormat::Json);
+                // What an earlier agent guarded and this one is not to guard.
+                if self.established == Established::Keep {
+                    Connections::open()?.remove()?;
+                }
+                if self.spoofing == Spoofing::Allow {
+                    Sources::open()?.remove()?;
+                }
                 let options = Options {
                     access: cluster.access(),
                     unprogrammed: cluster.unprogrammed(),
