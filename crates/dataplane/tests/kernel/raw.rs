@@ -103,7 +103,7 @@ impl Ends {
         bytes.extend(((header + payload.len()) as u16).to_be_bytes());
         bytes.extend(fragment.id.to_be_bytes());
         let more = if fragment.more { 0x2000 } else { 0 };
-        bytes.extend((more | fragment.offset / 8).to_be_bytes());
+        bytes.extend((more | (fragment.offset / 8)).to_be_bytes());
         bytes.extend([64, protocol, 0, 0]);
         octets(self.source, &mut bytes);
         octets(self.destination, &mut bytes);
