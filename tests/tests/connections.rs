@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use portcullis_core::Program;
 use portcullis_core::labels::{Labels, Selector};
 use portcullis_core::model::{Cluster, Node, Peer, Pod, Policy, PortMatch, PortRule, Rule};
 use portcullis_core::net::Protocol;
@@ -96,10 +95,9 @@ struct Enforced {
 
 /// Enforces on every node, and returns how many flows are newly cut.
 fn enforce(nodes: &mut [Enforced], cluster: &Cluster) -> Result<usize, Failed> {
-    let program = Program::compile(cluster);
     let mut cut = 0;
     for (enforced, node) in nodes.iter_mut().zip(&cluster.nodes) {
-        let (state, _) = share(cluster, &program, &node.name);
+        let (state, _) = share(cluster, &node.name);
         enforced.nftables.apply(&state)?;
         enforced.sources.follow(&state)?;
         cut += enforced.connections.judge(&state)?.newly_cut;

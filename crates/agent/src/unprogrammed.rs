@@ -1,6 +1,5 @@
 //! What becomes of addresses of the node's pods that nothing has been heard of yet.
 
-use portcullis_core::model::Node;
 use portcullis_core::net::{IpNet, IpRange};
 
 /// What happens to an address of the node's pod ranges that no known pod has (SEMANTICS 26).
@@ -14,12 +13,11 @@ pub enum Unprogrammed {
 }
 
 impl Unprogrammed {
-    /// The ranges in which an address without a pod is closed.
-    pub(crate) fn ranges(&self, nodes: &[Node], node: &str) -> Vec<IpRange> {
-        let of_node = || nodes.iter().find(|known| known.name == node).map(|node| &*node.pod_cidrs);
+    /// The ranges in which an address without a pod is closed, by those of the node.
+    pub(crate) fn ranges(&self, of_node: &[IpNet]) -> Vec<IpRange> {
         let ranges = match self {
             Unprogrammed::Open => &[],
-            Unprogrammed::Closed(ranges) if ranges.is_empty() => of_node().unwrap_or_default(),
+            Unprogrammed::Closed(ranges) if ranges.is_empty() => of_node,
             Unprogrammed::Closed(ranges) => ranges,
         };
         ranges.iter().map(|range| IpRange::from(*range)).collect()
@@ -33,17 +31,12 @@ mod tests {
     #[test]
     fn the_ranges_are_those_that_are_named_or_else_those_of_the_node() {
         let nets = |text: &str| vec![text.parse::<IpNet>().unwrap()];
-        let node = |name: &str, range| Node {
-            name: name.to_owned(),
-            pod_cidrs: nets(range),
-            ..Node::default()
-        };
-        let nodes = [node("a", "10.0.0.0/24"), node("b", "10.0.1.0/24")];
-        let ranges = |unprogrammed: Unprogrammed, node| unprogrammed.ranges(&nodes, node);
+        let of_node = nets("10.0.1.0/24");
         let range = |text| vec![IpRange::from(nets(text)[0])];
-        assert_eq!(ranges(Unprogrammed::Open, "b"), []);
-        assert_eq!(ranges(Unprogrammed::Closed(Vec::new()), "b"), range("10.0.1.0/24"));
-        assert_eq!(ranges(Unprogrammed::Closed(Vec::new()), "c"), []);
-        assert_eq!(ranges(Unprogrammed::Closed(nets("10.9.0.0/16")), "b"), range("10.9.0.0/16"));
+        assert_eq!(Unprogrammed::Open.ranges(&of_node), []);
+        assert_eq!(Unprogrammed::Closed(Vec::new()).ranges(&of_node), range("10.0.1.0/24"));
+        assert_eq!(Unprogrammed::Closed(Vec::new()).ranges(&[]), []);
+        let named = Unprogrammed::Closed(nets("10.9.0.0/16"));
+        assert_eq!(named.ranges(&of_node), range("10.9.0.0/16"));
     }
 }

@@ -68,7 +68,7 @@ impl<'s> Judge<'s> {
         remote: IpAddr,
         opening: &Opening,
     ) -> bool {
-        let Some(known) = self.state.profiles.get(profile as usize) else { return false };
+        let Some(known) = self.state.profiles.get(&profile) else { return false };
         let entries = match direction {
             Direction::Egress => &known.egress,
             Direction::Ingress => &known.ingress,
@@ -76,7 +76,7 @@ impl<'s> Judge<'s> {
         let Some(entries) = entries else { return true };
         let rules = self.rules.entry((profile, direction)).or_insert_with(|| {
             let mut rules = Rules::default();
-            for entry in entries {
+            for entry in entries.iter() {
                 match entry.ports {
                     None => rules.every_port.push(entry.peers),
                     Some(ports) if ports.first == ports.last => {
@@ -102,9 +102,8 @@ impl<'s> Judge<'s> {
         let (state, has) = (self.state, &mut self.has);
         peers.any(|peers| {
             let Some(peers) = *peers else { return true };
-            *has.entry((peers, remote)).or_insert_with(|| {
-                state.peers.get(peers as usize).is_some_and(|set| set.contains(remote))
-            })
+            *has.entry((peers, remote))
+                .or_insert_with(|| state.peers.get(&peers).is_some_and(|set| set.contains(remote)))
         })
     }
 }

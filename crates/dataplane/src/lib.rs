@@ -5,9 +5,11 @@
 //! sends it to the kernel, renders it as text or interprets it has nothing left to decide.
 
 mod attributes;
+mod bridge;
 mod compare;
 mod connections;
 mod conntrack;
+mod counts;
 mod cut;
 mod encode;
 mod error;
@@ -24,10 +26,15 @@ mod share;
 mod sources;
 pub mod state;
 mod table;
+mod update;
 
-#[cfg(test)]
-extern crate self as portcullis_dataplane;
+/// How messages of nf_tables are written, for tables beside the one of the policies.
+pub mod nf_tables {
+    pub use crate::attributes::{Attributes, Message};
+    pub use crate::encode::{Request, compare, expression, load_meta, load_payload, transaction};
+}
 
+pub use bridge::Unseen;
 pub use compare::Difference;
 pub use connections::{Connections, Judged};
 pub use error::Error;
@@ -36,3 +43,7 @@ pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;
 pub use sources::Sources;
+
+// The random states of the tests are written for both sides of the crate's border.
+#[cfg(test)]
+extern crate self as portcullis_dataplane;

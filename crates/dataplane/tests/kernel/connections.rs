@@ -50,9 +50,8 @@ fn state(ports: &[u16]) -> NodeState {
     let both = |n: u8| [format!("10.0.{n}.2"), format!("fd00:{n}::2")].map(|a| address(&a));
     NodeState {
         endpoints: both(1).map(|a| (a, 0)).into_iter().chain(both(2).map(|a| (a, 1))).collect(),
-        profiles: vec![profile(None), profile(Some(allowed.collect()))],
-        peers: vec![PeerSet::Addresses(both(1).to_vec())],
-        origins: 1,
+        profiles: [(0, profile(None)), (1, profile(Some(allowed.collect())))].into(),
+        peers: [(0, PeerSet::Addresses(both(1).into_iter().collect()))].into(),
         ..NodeState::default()
     }
 }
@@ -255,7 +254,8 @@ fn ping() {
     let everything = |allowed: bool| {
         let mut state = state(&[]);
         let entry = Entry { peers: Some(0), ports: None, origin: 0 };
-        state.profiles[1].ingress = Some(if allowed { vec![entry] } else { Vec::new() });
+        state.profiles.get_mut(&1).unwrap().ingress =
+            Some(if allowed { [entry].into() } else { [].into() });
         state
     };
     cluster.set(&everything(true));
@@ -335,7 +335,7 @@ fn next_owner() {
     let mut cluster = Cluster::new();
     let closed = |owner: u64| {
         let mut state = state(&[PORT, OTHER]);
-        state.profiles[0].ingress = Some(Vec::new());
+        state.profiles.get_mut(&0).unwrap().ingress = Some([].into());
         state.owners = state.endpoints.keys().map(|address| (*address, 7)).collect();
         state.owners.insert(address("10.0.1.2"), owner);
         state
@@ -454,12 +454,13 @@ fn masqueraded() {
     assert_eq!(from.ip(), address("10.0.3.1"));
     say(&mut client, &mut server);
     let mut closed = state(&[PORT]);
-    closed.profiles[0].egress = Some(vec![Entry { peers: Some(1), ports: None, origin: 0 }]);
-    closed.peers.push(PeerSet::Addresses(vec![address("10.0.3.1")]));
+    closed.profiles.get_mut(&0).unwrap().egress =
+        Some([Entry { peers: Some(1), ports: None, origin: 0 }].into());
+    closed.peers.insert(1, PeerSet::Addresses([address("10.0.3.1")].into_iter().collect()));
     assert_eq!(cluster.set(&closed), 1, "the destination is pod 3, not the node");
     hears_a_reset(&mut client);
     hears_a_reset(&mut server);
-    closed.peers[1] = PeerSet::Addresses(vec![address("10.0.3.2")]);
+    closed.peers.insert(1, PeerSet::Addresses([address("10.0.3.2")].into_iter().collect()));
     assert_eq!(cluster.set(&closed), 0);
 }
 

@@ -38,9 +38,8 @@ fn state() -> NodeState {
     });
     NodeState {
         endpoints: SERVERS.map(|server| (address(server), 0)).into(),
-        profiles: vec![Profile { ingress: Some(allowed.to_vec()), egress: None }],
-        peers: vec![PeerSet::Addresses(CLIENTS.map(address).to_vec())],
-        origins: 1,
+        profiles: [(0, Profile { ingress: Some(allowed.into()), egress: None })].into(),
+        peers: [(0, PeerSet::Addresses(CLIENTS.map(address).into_iter().collect()))].into(),
         ..NodeState::default()
     }
 }
@@ -268,7 +267,7 @@ fn untracked() {
     };
     assert_eq!(heard(), (true, false, true), "pod 2 may send to pod 1");
     // An answer is a packet like the first: that it is one, nobody knows.
-    state.profiles[0].egress = Some(Vec::new());
+    state.profiles.get_mut(&0).unwrap().egress = Some([].into());
     Nftables::open().unwrap().apply(&state).unwrap();
     assert_eq!(heard(), (true, false, false), "pod 2 may send nothing");
 }

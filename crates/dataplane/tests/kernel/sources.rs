@@ -35,7 +35,7 @@ fn pod(n: u8) -> [IpAddr; 2] {
 fn state(pods: &[u8]) -> NodeState {
     NodeState {
         endpoints: pods.iter().flat_map(|n| pod(*n)).map(|address| (address, 0)).collect(),
-        profiles: vec![Profile::default()],
+        profiles: [(0, Profile::default())].into(),
         ..NodeState::default()
     }
 }
@@ -126,7 +126,7 @@ fn holds_on_a_bridge(one: &Pod, two: &Pod, links: usize) {
     let [a, b] = [address("fd00::1"), address("fd00::2")];
     let state = NodeState {
         endpoints: [(a, 0), (b, 0)].into(),
-        profiles: vec![Profile::default()],
+        profiles: [(0, Profile::default())].into(),
         ..NodeState::default()
     };
     // Neighbours find each other before and after.
