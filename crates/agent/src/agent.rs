@@ -1,6 +1,7 @@
 //! What the agent does, step by step. It runs on whatever thread calls it.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use rustc_hash::FxHashMap;
 use tracing::{error, info, warn};
 
 use crate::desired::PolicyName;
-use crate::{Metrics, Observed};
+use crate::{Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -30,6 +31,9 @@ const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10
 #[derive(Debug)]
 pub struct Agent<D> {
     node: String,
+    unprogrammed: Unprogrammed,
+    /// Where each state is told that is in force.
+    tell: Option<Sender<NodeState>>,
     dataplane: D,
     observed: Observed,
     /// When the first event came that may not be enforced yet.
@@ -57,6 +61,8 @@ impl<D: Dataplane> Agent<D> {
         let now = Instant::now();
         Agent {
             node: node.to_owned(),
+            unprogrammed: Unprogrammed::default(),
+            tell: None,
             dataplane,
             observed: Observed::new(node),
             waiting_since: None,
@@ -71,6 +77,16 @@ impl<D: Dataplane> Agent<D> {
             repairs: 0,
             metrics,
         }
+    }
+
+    /// Says what becomes of addresses that nothing has been heard of; without it they are open.
+    pub fn with_unprogrammed(self, unprogrammed: Unprogrammed) -> Agent<D> {
+        Agent { unprogrammed, ..self }
+    }
+
+    /// Tells each state as soon as it is in force.
+    pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
+        Agent { tell: Some(tell), ..self }
     }
 
     /// Takes in an event that came at this time. Nothing is enforced by that alone: events that
@@ -135,9 +151,11 @@ impl<D: Dataplane> Agent<D> {
 
     fn enforce(&mut self) {
         let unreadable = self.observed.unreadable().count();
+        let ranges = self.unprogrammed.ranges(self.observed.pod_cidrs());
         let Some(program) = self.observed.program() else { return };
         let Some(since) = self.waiting_since.take() else { return };
-        let state = program.state().clone();
+        let mut state = program.state().clone();
+        state.ranges = ranges;
         let (version, is_known) = (program.version(), program.node_is_known());
         let counts = [program.policy_count(), program.pod_count(), program.class_count()];
         if self.in_force.as_ref() != Some(&state) {
@@ -146,6 +164,15 @@ impl<D: Dataplane> Agent<D> {
                 return;
             };
             self.metrics().enforced(at.saturating_duration_since(since));
+        }
+        let is_open =
+            matches!(self.unprogrammed, Unprogrammed::Closed(_)) && state.ranges.is_empty();
+        if is_open && is_known && self.in_force.is_none() {
+            warn!(
+                node = self.node,
+                "the node has no podCIDR: an address is open until its pod is known; name its \
+                 ranges with --pod-cidr"
+            );
         }
         if !is_known {
             warn!(node = self.node, "the cluster has no node of this name: nothing is enforced");
@@ -188,6 +215,10 @@ impl<D: Dataplane> Agent<D> {
                 self.failures = 0;
                 self.next_ask = Instant::now();
                 self.metrics().applied(&report);
+                if let Some(tell) = &self.tell {
+                    // Nobody listens any more when the agent stops.
+                    let _ = tell.send(state.clone());
+                }
                 info!(
                     endpoints = state.endpoints.len(),
                     elements = report.elements,

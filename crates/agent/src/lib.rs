@@ -7,13 +7,16 @@
 
 mod agent;
 mod desired;
+mod guard;
 mod http;
 mod metrics;
 mod observed;
 mod run;
+mod unprogrammed;
 
 pub use agent::Agent;
 pub use desired::{Desired, desired_once};
 pub use metrics::Metrics;
 pub use observed::Observed;
 pub use run::{Error, Options, log, run, run_until};
+pub use unprogrammed::Unprogrammed;

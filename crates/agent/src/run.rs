@@ -21,7 +21,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::{Agent, Metrics, http};
+use crate::guard::Guard;
+use crate::{Agent, Metrics, Unprogrammed, http};
 
 /// How the agent is to run.
 #[derive(Debug, Clone)]
@@ -32,6 +33,12 @@ pub struct Options {
     pub access: Access,
     /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// What becomes of addresses that nothing has been heard of.
+    pub unprogrammed: Unprogrammed,
+    /// Whether connections go on that were open before a state that does not allow them.
+    pub keep_established: bool,
+    /// Whether a pod may send from addresses that are not its own.
+    pub allow_spoofing: bool,
 }
 
 /// Why the agent could not do its work.
@@ -52,6 +59,9 @@ pub enum Error {
         /// What the machine answered.
         source: io::Error,
     },
+    /// The kernel refuses to guard open connections or sources.
+    #[error("cannot guard open connections and the sources of packets: {0}")]
+    Guard(#[source] portcullis_dataplane::Error),
     /// The work ended by itself, which it never should.
     #[error("the agent broke; what is in force stands")]
     Broken,
@@ -121,7 +131,12 @@ pub fn run_until(
         .map_err(Error::Runtime)?;
     let metrics = Arc::new(Mutex::new(Metrics::default()));
     let (tell, told) = mpsc::channel();
-    let agent = Agent::new(&options.node, dataplane, metrics.clone());
+    let guard = Guard::open(options.keep_established, options.allow_spoofing);
+    let guard = guard.map_err(Error::Guard)?.on_a_thread(metrics.clone());
+    let guard = guard.map_err(Error::Runtime)?;
+    let agent = Agent::new(&options.node, dataplane, metrics.clone())
+        .with_unprogrammed(options.unprogrammed)
+        .with_teller(guard);
     // Dropped with the thread, whichever way that ends.
     let (ended, end) = oneshot::channel::<Infallible>();
     let worker = thread::Builder::new().name("enforce".to_owned());

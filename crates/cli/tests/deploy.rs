@@ -59,12 +59,12 @@ fn the_agent_may_list_and_watch_four_kinds_and_nothing_else() {
 }
 
 #[test]
-fn the_agent_has_one_capability() {
+fn the_agent_has_two_capabilities() {
     for file in ["manifests/daemonset.yaml", "helm/portcullis/templates/daemonset.yaml"] {
         let text = read(file);
         for wanted in [
             "drop: [\"ALL\"]\n",
-            "add: [\"NET_ADMIN\"]\n",
+            "add: [\"NET_ADMIN\", \"NET_RAW\"]\n",
             "readOnlyRootFilesystem: true\n",
             "allowPrivilegeEscalation: false\n",
             "priorityClassName: system-node-critical\n",
