@@ -7,6 +7,7 @@
 mod attributes;
 mod bridge;
 mod compare;
+mod counts;
 mod encode;
 mod error;
 mod fake;
@@ -18,6 +19,7 @@ mod render;
 mod seam;
 mod share;
 pub mod state;
+mod update;
 
 /// How messages of nf_tables are written, for tables beside the one of the policies.
 pub mod nf_tables {
@@ -32,3 +34,7 @@ pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;
+
+// The random states of the tests are written for both sides of the crate's border.
+#[cfg(test)]
+extern crate self as portcullis_dataplane;

@@ -162,7 +162,7 @@ impl Lab {
         let cluster = &self.plan().cluster;
         let mut nodes = Vec::new();
         for (i, node) in cluster.nodes.iter().enumerate() {
-            let (state, origins) = share(cluster, &program, &node.name);
+            let (state, origins) = share(cluster, &node.name);
             let kernel = |source| Error::Kernel { node: node.name.clone(), source };
             let mut dataplane = self.in_node(i, Nftables::open)?.map_err(kernel)?;
             let report = dataplane.apply(&state).map_err(kernel)?;
@@ -311,7 +311,7 @@ pub struct Enforcement {
 struct EnforcedNode {
     name: String,
     dataplane: Nftables,
-    origins: Vec<Origin>,
+    origins: BTreeMap<u32, Origin>,
     report: Report,
 }
 
@@ -324,12 +324,14 @@ impl Enforcement {
     /// How many packets that open connections each origin has let pass at its end so far, on all
     /// nodes together; also none.
     pub fn hits(&mut self) -> Result<BTreeMap<Origin, u64>, Error> {
-        let origins = self.nodes.iter().flat_map(|node| &node.origins);
+        let origins = self.nodes.iter().flat_map(|node| node.origins.values());
         let mut hits: BTreeMap<Origin, u64> = origins.map(|origin| (*origin, 0)).collect();
         for node in &mut self.nodes {
             let kernel = |source| Error::Kernel { node: node.name.clone(), source };
             for hit in node.dataplane.hits().map_err(kernel)? {
-                *hits.entry(node.origins[hit.origin as usize]).or_default() += hit.packets;
+                if let Some(origin) = node.origins.get(&hit.origin) {
+                    *hits.entry(*origin).or_default() += hit.packets;
+                }
             }
         }
         Ok(hits)

@@ -145,20 +145,13 @@ fn rules_hold(plan: &Plan) -> Result {
     let db = endpoint(&lab, "shop/db");
     let node = lab.plan().endpoints[db].node.ok_or("a pod has a node")?;
     let addresses = |lab: &Lab, endpoint: usize| lab.plan().endpoints[endpoint].addresses.clone();
-    let mut peers = addresses(&lab, web);
-    peers.sort();
+    let peers = addresses(&lab, web);
+    let ports = Some(Ports { protocol: Protocol::Tcp, first: 80, last: 80 });
+    let entry = Entry { peers: Some(0), ports, origin: 0 };
     let state = NodeState {
         endpoints: addresses(&lab, db).into_iter().map(|address| (address, 0)).collect(),
-        profiles: vec![Profile {
-            ingress: Some(vec![Entry {
-                peers: Some(0),
-                ports: Some(Ports { protocol: Protocol::Tcp, first: 80, last: 80 }),
-                origin: 0,
-            }]),
-            egress: None,
-        }],
-        peers: vec![PeerSet::Addresses(peers)],
-        origins: 1,
+        profiles: [(0, Profile { ingress: Some([entry].into()), egress: None })].into(),
+        peers: [(0, PeerSet::Addresses(peers.into_iter().collect()))].into(),
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
     rules.apply(&state)?;
