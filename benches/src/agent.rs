@@ -95,7 +95,7 @@ pub(crate) fn once(size: &str) -> Outcome {
             let pod = &mut cluster.pods[*i];
             let tier = pod.labels.entry("tier".to_owned()).or_default();
             *tier = if tier == "backend" { "data".to_owned() } else { "backend".to_owned() };
-            let object = Object { body: Known::Pod(pod.clone()), problems: Vec::new() };
+            let object = Object::from(Known::Pod(pod.clone()));
             let before = enforced(&metrics);
             agent.hear(Event::Applied(object), Instant::now());
             agent.step();
@@ -135,7 +135,7 @@ fn objects(cluster: &Cluster, kind: Kind) -> Vec<Object> {
                 .collect()
         }
     };
-    known.into_iter().map(|body| Object { body, problems: Vec::new() }).collect()
+    known.into_iter().map(Object::from).collect()
 }
 
 /// Megabytes of this process, by a line of its status (proc_pid_status(5)).

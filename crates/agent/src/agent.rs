@@ -1,14 +1,19 @@
 //! What the agent does, step by step. It runs on whatever thread calls it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use portcullis_cni::protocol::{Answer, Attachment, Request};
 use portcullis_dataplane::{Dataplane, Hits};
 use portcullis_kube::live::Event;
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use crate::attached::Attached;
 use crate::desired::Desired;
+use crate::in_force::Told;
 use crate::{Metrics, Observed};
 
 /// How often what is in the kernel is looked at.
@@ -16,6 +21,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// The first and the longest wait after the data plane refused, and between repairs that do not
 /// last.
 const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
+/// How long somebody who adds a pod waits for the policies of it to be known and in force. The
+/// plugin waits longer, so that it hears why not.
+const ADDING: Duration = Duration::from_secs(5);
 
 /// Enforces on one node what it hears of the cluster.
 ///
@@ -25,6 +33,7 @@ const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10
 pub struct Agent<D> {
     node: String,
     dataplane: D,
+    attached: Attached,
     observed: Observed,
     /// When the first event came that may not be enforced yet.
     waiting_since: Option<Instant>,
@@ -36,9 +45,22 @@ pub struct Agent<D> {
     next_look: Instant,
     /// Failures one after the other.
     failures: u32,
+    /// Why the data plane last refused, if it did.
+    refusal: Option<String>,
     /// Repairs one after the other: each was in vain.
     repairs: u32,
+    /// Who waits for a pod's policies to be in force.
+    waiting: Vec<Waiting>,
+    told: Told,
     metrics: Arc<Mutex<Metrics>>,
+}
+
+/// Somebody who waits for a pod's policies to be in force.
+#[derive(Debug)]
+struct Waiting {
+    attachment: Attachment,
+    until: Instant,
+    answer: oneshot::Sender<Answer>,
 }
 
 impl<D: Dataplane> Agent<D> {
@@ -48,6 +70,7 @@ impl<D: Dataplane> Agent<D> {
         Agent {
             node: node.to_owned(),
             dataplane,
+            attached: Attached::new(node),
             observed: Observed::default(),
             waiting_since: None,
             in_force: None,
@@ -55,9 +78,17 @@ impl<D: Dataplane> Agent<D> {
             next_attempt: now,
             next_look: now,
             failures: 0,
+            refusal: None,
             repairs: 0,
+            waiting: Vec::new(),
+            told: Told::default(),
             metrics,
         }
+    }
+
+    /// Tells from now on, beside this socket, what is in force.
+    pub fn tell_beside(&mut self, socket: PathBuf) {
+        self.told = Told::beside(socket);
     }
 
     /// Takes in an event that came at this time. Nothing is enforced by that alone: events that
@@ -75,9 +106,41 @@ impl<D: Dataplane> Agent<D> {
             Event::Applied(object) => say_problems(object),
             Event::Deleted(..) => {}
         }
-        if self.observed.hear(event) {
-            self.waiting_since.get_or_insert(at);
-        }
+        let event = self.attached.hear(event);
+        self.observe(event, at);
+    }
+
+    /// Takes in a request that came at this time. It is answered at once, or by a later
+    /// [`step`](Agent::step).
+    pub fn asked(&mut self, request: Request, at: Instant, answer: oneshot::Sender<Answer>) {
+        let done = match request {
+            Request::Add(attachment) => {
+                for event in self.attached.attach(&attachment) {
+                    self.observe(event, at);
+                }
+                // A stranger changes nothing that is observed, and yet it is to be closed.
+                self.waiting_since.get_or_insert(at);
+                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                return;
+            }
+            Request::Check(attachment) if self.attached.has(&attachment) => {
+                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                return;
+            }
+            Request::Check(Attachment { namespace, pod, addresses, .. }) => {
+                let why = format!("{addresses:?} are not the addresses of {namespace}/{pod}");
+                Answer::Failed { why }
+            }
+            Request::Delete { container, interface } => {
+                for event in self.attached.detach(&container, &interface) {
+                    self.observe(event, at);
+                }
+                Answer::Done
+            }
+            Request::Status => self.status(),
+        };
+        // Whoever asked may have gone.
+        let _ = answer.send(done);
     }
 
     /// Enforces what is new, and looks from time to time whether what is in force is still there.
@@ -90,8 +153,10 @@ impl<D: Dataplane> Agent<D> {
         if now >= self.next_attempt && now >= self.next_look {
             self.look();
         }
+        self.answer(Instant::now());
         self.metrics().alive = Some(Instant::now());
-        self.next_attempt.max(self.next_look)
+        let next = self.next_attempt.max(self.next_look);
+        self.waiting.iter().map(|waiting| waiting.until).fold(next, Instant::min)
     }
 
     /// Brings the hits by policy up to date.
@@ -117,13 +182,68 @@ impl<D: Dataplane> Agent<D> {
         &mut self.dataplane
     }
 
+    fn observe(&mut self, event: Event, at: Instant) {
+        if self.observed.hear(event) {
+            self.waiting_since.get_or_insert(at);
+        }
+    }
+
+    /// Answers those whose pods are enforced, and those who have waited long enough.
+    fn answer(&mut self, now: Instant) {
+        let all = std::mem::take(&mut self.waiting);
+        for waiting in all {
+            let standing = self.standing(&waiting.attachment);
+            if standing == Answer::Enforced || now >= waiting.until {
+                // Whoever asked may have gone.
+                let _ = waiting.answer.send(standing);
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
+    }
+
+    /// What is in force at the addresses of an attachment.
+    fn standing(&self, attachment: &Attachment) -> Answer {
+        let Attachment { namespace, pod, addresses, .. } = attachment;
+        let failed = |why: &str| Answer::Failed { why: why.to_owned() };
+        if let Some(why) = &self.refusal {
+            return failed(why);
+        }
+        let in_force = match &self.in_force {
+            Some(in_force) if self.waiting_since.is_none() => &in_force.state,
+            _ => return failed("the agent has not heard all of the cluster yet"),
+        };
+        if !self.attached.knows(attachment) {
+            let why = format!("the API server has not told of the pod {namespace}/{pod}");
+            return Answer::Closed { why };
+        }
+        match addresses.iter().find(|address| !in_force.endpoints.contains_key(address)) {
+            None => Answer::Enforced,
+            Some(address) => failed(&format!(
+                "{address} is not enforced for {namespace}/{pod}: the pod has ended, or another \
+                 object has the address"
+            )),
+        }
+    }
+
+    /// Whether pods can be added.
+    fn status(&self) -> Answer {
+        match (&self.refusal, self.metrics().readiness()) {
+            (Some(why), _) => Answer::Failed { why: why.clone() },
+            (None, Ok(())) => Answer::Ready,
+            (None, Err(why)) => Answer::Unready { why: why.to_owned() },
+        }
+    }
+
     fn enforce(&mut self) {
         let Some(cluster) = self.observed.cluster() else { return };
         let Some(since) = self.waiting_since.take() else { return };
         let is_known = cluster.nodes.iter().any(|node| node.name == self.node);
         let known = [cluster.policies.len(), cluster.pods.len()];
         let unreadable = self.observed.unreadable().count();
-        let desired = Desired::of(cluster, &self.node);
+        let mut desired = Desired::of(cluster, &self.node);
+        // Until the API server says which policies select them.
+        desired.close(self.attached.strangers());
         if let Some(in_force) = self.in_force.as_ref().filter(|f| f.state == desired.state) {
             if in_force.origins != desired.origins {
                 // The same state, of policies of other names: what was counted is the old ones'.
@@ -152,8 +272,11 @@ impl<D: Dataplane> Agent<D> {
     /// later.
     fn put(&mut self, desired: &Desired) -> Option<Instant> {
         let start = Instant::now();
+        self.told.before(&desired.state);
         match self.dataplane.apply(&desired.state) {
             Ok(report) => {
+                self.told.after(&desired.state);
+                self.refusal = None;
                 let last = self.dataplane.take_final_hits();
                 self.add(&last);
                 self.counted = vec![0; desired.origins.len()];
@@ -174,6 +297,7 @@ impl<D: Dataplane> Agent<D> {
                 self.failures = self.failures.saturating_add(1);
                 self.next_attempt = Instant::now() + wait;
                 self.metrics().apply_errors += 1;
+                self.refusal = Some(error.to_string());
                 error!(%error, retry_seconds = wait.as_secs_f64(), "cannot enforce; what is in force stands");
                 None
             }

@@ -1,13 +1,14 @@
 //! What a node must enforce, by what has been observed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_dataplane::share;
-use portcullis_dataplane::state::NodeState;
+use portcullis_dataplane::state::{NodeState, Profile};
 use portcullis_kube::live::{Access, Event, Kind};
 
 use crate::Observed;
@@ -61,6 +62,19 @@ impl Desired {
             identities: program.identity_count(),
             origins: origins.collect(),
         }
+    }
+}
+
+impl Desired {
+    /// Closes these addresses, both ways, whoever had them.
+    pub(crate) fn close(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        let mut addresses = addresses.peekable();
+        if addresses.peek().is_none() {
+            return;
+        }
+        let closed = self.state.profiles.len() as u32;
+        self.state.profiles.push(Profile { ingress: Some(Vec::new()), egress: Some(Vec::new()) });
+        self.state.endpoints.extend(addresses.map(|address| (address, closed)));
     }
 }
 

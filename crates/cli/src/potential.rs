@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use crate::graph::{self, Picture};
 use crate::groups::{EndReport, Groups, Members};
-use crate::output::{json, print, terminal_width, yaml};
-use crate::reach::{AllowedReport, Format, MOST_ITEMS, Row, members};
+use crate::output::{json, print, yaml};
+use crate::reach::{AllowedReport, Format, Row, members};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
