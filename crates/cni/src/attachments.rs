@@ -85,8 +85,10 @@ impl Attachments {
         };
         let mut files = Vec::new();
         for entry in entries {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            let entry = entry?;
+            let path = entry.path();
+            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            if hidden || !entry.file_type()?.is_file() {
                 continue;
             }
             match fs::read(&path) {

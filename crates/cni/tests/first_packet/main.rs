@@ -301,12 +301,12 @@ fn first_packets() {
     let end = AtomicBool::new(false);
     thread::scope(|scope| {
         // Somebody who tries to reach every pod, all the time.
-        let socket = peer.udp(peer_address, 0);
+        let knocking = peer.udp(peer_address, 0);
         let end = &end;
         scope.spawn(move || {
             while !end.load(Relaxed) {
                 for place in 0..PLACES {
-                    let _ = socket.send_to(b"?", (IpAddr::from([10, 0, place as u8 + 2, 2]), 60));
+                    let _ = knocking.send_to(b"?", (IpAddr::from([10, 0, place as u8 + 2, 2]), 60));
                 }
                 thread::sleep(Duration::from_micros(200));
             }
@@ -399,7 +399,7 @@ fn first_packets() {
     // Otherwise it would show nothing.
     assert_eq!(allowed_passed, talkers, "pods whose first packets are allowed");
     assert!(talkers > pods / 10, "{talkers}");
-    assert!(added.closed > 0 && added.tried_again > 0, "{added:?}");
+    assert!(added.tried_again > 0, "no pod found the agent away");
 }
 
 /// Starts the pod, as often as it takes.
