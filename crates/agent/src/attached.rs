@@ -1,6 +1,6 @@
 //! What the container runtime says of this node's pods, which it knows before the API server does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_cni::protocol::Attachment;
@@ -19,6 +19,8 @@ pub(crate) struct Attached {
     owners: BTreeMap<IpAddr, Attachment>,
     /// The pods of this node as the API server tells them, by namespace and name.
     told: BTreeMap<(String, String), Object>,
+    /// While pods are being listed: those of this node that have come.
+    listed: Option<BTreeSet<(String, String)>>,
 }
 
 impl Attached {
@@ -26,21 +28,33 @@ impl Attached {
         Attached { node: node.to_owned(), ..Attached::default() }
     }
 
-    /// What an event of the API server means, together with what the runtime has said.
-    pub(crate) fn hear(&mut self, event: Event) -> Event {
-        match event {
-            Event::All(Kind::Pod, objects) => {
-                self.told.clear();
-                let objects = objects.into_iter().map(|object| self.told_of(object));
-                Event::All(Kind::Pod, objects.collect())
-            }
+    /// What an event of the API server means, together with what the runtime has said, and what
+    /// follows from it besides.
+    pub(crate) fn hear(&mut self, event: Event) -> (Event, Vec<Event>) {
+        let mut more = Vec::new();
+        let event = match event {
             Event::Applied(object) => Event::Applied(self.told_of(object)),
             Event::Deleted(Kind::Pod, namespace, name) => {
-                self.told.remove(&(namespace.clone(), name.clone()));
-                Event::Deleted(Kind::Pod, namespace, name)
+                let name = (namespace, name);
+                self.told.remove(&name);
+                self.listed.iter_mut().for_each(|listed| drop(listed.remove(&name)));
+                Event::Deleted(Kind::Pod, name.0, name.1)
+            }
+            Event::Listing(Kind::Pod) => {
+                self.listed = Some(BTreeSet::new());
+                event
+            }
+            Event::Listed(Kind::Pod) => {
+                // Of those that were told again because an address of theirs went to another, the
+                // listener cannot know that the list does not have them.
+                let listed = self.listed.take().unwrap_or_default();
+                let gone = self.told.extract_if(.., |name, _| !listed.contains(name));
+                more.extend(gone.map(|((ns, name), _)| Event::Deleted(Kind::Pod, ns, name)));
+                event
             }
             other => other,
-        }
+        };
+        (event, more)
     }
 
     /// The runtime has given the attachment's addresses to its pod. Returns what is new of pods.
@@ -100,6 +114,7 @@ impl Attached {
             self.told.remove(&name);
             return object;
         }
+        self.listed.iter_mut().for_each(|listed| drop(listed.insert(name.clone())));
         self.told.insert(name, object.clone());
         self.with_its_own(object)
     }
@@ -166,11 +181,14 @@ mod tests {
         }
     }
 
+    fn told(attached: &mut Attached, object: Object) -> Event {
+        attached.hear(Event::Applied(object)).0
+    }
+
     /// Names and addresses of the pods that an event tells of.
     fn of(events: &[Event]) -> Vec<String> {
         let objects = events.iter().flat_map(|event| match event {
             Event::Applied(object) => std::slice::from_ref(object),
-            Event::All(_, objects) => objects,
             _ => &[],
         });
         let text = objects.map(|object| match &object.body {
@@ -183,12 +201,11 @@ mod tests {
     #[test]
     fn a_pod_has_the_address_that_the_runtime_gave_it_before_the_server_says_so() {
         let mut attached = Attached::new("here");
-        let told = attached.hear(Event::Applied(pod("web", "1", &[])));
-        assert_eq!(of(&[told]), ["web []"]);
+        assert_eq!(of(&[told(&mut attached, pod("web", "1", &[]))]), ["web []"]);
         let of_web = attachment("web", "1", &["10.0.0.1"]);
         assert_eq!(of(&attached.attach(&of_web)), ["web [10.0.0.1]"]);
         assert!(attached.has(&of_web));
-        let told = attached.hear(Event::Applied(pod("web", "1", &["10.0.0.1"])));
+        let told = told(&mut attached, pod("web", "1", &["10.0.0.1"]));
         assert_eq!(of(&[told]), ["web [10.0.0.1]"]);
         assert_eq!(attached.strangers().count(), 0);
     }
@@ -196,14 +213,12 @@ mod tests {
     #[test]
     fn an_address_that_goes_to_another_pod_is_the_first_ones_no_longer() {
         let mut attached = Attached::new("here");
-        attached.hear(Event::All(
-            Kind::Pod,
-            vec![pod("old", "1", &["10.0.0.1"]), pod("new", "2", &[])],
-        ));
+        told(&mut attached, pod("old", "1", &["10.0.0.1"]));
+        told(&mut attached, pod("new", "2", &[]));
         let news = attached.attach(&attachment("new", "2", &["10.0.0.1"]));
         assert_eq!(of(&news), ["new [10.0.0.1]", "old []"]);
         // The server is behind, and says again what was.
-        let told = attached.hear(Event::Applied(pod("old", "1", &["10.0.0.1"])));
+        let told = told(&mut attached, pod("old", "1", &["10.0.0.1"]));
         assert_eq!(of(&[told]), ["old []"]);
         // What was the old pod's is not taken from the new one.
         assert_eq!(of(&attached.detach("sandbox-of-1", "eth0")), [""; 0]);
@@ -213,12 +228,12 @@ mod tests {
     #[test]
     fn a_pod_that_nobody_has_told_of_is_a_stranger_also_if_there_was_one_of_its_name() {
         let mut attached = Attached::new("here");
-        attached.hear(Event::Applied(pod("db-0", "1", &["10.0.0.1"])));
+        told(&mut attached, pod("db-0", "1", &["10.0.0.1"]));
         let second = attachment("db-0", "2", &["10.0.0.1", "10.0.0.2"]);
         assert_eq!(of(&attached.attach(&second)), ["db-0 []"]);
         assert!(!attached.knows(&second));
         assert_eq!(attached.strangers().count(), 2);
-        let told = attached.hear(Event::Applied(pod("db-0", "2", &[])));
+        let told = told(&mut attached, pod("db-0", "2", &[]));
         assert_eq!(of(&[told]), ["db-0 [10.0.0.1, 10.0.0.2]"]);
         assert_eq!(attached.strangers().count(), 0);
         // A runtime that does not say the uid means the pod that there is.
@@ -233,7 +248,20 @@ mod tests {
         if let Known::Pod(pod) = &mut far.body {
             pod.node = Some("there".to_owned());
         }
-        assert_eq!(of(&[attached.hear(Event::Applied(far))]), ["web [10.0.9.1]"]);
+        assert_eq!(of(&[told(&mut attached, far)]), ["web [10.0.9.1]"]);
         assert_eq!(attached.strangers().count(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_went_while_nothing_was_heard_is_gone_although_its_address_was_given_away() {
+        let mut attached = Attached::new("here");
+        told(&mut attached, pod("old", "1", &["10.0.0.1"]));
+        attached.hear(Event::Listing(Kind::Pod));
+        told(&mut attached, pod("new", "2", &[]));
+        // Here the old pod is told again, without its address.
+        let news = attached.attach(&attachment("new", "2", &["10.0.0.1"]));
+        assert_eq!(of(&news), ["new [10.0.0.1]", "old []"]);
+        let (_, more) = attached.hear(Event::Listed(Kind::Pod));
+        assert_eq!(more, [Event::Deleted(Kind::Pod, "shop".to_owned(), "old".to_owned())]);
     }
 }

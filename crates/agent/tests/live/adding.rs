@@ -51,7 +51,7 @@ fn asked(socket: &Socket, request: &Request) -> Answer {
 fn isolated(fake: &Watched, address: &str) -> Option<bool> {
     let state = fake.state()?;
     let profile = *state.endpoints.get(&address.parse::<IpAddr>().unwrap())?;
-    Some(state.profiles[profile as usize].ingress.is_some())
+    Some(state.profiles[&profile].ingress.is_some())
 }
 
 fn running(server: &Server, fake: &Watched, socket: &Socket) -> Running {
@@ -105,8 +105,9 @@ pub(crate) fn unknown() {
     let Answer::Closed { why } = asked(&socket, &Request::Add(added.clone())) else { panic!() };
     assert_eq!(why, "the API server has not told of the pod shop/late");
     let state = fake.state().unwrap();
-    let profile = &state.profiles[state.endpoints[&added.addresses[0]] as usize];
-    assert_eq!((&profile.ingress, &profile.egress), (&Some(vec![]), &Some(vec![])));
+    let profile = &state.profiles[&state.endpoints[&added.addresses[0]]];
+    let nothing = || Some([].into());
+    assert_eq!((&profile.ingress, &profile.egress), (&nothing(), &nothing()));
     // One of that name is not enough.
     server.put("pods", without_address("late", "db", "8"));
     let Answer::Closed { .. } = asked(&socket, &Request::Check(added.clone())) else { panic!() };
