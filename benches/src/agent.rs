@@ -55,7 +55,7 @@ struct Bench {
 
 impl Bench {
     fn hear(&mut self, object: Known) {
-        let object = Object { body: object, problems: Vec::new() };
+        let object = Object::from(object);
         self.agent.hear(Event::Applied(object), Instant::now());
     }
 
@@ -113,7 +113,7 @@ impl Bench {
 }
 
 fn applied(body: Known) -> Event {
-    Event::Applied(Object { body, problems: Vec::new() })
+    Event::Applied(Object::from(body))
 }
 
 /// Measures one size and prints its table.

@@ -1,11 +1,12 @@
 //! What a node must enforce, by what has been observed.
 
+use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::incremental::NodeProgram;
 use portcullis_core::model::{Cluster, Direction};
-use portcullis_dataplane::state::NodeState;
+use portcullis_dataplane::state::{NodeState, Profile};
 use portcullis_kube::live::{Access, Event, Kind};
 
 use crate::run::Error;
@@ -52,6 +53,18 @@ impl From<&mut NodeProgram> for Desired {
     fn from(program: &mut NodeProgram) -> Desired {
         let state = program.state().clone();
         Desired { state, policies: program.local_policies() }
+    }
+}
+
+/// Closes these addresses, both ways, whoever had them.
+pub(crate) fn close(state: &mut NodeState, addresses: impl Iterator<Item = IpAddr>) {
+    // A number that no profile of policies gets: those are counted from 0.
+    const CLOSED: u32 = u32::MAX;
+    for address in addresses {
+        let nothing = || Some([].into());
+        let closed = || Profile { ingress: nothing(), egress: nothing() };
+        state.profiles.entry(CLOSED).or_insert_with(closed);
+        state.endpoints.insert(address, CLOSED);
     }
 }
 

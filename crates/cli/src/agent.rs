@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use portcullis_agent::{Desired, Options, desired_once};
+use portcullis_cni::InForce;
 use portcullis_core::net::IpNet;
 use portcullis_dataplane::plan::{TABLE, plan, render};
 use portcullis_dataplane::{Connections, Dataplane, Nftables, Sources};
 use portcullis_kube::live::Access;
 
+use crate::install_cni::InstallCni;
 use crate::output::print;
 use crate::trouble::Trouble;
 
@@ -38,6 +40,19 @@ pub(crate) struct Agent {
     /// Form of the log, which goes to standard error: a line for each thing
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+/// Where others of this node meet the agent.
+#[derive(Debug, Clone, clap::Args)]
+struct Socket {
+    /// Unix socket that the CNI plugin asks at
+    #[arg(long, default_value = portcullis_cni::SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Directory in which the CNI plugin keeps the addresses of this node's pods
+    #[arg(long, default_value = portcullis_cni::ATTACHMENTS, value_name = "DIRECTORY")]
+    attachments: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,7 +61,12 @@ enum Command {
     #[command(after_help = "Exits 1 if anything differs.")]
     Dump(Cluster),
     /// End all enforcement on this node: remove what the agent left in the kernel, and nothing else
-    Cleanup,
+    Cleanup {
+        /// Unix socket of the agent; what the agent left beside it is removed too
+        #[arg(long, default_value = portcullis_cni::SOCKET, value_name = "PATH")]
+        socket: PathBuf,
+    },
+    InstallCni(InstallCni),
 }
 
 /// The node and its cluster.
@@ -125,7 +145,14 @@ impl Agent {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         match (self.command, self.cluster) {
             (Some(Command::Dump(cluster)), _) => dump(&cluster),
-            (Some(Command::Cleanup), _) => {
+            (Some(Command::InstallCni(install)), _) => install.run(),
+            (Some(Command::Cleanup { socket }), _) => {
+                // First: whoever reads it must not rely on what is about to go.
+                InForce::remove(&socket).map_err(|source| Trouble::Io {
+                    what: format!("cannot remove {}", InForce::path(&socket).display()),
+                    source,
+                })?;
+                portcullis_agent::take_net_admin()?;
                 Nftables::open()?.remove()?;
                 Connections::open()?.remove()?;
                 Sources::open()?.remove()?;
@@ -133,6 +160,7 @@ impl Agent {
                 Ok(ExitCode::SUCCESS)
             }
             (None, Some(cluster)) => {
+                portcullis_agent::take_net_admin()?;
                 portcullis_agent::log(self.log_format == LogFormat::Json);
                 // What an earlier agent guarded and this one is not to guard.
                 if self.established == Established::Keep {
@@ -141,6 +169,7 @@ impl Agent {
                 if self.spoofing == Spoofing::Allow {
                     Sources::open()?.remove()?;
                 }
+                let Socket { socket, attachments } = self.socket;
                 let options = Options {
                     access: cluster.access(),
                     unprogrammed: cluster.unprogrammed(),
@@ -148,6 +177,7 @@ impl Agent {
                     keep_established: self.established == Established::Keep,
                     node: cluster.node,
                     metrics_address: Some(self.metrics_address),
+                    socket: Some(portcullis_agent::Socket { path: socket, attachments }),
                 };
                 portcullis_agent::run(options, Nftables::open()?)?;
                 Ok(ExitCode::SUCCESS)
@@ -161,6 +191,7 @@ impl Agent {
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
     let Desired { state, policies, .. } =
         desired_once(&cluster.access(), &cluster.node, &cluster.unprogrammed(), PATIENCE)?;
+    portcullis_agent::take_net_admin()?;
     let differences = Nftables::open()?.compare(&state)?;
     let mut text = format!(
         "# What node {} should enforce: NetworkPolicies: {policies}, addresses of pods: {}. In the\n\

@@ -7,6 +7,7 @@
     reason = "a test that clippy does not take for one, as it has no harness"
 )]
 
+mod adding;
 #[path = "../../../dataplane/tests/kernel/network.rs"]
 #[allow(dead_code)]
 mod network;
@@ -28,7 +29,7 @@ use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
-use portcullis_agent::{Desired, Options, Unprogrammed, desired_once, run, run_until};
+use portcullis_agent::{Desired, Options, Socket, Unprogrammed, desired_once, run, run_until};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Difference, Error, Fake, Hits, Nftables, Report};
@@ -63,6 +64,11 @@ fn main() -> ExitCode {
         test("nothing_is_programmed_while_a_kind_may_not_be_read", forbidden),
         test("a_policy_that_cannot_be_understood_is_closed_and_counted", unreadable),
         test("a_node_that_the_cluster_does_not_have_is_never_ready", unknown_node),
+        test("a_pod_that_the_runtime_adds_is_enforced_when_that_is_answered", adding::known),
+        test("a_pod_that_nobody_has_told_of_is_closed", adding::unknown),
+        test("what_was_added_while_no_agent_was_there_is_known_to_the_next", adding::away),
+        test("no_pod_is_added_before_the_cluster_is_known", adding::not_heard),
+        test("what_is_no_request_is_answered_and_harms_nobody", adding::strange_lines),
         test("nothing_is_asked_of_the_server_but_lists_and_watches", only_reads),
         with_nft("what_somebody_else_changes_is_repaired_in_a_second", repairs),
         test("no_refused_packet_passes_while_agents_are_killed", killed),
@@ -111,6 +117,7 @@ fn options(kubeconfig: PathBuf, metrics_address: Option<SocketAddr>) -> Options 
         unprogrammed,
         keep_established: true,
         allow_spoofing: true,
+        socket: None,
     }
 }
 
@@ -127,14 +134,25 @@ impl Running {
     }
 
     fn on(node: &str, server: &Server, dataplane: impl Dataplane + Send + 'static) -> Running {
-        let mut options = options(server.kubeconfig(), None);
-        options.node = node.to_owned();
-        Running::with(options, dataplane)
+        Running::with(server, dataplane, |options| options.node = node.to_owned())
     }
 
-    fn with(mut options: Options, dataplane: impl Dataplane + Send + 'static) -> Running {
+    fn with_socket(
+        server: &Server,
+        dataplane: impl Dataplane + Send + 'static,
+        socket: Socket,
+    ) -> Running {
+        Running::with(server, dataplane, |options| options.socket = Some(socket))
+    }
+
+    fn with(
+        server: &Server,
+        dataplane: impl Dataplane + Send + 'static,
+        change: impl FnOnce(&mut Options),
+    ) -> Running {
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        options.metrics_address = Some(metrics);
+        let mut options = options(server.kubeconfig(), Some(metrics));
+        change(&mut options);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = thread::spawn(move || {
             run_until(options, dataplane, async {
@@ -572,12 +590,12 @@ fn guards() {
     let [client, db, third] = &*network.pods else { panic!("three pods") };
     let server = Server::start(30);
     cluster(&server);
-    let mut options = options(server.kubeconfig(), None);
-    options.keep_established = false;
-    options.allow_spoofing = false;
     let ranges = ["10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"].map(|range| range.parse().unwrap());
-    options.unprogrammed = Unprogrammed::Closed(ranges.to_vec());
-    let agent = Running::with(options, Nftables::open().unwrap());
+    let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
+        options.keep_established = false;
+        options.allow_spoofing = false;
+        options.unprogrammed = Unprogrammed::Closed(ranges.to_vec());
+    });
     eventually("ready", || agent.get("/readyz").0 == 200);
 
     let (address, unknown) = ("10.0.2.2".parse().unwrap(), "10.0.3.2".parse().unwrap());
