@@ -93,8 +93,9 @@ pub(crate) fn once(size: &str) -> Outcome {
                 break;
             }
             let pod = &mut cluster.pods[*i];
-            let tier = pod.labels.entry("tier".to_owned()).or_default();
-            *tier = if tier == "backend" { "data".to_owned() } else { "backend".to_owned() };
+            let is_backend = pod.labels.get("tier").is_some_and(|tier| tier == "backend");
+            let tier = if is_backend { "data" } else { "backend" };
+            pod.labels.insert("tier".to_owned(), tier.to_owned());
             let object = Object { body: Known::Pod(pod.clone()), problems: Vec::new() };
             let before = enforced(&metrics);
             agent.hear(Event::Applied(object), Instant::now());

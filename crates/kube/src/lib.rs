@@ -35,7 +35,7 @@ mod yaml;
 pub use callers::{Call, CallPort, CallTarget, CalledBy, Caller};
 pub use decode::closest;
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};
-pub use input::{Input, ObjectRef, ReadPolicy};
+pub use input::{Input, Meaning, ObjectRef, ReadPolicy};
 pub use load::{Options, load};
 pub use settings::{Setting, SettingEntry, SettingValue, WrongSetting};
 pub use source::Source;

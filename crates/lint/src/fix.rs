@@ -154,7 +154,7 @@ fn standard_cidr(input: &Input, diagnostic: &Diagnostic) -> Option<Edit> {
         diagnostic.object.as_deref()
             == Some(&format!("networkpolicy {}/{}", p.raw.namespace, p.raw.name))
     };
-    let policy = input.policies.iter().find(named)?.index?;
+    let policy = input.policies.iter().find(named)?.index()?;
     let steps = steps(&diagnostic.path)?;
     let span = input.policy_span(policy, &steps, Part::Value)?;
     let (_, text) = input.texts().find(|(name, _)| **name == span.file)?;

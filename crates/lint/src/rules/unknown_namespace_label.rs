@@ -36,7 +36,7 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
         if pod_label(context, selector).is_some() {
             continue;
         }
-        for (key, value) in &selector.match_labels {
+        for (key, value) in selector.match_labels.iter() {
             // A name that is not in the input is that of another team, as a rule; the label `name`
             // has a rule of its own.
             let another = key == NAMESPACE_NAME_LABEL || key == "name";
