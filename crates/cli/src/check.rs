@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity, WrongSetting};
+use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity};
 use portcullis_lint::{Config, Finding, Patch, render};
 use serde::Serialize;
 
-use crate::input::InputArgs;
+use crate::input::{InputArgs, line};
 use crate::output::{json, plural, print};
 use crate::style::{ALLOWED, BOLD, ERROR};
 use crate::trouble::Trouble;
@@ -249,10 +249,10 @@ fn configuration(file: Option<&Path>) -> Result<Config, Trouble> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    Config::parse(&text, base).map_err(|wrong| {
-        let line = |w: &WrongSetting| format!("{shown}:{}:{}: {}", w.line, w.column, w.message);
+    let wrong = |wrong: Vec<Diagnostic>| {
         Trouble::Config(wrong.iter().map(line).collect::<Vec<_>>().join("\n"))
-    })
+    };
+    Config::parse(&shown.to_string(), &text, base).map_err(wrong)
 }
 
 /// The file of the working directory, or of the nearest directory above it that is of the same
