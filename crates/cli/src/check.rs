@@ -183,7 +183,15 @@ impl Check {
                 let all = reader.iter().chain(&lint);
                 print(&all.map(render::github).collect::<String>())?;
             }
-            Format::Sarif => print(&render::sarif(&[reader, lint].concat()))?,
+            Format::Sarif => {
+                let findings = [reader, lint].concat();
+                let options = self.input.options(None);
+                let safe = match self.input.is_files() {
+                    true => portcullis_lint::safe_edits(&input, &options, &findings),
+                    false => Vec::new(),
+                };
+                print(&render::sarif(&input, &findings, &safe))?;
+            }
             Format::Junit => print(&render::junit(&input, &[reader, lint].concat(), fail_on))?,
             Format::Json => {
                 let [errors, warnings, notes] = counts;

@@ -38,9 +38,9 @@ pub struct Patch {
     pub fixed: usize,
 }
 
-/// The files that the fixes of these findings change, for an input that was read with these
-/// options. Files with errors, and fixes that would change what any policy does, are left out.
-pub fn fix(input: &Input, options: &Options, findings: &[Finding]) -> Vec<Patch> {
+/// The edits of these findings that are safe together, for an input that was read with these
+/// options. Files with errors, and edits that would change what any policy does, are left out.
+pub fn safe_edits<'f>(input: &Input, options: &Options, findings: &'f [Finding]) -> Vec<&'f Edit> {
     let broken = |file: &str| {
         let errors = input.diagnostics.iter().filter(|d| d.severity == Severity::Error);
         errors.filter_map(|d| d.location.as_ref()).any(|at| *at.file == *file)
@@ -57,6 +57,12 @@ pub fn fix(input: &Input, options: &Options, findings: &[Finding]) -> Vec<Patch>
             }
         }
     }
+    kept
+}
+
+/// The files that the [safe edits](safe_edits) of these findings change.
+pub fn fix(input: &Input, options: &Options, findings: &[Finding]) -> Vec<Patch> {
+    let kept = safe_edits(input, options, findings);
     let mut patches = Vec::new();
     for (file, old) in input.texts() {
         let fixed = kept.iter().filter(|edit| edit.span.file == *file).count();
