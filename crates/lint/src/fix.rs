@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use portcullis_core::Program;
-use portcullis_core::diff::Diff;
+use portcullis_core::diff::{Diff, Side};
 use portcullis_core::model::Cluster;
 use portcullis_core::validate;
 use portcullis_kube::{Diagnostic, Input, Options, Part, Severity, Source, Span, Step, load};
@@ -130,14 +130,16 @@ fn reach_is_equal(old: &Input, new: &Input) -> bool {
         namespaces: namespaces.clone(),
         ..input.cluster.clone()
     });
-    let programs = [Program::compile(&clusters[0]), Program::compile(&clusters[1])];
-    let mut diff = Diff::of([&clusters[0], &clusters[1]], [&programs[0], &programs[1]]);
+    opens_the_same(clusters.each_ref())
+}
+
+/// Whether every pod and every address may open the same in two clusters.
+pub(crate) fn opens_the_same(clusters: [&Cluster; 2]) -> bool {
+    let programs = clusters.map(Program::compile);
+    let mut diff = Diff::of(clusters, programs.each_ref());
     (0..diff.joints.len()).all(|source| {
         let row = diff.row(source);
-        row.into_iter().all(|[old, new]| {
-            use portcullis_core::diff::Side;
-            diff.sets(Side::Old, old) == diff.sets(Side::New, new)
-        })
+        row.into_iter().all(|[old, new]| diff.sets(Side::Old, old) == diff.sets(Side::New, new))
     })
 }
 
