@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use portcullis_core::Program;
 use portcullis_core::diff::{self, Cause, Kind, MayOpen, Sets, Side};
 use portcullis_core::fold::fold;
-use portcullis_core::model::Cluster;
+use portcullis_core::model::{Cluster, Policy};
 use portcullis_core::net::{Family, IpNet, Protocol, Traffic};
 use portcullis_core::portset::PortSet;
 use portcullis_core::program::{End, Verdict};
@@ -15,7 +15,7 @@ use portcullis_kube::live::Snapshot;
 use portcullis_kube::{Options, Source};
 use serde::Serialize;
 
-use crate::doubts::{self, Doubts};
+use crate::doubts::{self, Doubts, by_family};
 use crate::ends::{Flow, Names};
 use crate::equivalence;
 use crate::focus::{Focus, FocusArgs};
@@ -25,6 +25,7 @@ use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::{LiveArgs, is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
 use crate::reach::{AllowedReport, PerhapsReport, rule};
+use crate::style::DIM;
 use crate::table::Table;
 use crate::trouble::Trouble;
 
@@ -138,6 +139,10 @@ impl Diff {
             sound(portcullis_kube::load(&new, &options))?,
         ];
         let clusters = inputs.each_ref().map(|input| &input.cluster);
+        if !self.equivalent && clusters.iter().all(|cluster| cluster.pods.is_empty()) {
+            let instead = ", or ask with --equivalent about any pods that could exist";
+            return Err(Trouble::NoPods(instead));
+        }
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
@@ -150,6 +155,12 @@ impl Diff {
         let changes = changes(&diff, &table, &by_number);
         if self.equivalent {
             return equivalence::answer(clusters, &changes, self.output);
+        }
+        if let (true, Some(policies)) = (changes.is_empty(), unlike(clusters)) {
+            anstream::eprintln!(
+                "{DIM}note{DIM:#}: no difference for these pods, and yet not the same policies \
+                 ({policies}): --equivalent tells whether other pods would notice"
+            );
         }
         let page = Page::of(clusters, programs.each_ref(), &diff, groups);
         match self.output {
@@ -222,6 +233,19 @@ impl Diff {
         };
         Ok([read(&old)?, new])
     }
+}
+
+/// The policies that are not the same in both states, or in one of them only; `None` without any.
+fn unlike(clusters: [&Cluster; 2]) -> Option<String> {
+    let by_name = clusters.map(|cluster| {
+        let name = |policy: &Policy| format!("{}/{}", policy.namespace, policy.name);
+        cluster.policies.iter().map(|p| (name(p), p)).collect::<BTreeMap<_, _>>()
+    });
+    let [old, new] = &by_name;
+    let names: BTreeSet<&String> = by_name.iter().flat_map(BTreeMap::keys).collect();
+    let unlike = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
+    let names: Vec<String> = doubts::shortened(unlike.cloned().collect());
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 fn groups(clusters: [&Cluster; 2], diff: &diff::Diff<'_>, by: By) -> Groups {
@@ -604,11 +628,23 @@ fn traffics(old: &Sets, new: &Sets) -> Vec<Traffic> {
 
 /// What is allowed before and after, or what is on the one side if there is nothing on the other.
 fn ports(old: &Sets, new: &Sets) -> String {
-    match Kind::between(old, new) {
-        Kind::Opened => shown(new),
-        Kind::Closed => shown(old),
-        _ => format!("{} -> {}", shown(old), shown(new)),
+    let kind = Kind::between(old, new);
+    let change = |family: usize| {
+        let [old, new] = [old, new].map(|sets| {
+            let MayOpen { surely, perhaps } = &sets[family];
+            doubts::shown(surely, perhaps)
+        });
+        match kind {
+            Kind::Opened => new,
+            Kind::Closed => old,
+            _ => format!("{old} -> {new}"),
+        }
+    };
+    let alike = |sets: &Sets| sets[0] == sets[1];
+    if alike(old) && alike(new) {
+        return change(0);
     }
+    by_family([0, 1].map(|family| (old[family] != new[family]).then(|| change(family))))
 }
 
 fn word(kind: Kind) -> &'static str {
@@ -618,16 +654,6 @@ fn word(kind: Kind) -> &'static str {
         Kind::Widened => "widens",
         Kind::Narrowed => "narrows",
         Kind::Shifted => "shifts",
-    }
-}
-
-fn shown(sets: &Sets) -> String {
-    let [v4, v6] = sets.each_ref().map(|open| doubts::shown(&open.surely, &open.perhaps));
-    match sets {
-        [a, b] if a == b => v4,
-        [_, b] if *b == MayOpen::NOTHING => format!("{v4} on IPv4"),
-        [a, _] if *a == MayOpen::NOTHING => format!("{v6} on IPv6"),
-        _ => format!("{v4} on IPv4, {v6} on IPv6"),
     }
 }
 

@@ -83,7 +83,8 @@ impl Doubts {
 /// Most names in a sentence.
 const MOST: usize = 6;
 
-fn shortened(mut names: Vec<String>) -> Vec<String> {
+/// The first of many names, and how many more there are.
+pub(crate) fn shortened(mut names: Vec<String>) -> Vec<String> {
     if names.len() > MOST {
         let more = names.len() + 1 - MOST;
         names.truncate(MOST - 1);
@@ -104,4 +105,14 @@ pub(crate) fn shown(surely: &PortSet, perhaps: &PortSet) -> String {
         }
     };
     if surely.is_nothing() { doubtful } else { format!("{surely}, {doubtful}") }
+}
+
+/// What is told of each family, where the two differ; nothing of one that has nothing to tell.
+pub(crate) fn by_family(families: [Option<String>; 2]) -> String {
+    match families {
+        [Some(v4), Some(v6)] => format!("IPv4: {v4}; IPv6: {v6}"),
+        [Some(v4), None] => format!("{v4} on IPv4"),
+        [None, Some(v6)] => format!("{v6} on IPv6"),
+        [None, None] => String::new(),
+    }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use portcullis_core::model::{Cluster, ContainerPort, Pod, Service, ServicePort, TargetPort};
-use portcullis_core::net::{ByAddress, Protocol, Traffic};
+use portcullis_core::net::{ByAddress, IpNet, Protocol, Traffic};
 use portcullis_core::program::{End, Fact, Role};
 use rustc_hash::FxHashMap;
 
@@ -137,6 +137,9 @@ impl<'a> Names<'a> {
 
     fn unknown(&self, text: &str, namespace: &str, parts: &[&str]) -> String {
         let form = "write namespace/pod, namespace/kind/name, a Service, or an IP address";
+        if text.parse::<IpNet>().is_ok() {
+            return format!("{text:?} is a block of addresses: write one address of it");
+        }
         let (namespace, name) = match parts {
             [name] => (namespace, *name),
             [namespace, name] | [namespace, _, name] => (*namespace, *name),
@@ -434,7 +437,11 @@ impl std::str::FromStr for PortName {
         if port.is_empty() {
             return Err("expected a port: 80, 53/udp, a port name, or icmp".to_owned());
         }
-        if !port.bytes().all(|b| b.is_ascii_digit()) {
+        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if port.split_once('-').is_some_and(|(first, last)| number(first) && number(last)) {
+            return Err(format!("{port} is no port but a range: write one port of it"));
+        }
+        if !number(port) {
             return Ok(PortName::Port(Err(port.to_owned()), protocol));
         }
         match port.parse() {

@@ -186,7 +186,7 @@ impl Tell<Cell> for Allowances<'_> {
     }
 
     fn ports(&self, value: Cell) -> String {
-        ports(&self.page.reach, value).join(", ")
+        ports(&self.page.reach, value)
     }
 
     fn tell(&self, sources: &[usize], destinations: &[usize], value: Option<Cell>) -> Told {

@@ -13,8 +13,8 @@ use portcullis_core::reach::{self, Allowed, Opens, SetId, Unit};
 use portcullis_kube::Input;
 use serde::Serialize;
 
-use crate::doubts::{Doubts, shown};
-use crate::ends::{Names, PortName, Target};
+use crate::doubts::{Doubts, by_family, shown};
+use crate::ends::{Names, NotAnEnd, PortName, Target};
 use crate::focus::{Focus, FocusArgs, NAMESPACE};
 use crate::graph::{self, Asked};
 use crate::groups::{By, EndReport, Groups, Members};
@@ -145,7 +145,15 @@ impl Reach {
                 print(&self.output.written(table))?;
                 print(&footnote)?;
                 // Who asks for something else has no use for it.
-                let Question { from, port, .. } = &self.question;
+                let Question { from, to, port, .. } = &self.question;
+                let asked = [(from, &page.sources), (to, &page.destinations)];
+                if self.output != Format::Md
+                    && asked
+                        .into_iter()
+                        .any(|(names, units)| !names.is_empty() && page.is_node(units))
+                {
+                    print("and a pod and the node that it runs on always reach each other\n")?;
+                }
                 if self.output != Format::Md && from.is_empty() && port.is_none() {
                     print(&routes::footnote(&page.routes(&names)))?;
                 }
@@ -188,6 +196,9 @@ impl Question {
         names: &Names<'_>,
     ) -> Result<Page<'a>, Trouble> {
         let cluster = &input.cluster;
+        if cluster.pods.is_empty() {
+            return Err(Trouble::NoPods(""));
+        }
         let from = self.selected(&self.from, input, program, names)?;
         let to = self.selected(&self.to, input, program, names)?;
         let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
@@ -228,6 +239,12 @@ impl Question {
                 let pods = cluster.pods.iter().enumerate();
                 part.pods =
                     pods.filter(|(_, p)| p.namespace == namespace).map(|(i, _)| i).collect();
+                if part.pods.is_empty() {
+                    let why = format!(
+                        "{text:?} is nobody: the input has no pod in namespace {namespace:?}"
+                    );
+                    return Err(NotAnEnd::new(why).into());
+                }
                 parts.push(part);
                 continue;
             }
@@ -329,6 +346,12 @@ impl Page<'_> {
         self.focus.is_all() || first.is_some_and(|p| self.focus.includes(&self.cluster.pods[*p]))
     }
 
+    /// Whether these are pods on the host network, and so nodes.
+    fn is_node(&self, units: &[Unit]) -> bool {
+        let mut pods = units.iter().flat_map(|unit| &unit.pods).peekable();
+        pods.peek().is_some() && pods.all(|pod| self.cluster.pods[*pod].host_network)
+    }
+
     /// Whether policies let in what routes lead to the destinations.
     fn routes(&self, names: &Names<'_>) -> Vec<Found> {
         let within = |unit: &&Unit| self.is_within(unit);
@@ -411,7 +434,7 @@ impl Page<'_> {
             if to_itself || from == Members::default() || to == Members::default() {
                 continue;
             }
-            let ports = ports(&self.reach, product.value);
+            let ports = vec![ports(&self.reach, product.value)];
             let rules = if rules { self.rules(product) } else { Vec::new() };
             let groups = &self.groups;
             let (from, to) =
@@ -606,14 +629,12 @@ pub(crate) fn members(unit: &Unit) -> Members {
 }
 
 /// What a cell says.
-pub(crate) fn ports(reach: &reach::Reach<'_>, opens: Cell) -> Vec<String> {
+pub(crate) fn ports(reach: &reach::Reach<'_>, opens: Cell) -> String {
     let show = |opens: Opens| shown(reach.set(opens.surely), reach.set(opens.perhaps));
     if opens[0] == opens[1] {
-        return vec![show(opens[0])];
+        return show(opens[0]);
     }
-    let families = Family::ALL.into_iter().zip(opens);
-    let some = families.filter(|(_, opens)| *opens != Opens::default());
-    some.map(|(family, opens)| format!("{} on {family}", show(opens))).collect()
+    by_family(opens.map(|opens| (opens != Opens::default()).then(|| show(opens))))
 }
 
 /// The rules that allow some of what may be opened (by family) from one unit to another.

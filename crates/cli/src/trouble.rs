@@ -56,6 +56,12 @@ pub(crate) enum Trouble {
     /// A lab without a pod would agree with anything.
     #[error("the input has no pod that a connection could be tried with: nothing was proven")]
     NothingToTry,
+    /// A question about pods, to an input of policies alone.
+    #[error(
+        "no pod in the input, and so nothing that policies decide about: pass the workloads beside \
+         the policies{0}"
+    )]
+    NoPods(&'static str),
     /// Nobody reads markup.
     #[error(
         "a picture is no text to read: write it to a file, with `> picture.svg` or \

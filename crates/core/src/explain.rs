@@ -367,13 +367,12 @@ impl Question<'_> {
             |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == rule.protocol;
         let numbers: Vec<u16> = pod.ports.iter().filter(named).map(|p| p.port).collect();
         let shown: Vec<String> = numbers.iter().map(u16::to_string).collect();
-        let at = format!("{}/{}", pod.namespace, pod.name);
         match (numbers.contains(&port), numbers.is_empty()) {
             (true, _) => None,
             (false, true) => {
-                Some(format!("{name:?}, which {at} does not have for {}", rule.protocol))
+                Some(format!("{name:?}, which the pod does not have for {}", rule.protocol))
             }
-            (false, false) => Some(format!("{name:?}, which is {} at {at}", shown.join(" and "))),
+            (false, false) => Some(format!("{name:?}, which is {}", shown.join(" and "))),
         }
     }
 }

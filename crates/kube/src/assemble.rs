@@ -43,7 +43,10 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
         }
         match found.body {
             Body::Nothing => {}
-            Body::PassedOver(kind) => *input.passed_over.entry(kind).or_default() += 1,
+            Body::PassedOver(kind, custom) => {
+                *input.passed_over.entry(kind).or_default() += 1;
+                input.custom.extend(custom);
+            }
             Body::Policy(policy) => take_policy(*policy, found.place, input),
             Body::Object(object) => {
                 take(*object, found.place, &owners, &mut workloads, input);
@@ -97,7 +100,7 @@ fn key(body: &Body) -> Option<(Kind, &str, &str)> {
             return Some((Kind::NetworkPolicy, &policy.raw.namespace, &policy.raw.name));
         }
         Body::Object(object) => object,
-        Body::PassedOver(_) | Body::Nothing => return None,
+        Body::PassedOver(..) | Body::Nothing => return None,
     };
     Some(match &**object {
         Object::Namespace { name, .. } => (Kind::Namespace, "", name),

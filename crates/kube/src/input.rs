@@ -1,6 +1,6 @@
 //! What was read, and where each field of it stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_core::api;
 use portcullis_core::model::{Cluster, Policy};
@@ -27,6 +27,8 @@ pub struct Input {
     /// How many objects were passed over, by kind, with the group where it is not one of
     /// Kubernetes' own: `ConfigMap`, `NetworkPolicy.projectcalico.org`.
     pub passed_over: BTreeMap<String, usize>,
+    /// Namespace and name of those that are none of Kubernetes' own: something may make pods of them.
+    pub custom: BTreeSet<(String, String)>,
     /// Who calls pods from outside their policies, as far as the input says.
     pub callers: Vec<Caller>,
     pub(crate) files: Vec<TextFile>,

@@ -200,6 +200,12 @@ pub(crate) fn classify(root: &Node<'_>, list: &[Entry<'_>], out: &mut Problems) 
     {
         return Some(Class::List);
     }
+    if kind.ends_with("NetworkPolicy") {
+        let message = format!(
+            "{kind} decides about connections too, and is not read: answers are given without it"
+        );
+        out.warn(at, "kind".to_owned(), Reason::OtherGroup, message);
+    }
     Some(Class::PassOver(if built_in { kind } else { format!("{kind}.{group}") }))
 }
 

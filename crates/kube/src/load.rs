@@ -88,7 +88,14 @@ fn parse(files: &[TextFile], options: &Options) -> Vec<Found> {
         .collect();
     let read = |documents: &[(usize, Document)]| -> Vec<Found> {
         let each = documents.iter();
-        each.flat_map(|(i, d)| object::read(&files[*i].text, *i, d, &options.namespace)).collect()
+        let file = |(i, d): &(usize, Document)| {
+            let mut found = object::read(&files[*i].text, *i, d, &options.namespace);
+            if is_kustomization(&files[*i].name) {
+                found.iter_mut().for_each(Found::pass_over_kustomization);
+            }
+            found
+        };
+        each.flat_map(file).collect()
     };
     let bytes: usize = files.iter().map(|f| f.text.len()).sum();
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
@@ -103,6 +110,12 @@ fn parse(files: &[TextFile], options: &Options) -> Vec<Found> {
         each.flat_map(|found| found.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
+}
+
+/// Whether a file has one of the names by which kustomize finds what it is to do.
+fn is_kustomization(name: &str) -> bool {
+    let name = name.rsplit('/').next().unwrap_or_default();
+    ["kustomization.yaml", "kustomization.yml", "Kustomization"].contains(&name)
 }
 
 fn empty_files(found: &[Found], input: &mut Input) {

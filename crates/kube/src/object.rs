@@ -37,14 +37,25 @@ pub(crate) struct Found {
     pub(crate) calls: Vec<(Position, Call)>,
 }
 
+impl Found {
+    /// A kustomization need not say that it is one.
+    pub(crate) fn pass_over_kustomization(&mut self) {
+        let nameless = |problem: &Problem| problem.reason == Reason::NotAnObject;
+        if matches!(self.body, Body::Nothing) && self.problems.iter().all(nameless) {
+            self.body = Body::PassedOver("Kustomization".to_owned(), None);
+            self.problems.clear();
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Body {
     /// A NetworkPolicy, whatever is wrong with it.
     Policy(Box<Written>),
     /// Any other object that is read, whatever is wrong with it.
     Object(Box<Object>),
-    /// Another kind.
-    PassedOver(String),
+    /// Another kind; with namespace and name, where it is none of Kubernetes' own.
+    PassedOver(String, Option<(String, String)>),
     /// No object, as the problems say.
     Nothing,
 }
@@ -80,6 +91,13 @@ fn describe(root: &Node<'_>) -> Option<String> {
     })
 }
 
+/// Namespace and name of an object of a kind that is counted with its group.
+fn custom(root: &Node<'_>, kind: &str, namespace: &str) -> Option<(String, String)> {
+    let metadata = |key: &str| root.get("metadata")?.get(key)?.text();
+    let name = metadata("name").filter(|_| kind.contains('.'))?;
+    Some((metadata("namespace").unwrap_or(namespace).to_owned(), name.to_owned()))
+}
+
 /// Reads a document of the text of a file. Objects that name no namespace get the one given.
 pub(crate) fn read(text: &str, file: usize, document: &Document, namespace: &str) -> Vec<Found> {
     let mut reader = Reader {
@@ -94,7 +112,17 @@ pub(crate) fn read(text: &str, file: usize, document: &Document, namespace: &str
         Ok(()) => reader.found,
         Err(broken) => {
             let mut problems = Problems::default();
-            problems.error(broken.at, String::new(), broken.reason, broken.message);
+            let template =
+                broken.reason == Reason::Syntax && text[document.range.clone()].contains("{{");
+            let message = match template {
+                true => format!(
+                    "{}: this is a template; render it first, with \
+                     `helm template CHART | portcullis check -f -` for one",
+                    broken.message
+                ),
+                false => broken.message,
+            };
+            problems.error(broken.at, String::new(), broken.reason, message);
             let place = Place { file, document: document.clone(), item: None, at: broken.at };
             reader.found.push(Found {
                 place,
@@ -226,7 +254,7 @@ impl Reader<'_, '_> {
             None => (Body::Nothing, describe(root)),
             Some(Class::PassOver(kind)) => {
                 let label = if problems.0.is_empty() { None } else { describe(root) };
-                (Body::PassedOver(kind), label)
+                (Body::PassedOver(kind.clone(), custom(root, &kind, self.namespace)), label)
             }
             Some(Class::List) => {
                 let message = "a list within a list: make it a document of its own".to_owned();
@@ -253,7 +281,7 @@ impl Reader<'_, '_> {
                 Object::Route(kind, route) => callers::of_route(*kind, root, &route.namespace),
                 _ => callers::of(root, self.namespace),
             },
-            Body::PassedOver(_) => callers::of(root, self.namespace),
+            Body::PassedOver(..) => callers::of(root, self.namespace),
             Body::Policy(_) | Body::Nothing => Vec::new(),
         };
         let label = label.or_else(|| if calls.is_empty() { None } else { describe(root) });

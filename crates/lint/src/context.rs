@@ -15,6 +15,9 @@ use portcullis_kube::Input;
 /// The labels that DNS pods go by where the input does not have them.
 const DNS_NAMESPACE: &str = "kube-system";
 
+/// The label of the DNS pods of OpenShift.
+const OPENSHIFT_DNS: &str = "dns.operator.openshift.io/daemonset-dns";
+
 /// The input, and what follows from it.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
@@ -332,14 +335,11 @@ fn witness(selector: &Selector) -> Labels {
 /// The DNS pods of the cluster; those that every cluster has are imagined if there are none.
 fn dns_pods(cluster: &mut Cluster, known: usize) -> Vec<usize> {
     let serves_dns = |pod: &Pod| {
-        let named =
-            ["k8s-app", "app.kubernetes.io/name", "app", "dns.operator.openshift.io/daemonset-dns"];
+        let named = ["k8s-app", "app.kubernetes.io/name", "app"];
         let known = |key: &&str| {
-            pod.labels
-                .get(*key)
-                .is_some_and(|v| matches!(v.as_str(), "kube-dns" | "coredns" | "default"))
+            pod.labels.get(*key).is_some_and(|v| matches!(v.as_str(), "kube-dns" | "coredns"))
         };
-        named.iter().any(known)
+        pod.labels.contains_key(OPENSHIFT_DNS) || named.iter().any(known)
     };
     let pods = cluster.pods.iter().take(known).enumerate();
     let dns: Vec<usize> =

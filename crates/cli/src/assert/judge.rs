@@ -11,7 +11,7 @@ use portcullis_kube::{Diagnostic, Reason, closest};
 
 use super::file::{Assertion, Because, Ends, Test};
 use super::ports::{Claim, Ports};
-use super::world::{Open, Side, World};
+use super::world::{Counts, Open, Side, World};
 use crate::ends::Flow;
 use crate::groups::Members;
 use crate::why;
@@ -105,8 +105,14 @@ impl World<'_> {
             }
             sides
         };
-        let sides = |ends: &Ends| self.sides(ends, &test.at).map(&only);
-        let targets = |ends: &Ends, port: &Ports| self.targets(ends, port, &test.at).map(&only);
+        // What is never to be has to be refused wherever a pod may turn out to be.
+        let counts = match test.assertion {
+            Assertion::Deny { .. } => Counts::Perhaps,
+            _ => Counts::Surely,
+        };
+        let sides = |ends: &Ends| self.sides(ends, &test.at, counts).map(&only);
+        let targets =
+            |ends: &Ends, port: &Ports| self.targets(ends, port, &test.at, counts).map(&only);
         let plain = |from, to, want| Expectation { from, to, want, all_tested: true };
         // Nobody is meant to need each port that there is: who may open one is let in.
         let listed = |port: &Ports| if port.all_but { Want::Something } else { Want::All };
@@ -459,7 +465,7 @@ impl World<'_> {
     ) -> Result<Vec<Problem>, Diagnostic> {
         let reason = test.because.as_ref().map(|because| self.reason(because)).transpose()?;
         let mut problems = Vec::new();
-        for side in self.sides(pods, &test.at)? {
+        for side in self.sides(pods, &test.at, Counts::Surely)? {
             let rest = side.set.rest;
             let on_host = |pod: &usize| self.cluster.pods[*pod].host_network;
             let mut pods: Vec<usize> = side.set.pods.keys().copied().collect();

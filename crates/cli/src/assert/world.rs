@@ -54,6 +54,15 @@ pub(super) struct Set {
     pub(super) rest: bool,
 }
 
+/// Which pods without an address are counted among those of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counts {
+    /// Those that will get one of its addresses, whichever it will be.
+    Surely,
+    /// Those that may get one.
+    Perhaps,
+}
+
 /// One item of a side of a test.
 pub(super) struct Side {
     pub(super) place: Option<Place>,
@@ -111,11 +120,16 @@ impl<'a> World<'a> {
     }
 
     /// The items of one side, each as the set that it stands for.
-    pub(super) fn sides(&self, ends: &Ends, place: &Place) -> Result<Vec<Side>, Diagnostic> {
+    pub(super) fn sides(
+        &self,
+        ends: &Ends,
+        place: &Place,
+        counts: Counts,
+    ) -> Result<Vec<Side>, Diagnostic> {
         let side =
             |place: &Place, set| Side { place: Some(place.clone()), set, claim: Claim::all() };
         let each = |items: &[EndItem]| {
-            let sets = items.iter().map(|item| Ok(side(&item.at, self.set(item)?)));
+            let sets = items.iter().map(|item| Ok(side(&item.at, self.set(item, counts)?)));
             sets.collect::<Result<Vec<_>, _>>()
         };
         match ends {
@@ -141,6 +155,7 @@ impl<'a> World<'a> {
         ends: &Ends,
         ports: &Ports,
         place: &Place,
+        counts: Counts,
     ) -> Result<Vec<Side>, Diagnostic> {
         let mut targets = Vec::new();
         if let Ends::These(items) = ends {
@@ -149,12 +164,13 @@ impl<'a> World<'a> {
                     Some(service) => targets.extend(self.endpoints(item, service, ports)?),
                     None => {
                         let at = &item.at;
-                        targets.extend(self.on_ports(self.set(item)?, ports, at, Some(at))?);
+                        let set = self.set(item, counts)?;
+                        targets.extend(self.on_ports(set, ports, at, Some(at))?);
                     }
                 }
             }
         } else {
-            for side in self.sides(ends, place)? {
+            for side in self.sides(ends, place, counts)? {
                 targets.extend(self.on_ports(side.set, ports, place, side.place.as_ref())?);
             }
         }
@@ -224,7 +240,7 @@ impl<'a> World<'a> {
         Ok(sides.into_iter().map(side).collect())
     }
 
-    fn set(&self, item: &EndItem) -> Result<Set, Diagnostic> {
+    fn set(&self, item: &EndItem, counts: Counts) -> Result<Set, Diagnostic> {
         let wrong = |message: &str| item.at.error(Reason::Test, message);
         match &item.what {
             What::Outside { blocks, except } => {
@@ -246,7 +262,7 @@ impl<'a> World<'a> {
                     false => Ok(set),
                 }
             }
-            What::Block(net) => Ok(self.block(*net)),
+            What::Block(net) => Ok(self.block(*net, counts)),
             What::Namespace(namespace) => {
                 let selection =
                     Selection { namespace: Some(namespace.clone()), ..Selection::default() };
@@ -255,7 +271,7 @@ impl<'a> World<'a> {
             What::Selected(selection) => self.selected(selection).map_err(|why| wrong(&why)),
             What::Name(name) => match self.names.find(name, self.namespace) {
                 Err(why) => Err(wrong(&self.unknown(name).unwrap_or_else(|| why.to_string()))),
-                Ok(Target::Address(address)) => Ok(self.block(address.into())),
+                Ok(Target::Address(address)) => Ok(self.block(address.into(), counts)),
                 Ok(Target::Pod(pod)) => Ok(self.pods([pod])),
                 Ok(Target::Workload(pods)) => {
                     let alive = |pod: &usize| !self.cluster.pods[*pod].finished;
@@ -305,18 +321,41 @@ impl<'a> World<'a> {
         set
     }
 
-    /// The addresses of a block, whoever has them.
-    fn block(&self, net: IpNet) -> Set {
+    /// The addresses of a block, whoever has them: also pods that will get one of them, whichever
+    /// it will be, and if they count, pods that may get one. That one will get a certain address is
+    /// not thought of.
+    pub(super) fn block(&self, net: IpNet, counts: Counts) -> Set {
         let rest = net.prefix_len() < net.max_prefix_len();
         let mut set = Set { ranges: vec![net.into()], rest, ..Set::default() };
-        for (i, _) in self.cluster.pods.iter().enumerate().filter(|(_, pod)| !pod.finished) {
+        let block = IpRange::from(net);
+        for (i, pod) in self.cluster.pods.iter().enumerate().filter(|(_, pod)| !pod.finished) {
             for endpoint in self.program.endpoints(End::Pod(i)).into_iter().flatten() {
-                if let Some(address) = endpoint.address.filter(|a| net.contains(a)) {
-                    set.pods.entry(i).or_default()[Family::of(address) as usize] = true;
+                let is_in = match endpoint.address {
+                    Some(address) => net.contains(&address),
+                    None if !rest => false,
+                    None => {
+                        let possible = self.whereabouts(pod, Family::of(net.addr()));
+                        let may = possible.iter().any(|range| overlap(range, &block).is_some());
+                        let will = |range: &IpRange| overlap(range, &block) == Some(*range);
+                        may && (counts == Counts::Perhaps || possible.iter().all(will))
+                    }
+                };
+                if is_in {
+                    set.pods.entry(i).or_default()[Family::of(net.addr()) as usize] = true;
                 }
             }
         }
         set
+    }
+
+    /// Where the address of a pod can be that has none yet.
+    fn whereabouts(&self, pod: &Pod, family: Family) -> Vec<IpRange> {
+        let blocks = self.cluster.pod_cidrs.iter().filter(|_| !pod.host_network);
+        let ranges: Vec<IpRange> = blocks.map(|net| IpRange::from(*net)).collect();
+        if ranges.is_empty() {
+            return vec![everywhere(family)];
+        }
+        ranges.into_iter().filter(|range| Family::of(range.first) == family).collect()
     }
 
     /// The pods that a selection is true of; else what there is instead.

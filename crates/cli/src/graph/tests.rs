@@ -133,15 +133,15 @@ fn end(input: &Input, member: &str) -> End {
     }
 }
 
-/// What a list has of one family: `80/TCP? on IPv4, everything on IPv6`.
+/// What a list has of one family: `80/TCP? on IPv4`, `IPv4: 80/TCP?; IPv6: everything`.
 fn on(ports: &str, family: Family) -> &str {
-    if !ports.contains(" on IPv") {
-        return ports;
+    if let Some((v4, v6)) = ports.strip_prefix("IPv4: ").and_then(|p| p.split_once("; IPv6: ")) {
+        return if family == Family::V4 { v4 } else { v6 };
     }
-    let (v4, rest) = ports.split_once(" on IPv4").unwrap_or(("", ports));
-    match family {
-        Family::V4 => v4,
-        Family::V6 => rest.strip_suffix(" on IPv6").unwrap_or("").trim_start_matches(", "),
+    match ports.split_once(" on ") {
+        None => ports,
+        Some((ports, only)) if only == family.to_string() => ports,
+        Some(_) => "",
     }
 }
 

@@ -85,7 +85,13 @@ impl Access {
                     if RESOURCES[i].without.is_none() {
                         says = status.message.clone();
                     }
-                    refused.push(i);
+                    refused.push((i, ["may not list", " in all namespaces"]));
+                }
+                // Not every API server has workloads, or nodes.
+                Some((i, Err(Failure::Client(kube::Error::Api(status)))))
+                    if status.code == 404 && RESOURCES[i].without.is_some() =>
+                {
+                    refused.push((i, ["does not have", ""]));
                 }
                 Some((i, Err(failure))) => {
                     return Err(asked.listing(&RESOURCES[i], failure));
@@ -93,14 +99,14 @@ impl Access {
             }
         }
         refused.sort_unstable();
-        let resources = refused.into_iter().map(|i| &RESOURCES[i]);
-        let (needed, spared): (Vec<&Resource>, Vec<&Resource>) =
-            resources.partition(|r| r.without.is_none());
+        let resources = refused.into_iter().map(|(i, why)| (&RESOURCES[i], why));
+        let (needed, spared): (Vec<(&Resource, _)>, Vec<(&Resource, _)>) =
+            resources.partition(|(r, _)| r.without.is_none());
         if !needed.is_empty() {
-            let resources = needed.iter().map(|r| r.qualified()).collect();
+            let resources = needed.iter().map(|(r, _)| r.qualified()).collect();
             return Err(Error::Forbidden { cluster, resources, says });
         }
-        let note = |name: String, without: &str| Diagnostic {
+        let note = |name: String, [what, scope]: [&str; 2], without: &str| Diagnostic {
             severity: Severity::Note,
             location: Some(Location {
                 file: format!("cluster/{cluster}").into(),
@@ -110,9 +116,11 @@ impl Access {
             object: None,
             path: String::new(),
             reason: Reason::NotPermitted,
-            message: format!("may not list {name} in all namespaces: {without}"),
+            message: format!("{what} {name}{scope}: {without}"),
         };
-        let notes = spared.iter().filter_map(|r| Some(note(r.qualified(), r.without?))).collect();
+        let notes =
+            spared.iter().filter_map(|(r, why)| Some(note(r.qualified(), *why, r.without?)));
+        let notes = notes.collect();
         Ok(Snapshot { notes, namespace, objects: lists.into_iter().flatten().collect(), cluster })
     }
 

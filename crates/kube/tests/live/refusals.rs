@@ -58,6 +58,20 @@ fn without_permission_for_what_only_names_there_is_a_note() {
 }
 
 #[test]
+fn a_server_without_what_only_names_gets_a_note() {
+    let server = Server::start(move |asked| match &*asked.plural {
+        "jobs" => status(404, "NotFound", "the server could not find the requested resource"),
+        _ => list(&Objects::new(), asked),
+    });
+    let input = load(&[Source::Live(server.read().unwrap())], &Options::default());
+    let lines: Vec<_> = input.diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines[0],
+        "cluster/test: note: does not have jobs.batch: the pods of a CronJob go by the name of their Job"
+    );
+}
+
+#[test]
 fn expired_credentials_are_told_from_missing_permission() {
     let server = Server::start(|_| status(401, "Unauthorized", "Unauthorized"));
     assert_eq!(

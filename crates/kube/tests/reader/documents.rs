@@ -272,6 +272,26 @@ fn keys_that_are_no_strings_are_errors() {
 }
 
 #[test]
+fn a_template_that_nobody_rendered_says_how() {
+    let text = "kind: Pod\nmetadata:\n  name: {{ .Values.name }}\n---\n{{- if .Values.enabled }}\nkind: Pod\n";
+    insta::assert_snapshot!(says(text), @r#"
+    m.yaml:3:10: error: a key must be a string: this is a template; render it first, with `helm template CHART | portcullis check -f -` for one
+    m.yaml:5:3: error: "-" is only valid inside a block: this is a template; render it first, with `helm template CHART | portcullis check -f -` for one
+    "#);
+}
+
+#[test]
+fn a_kustomization_among_manifests_is_passed_over() {
+    let of = |name: &str| {
+        let text = "resources: [app.yaml]\n".to_owned();
+        load(&[Source::Text { name: name.to_owned(), text }], &Options::default())
+    };
+    assert_eq!(of("base/kustomization.yaml").passed_over["Kustomization"], 1);
+    assert!(of("kustomization.yml").diagnostics.is_empty());
+    assert!(of("my-kustomization.yaml").has_errors());
+}
+
+#[test]
 fn other_kinds_are_passed_over_and_counted() {
     let text = "\
 {apiVersion: v1, kind: ConfigMap}

@@ -362,6 +362,18 @@ fn a_policy_of_another_group_is_another_kind_and_is_passed_over_with_a_warning()
 }
 
 #[test]
+fn another_kind_of_policy_is_passed_over_with_a_warning() {
+    let input = read(
+        "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: a, namespace: b}}\n---\n{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy, metadata: {name: a}}",
+    );
+    insta::assert_snapshot!(crate::lines(&input), @"
+    m.yaml:1:34: warning: ciliumnetworkpolicy b/a: CiliumNetworkPolicy decides about connections too, and is not read: answers are given without it
+    m.yaml:3:55: warning: adminnetworkpolicy a: AdminNetworkPolicy decides about connections too, and is not read: answers are given without it
+    ");
+    assert_eq!(input.passed_over.len(), 2);
+}
+
+#[test]
 fn a_misspelt_kind_is_an_error() {
     let kinds = ["Networkpolicy", "NetworkPolicies", "NetworkPolcy", "NetworkPolicy x", "Policy"];
     let documents = kinds.map(|k| format!("{{apiVersion: networking.k8s.io/v1, kind: {k}}}\n"));

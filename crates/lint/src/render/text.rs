@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
-use portcullis_kube::{Input, Location, Severity};
+use portcullis_kube::{Input, Severity};
 
 use crate::finding::Finding;
 
@@ -31,9 +31,9 @@ pub fn text(input: &Input, finding: &Finding) -> String {
     if let Some((at, line)) = source {
         let number = at.line.to_string();
         margin = number.len().max(3);
-        let (before, width) = under(line, at);
+        let (line, column) = around(line.trim_end(), at.column.saturating_sub(1) as usize);
+        let (before, width) = under(&line, column);
         let carets = "^".repeat(width);
-        let line = line.trim_end();
         _ = writeln!(out, "{DIM}{number:>margin$} |{DIM:#} {line}");
         _ = writeln!(out, "{DIM}{:margin$} |{DIM:#} {before}{style}{carets}{style:#}", "");
     }
@@ -50,9 +50,24 @@ pub fn text(input: &Input, finding: &Finding) -> String {
     out
 }
 
+/// The most characters of a line that are shown: a file may be one line.
+const LONGEST: usize = 120;
+
+/// A line, or what stands around a column of it, and where the column is in that.
+fn around(line: &str, column: usize) -> (String, usize) {
+    let length = line.chars().count();
+    if length <= LONGEST {
+        return (line.to_owned(), column);
+    }
+    let start = column.saturating_sub(LONGEST / 2).min(length - LONGEST);
+    let part: String = line.chars().skip(start).take(LONGEST).collect();
+    let before = if start > 0 { "…" } else { "" };
+    let after = if start + LONGEST < length { "…" } else { "" };
+    (format!("{before}{part}{after}"), column - start + before.chars().count())
+}
+
 /// What stands before the caret, as blanks, and how long the word above it is.
-fn under(line: &str, at: &Location) -> (String, usize) {
-    let column = at.column.saturating_sub(1) as usize;
+fn under(line: &str, column: usize) -> (String, usize) {
     let blank = |c: char| if c == '\t' { '\t' } else { ' ' };
     let before = line.chars().take(column).map(blank).collect();
     let word =
@@ -87,6 +102,24 @@ web.yaml:8:7: warning[allows-everything]: networkpolicy shop/web: an empty `from
     help: name the peers, remove the rule to allow none, or remove `from` to say that all are meant
 ";
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn of_a_file_in_one_line_only_what_stands_around_it_is_shown() {
+        let labels: Vec<String> = (0..400).map(|i| format!(r#""label-{i}":"x""#)).collect();
+        let text = format!(
+            r#"{{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{{"name":"web","labels":{{{}}}}},"spec":{{"podSelector":{{}},"policyTypes":["Ingress"],"ingress":[{{"from":[]}}]}}}}"#,
+            labels.join(",")
+        );
+        let source = Source::Text { name: "web.json".to_owned(), text };
+        let input = load(&[source], &Options::default());
+        let found = crate::lint(&input);
+        let shown = anstyle_free(&super::text(&input, &found[0]));
+        let lines: Vec<&str> = shown.lines().collect();
+        assert!(lines[1].chars().count() < 130, "{}", lines[1]);
+        let caret = lines[2].chars().position(|c| c == '^').unwrap();
+        let marked: String = lines[1].chars().skip(caret).take(6).collect();
+        assert_eq!((marked.as_str(), lines[1].chars().nth(6)), ("\"from\"", Some('…')));
     }
 
     /// The text without its colours.

@@ -204,6 +204,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_called_default_is_no_dns_pod() {
+        let own = TO_DATABASE
+            .replace("{matchLabels: {app: database}}\n      ports:\n        - port: 5432", "{}");
+        let pods = pod("shop", "web", "app: web", "") + &pod("shop", "other", "app: default", "");
+        assert_eq!(found(&(policy("own", &own) + &pods)), ["10:7 dns-missing"]);
+    }
+
+    #[test]
     fn dns_over_tcp_alone_is_no_dns() {
         let tcp = DNS.replace("        - {port: 53, protocol: UDP}\n", "");
         let yaml = policy("backend", &format!("{TO_DATABASE}{tcp}"));

@@ -48,13 +48,19 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
             (!values.is_empty()).then(|| format!("pods there have {key}: {}", values.join(", ")))
         });
         let help = near.unwrap_or_else(|| "no pod there has any of these label keys".to_owned());
-        report.policy(i, "spec.podSelector", message, help);
+        let finding = report.policy(i, "spec.podSelector", message, help);
+        // An operator makes pods that are labelled with the name of what it makes them of.
+        let made =
+            |value: &String| context.input.custom.contains(&(namespace.clone(), value.clone()));
+        if policy.subject.match_labels.values().any(made) {
+            finding.note();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{findings, found, pod, policy};
+    use crate::testing::{findings, found, notes, pod, policy};
 
     const SPEC: &str = "  podSelector: {matchLabels: {app: databse}}\n  policyTypes: [Ingress]";
 
@@ -63,6 +69,17 @@ mod tests {
         let yaml = policy("db", SPEC) + &pod("shop", "db", "app: database", "");
         assert_eq!(found(&yaml), ["7:3 subject-selects-nothing"]);
         assert_eq!(findings(&yaml)[0].help, "pods there have app: database");
+    }
+
+    #[test]
+    fn pods_that_an_operator_makes_may_be_meant() {
+        let yaml = policy("db", SPEC) + &pod("shop", "web", "app: web", "");
+        let cluster = "---\napiVersion: example.com/v1\nkind: Database\nmetadata: {name: NAME, namespace: shop}\n";
+        let named = yaml.clone() + &cluster.replace("NAME", "databse");
+        assert!(found(&named).is_empty());
+        assert_eq!(notes(&named), ["7:3 subject-selects-nothing"]);
+        let other = yaml + &cluster.replace("NAME", "orders");
+        assert_eq!(found(&other), ["7:3 subject-selects-nothing"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use portcullis_core::labels::{Labels, Operator, Selector};
 use portcullis_core::model::NAMESPACE_NAME_LABEL;
 use portcullis_kube::Severity;
 
@@ -36,32 +37,56 @@ fn check(context: &Context<'_>, report: &mut Report<'_>) {
         if pod_label(context, selector).is_some() {
             continue;
         }
-        for (key, value) in selector.match_labels.iter() {
+        for Asked { field, key, values } in asked(selector) {
             // A name that is not in the input is that of another team, as a rule; the label `name`
             // has a rule of its own.
             let another = key == NAMESPACE_NAME_LABEL || key == "name";
-            if another || namespaces.values().any(|labels| labels.get(key) == Some(value)) {
+            let has = |labels: &Labels| labels.get(key).is_some_and(|v| values.contains(v));
+            if another || namespaces.values().any(has) {
                 continue;
             }
-            let path = format!("{}.namespaceSelector.matchLabels[{key}]", rule.peer_path(i));
-            let values: BTreeSet<&str> =
+            let path = format!("{}.namespaceSelector.{field}", rule.peer_path(i));
+            let others: BTreeSet<&str> =
                 namespaces.values().filter_map(|l| l.get(key)).map(String::as_str).collect();
-            let message = format!("no namespace of the input has the label `{key}: {value}`");
-            let named = namespaces.contains_key(value);
-            let help = if named {
-                format!("write `{NAMESPACE_NAME_LABEL}: {value}` for the namespace of that name")
-            } else if values.is_empty() {
+            let wanted = values.join("` or `");
+            let message = format!("no namespace of the input has the label `{key}: {wanted}`");
+            let named = values.iter().find(|value| namespaces.contains_key(*value));
+            let help = if let Some(name) = named {
+                format!("write `{NAMESPACE_NAME_LABEL}: {name}` for the namespace of that name")
+            } else if others.is_empty() {
                 format!("label the namespace, or write `{NAMESPACE_NAME_LABEL}: NAME`")
             } else {
-                let values: Vec<_> = values.iter().copied().collect();
-                format!("the values that namespaces have: {}", values.join(", "))
+                let others: Vec<_> = others.iter().copied().collect();
+                format!("the values that namespaces have: {}", others.join(", "))
             };
             let finding = report.policy(rule.policy, path, message, help);
-            if !named && values.is_empty() {
+            if named.is_none() && others.is_empty() {
                 finding.note();
             }
         }
     }
+}
+
+/// A label that a selector asks for, with the values that it takes, and the field that asks.
+struct Asked<'a> {
+    field: String,
+    key: &'a String,
+    values: &'a [String],
+}
+
+fn asked(selector: &Selector) -> impl Iterator<Item = Asked<'_>> {
+    let labels = selector.match_labels.iter().map(|(key, value)| Asked {
+        field: format!("matchLabels[{key}]"),
+        key,
+        values: std::slice::from_ref(value),
+    });
+    let expressions = selector.match_expressions.iter().enumerate();
+    labels.chain(expressions.filter_map(|(i, r)| match &r.operator {
+        Operator::In(values) => {
+            Some(Asked { field: format!("matchExpressions[{i}].values"), key: &r.key, values })
+        }
+        _ => None,
+    }))
 }
 
 #[cfg(test)]
@@ -83,6 +108,20 @@ mod tests {
         assert_eq!(found(&yaml), ["11:34 unknown-namespace-label"]);
         let yaml = with("ns: edge") + &namespace("edge", "");
         assert_eq!(found(&yaml), ["11:31 unknown-namespace-label"]);
+    }
+
+    #[test]
+    fn a_list_of_values_none_of_which_a_namespace_has_is_found() {
+        let with = |values: &str| {
+            with("LABEL").replace(
+                "matchLabels: {LABEL}",
+                &format!("matchExpressions: [{{key: stage, operator: In, values: [{values}]}}]"),
+            )
+        };
+        let yaml = with("production, live") + &namespace("shop", "stage: prod");
+        assert_eq!(found(&yaml), ["11:59 unknown-namespace-label"]);
+        let yaml = with("production, prod") + &namespace("shop", "stage: prod");
+        assert!(found(&yaml).is_empty());
     }
 
     #[test]
