@@ -240,7 +240,7 @@ fn wanted(server: &Server) -> NodeState {
     let text = server.manifests();
     let source = Source::Text { name: "server".to_owned(), text };
     let mut input = load(&[source], &portcullis_kube::Options::default());
-    input.cluster.policies = input.policies.into_iter().map(|policy| policy.closed).collect();
+    input.cluster.policies = input.meanings().cloned().collect();
     Desired::of(&input.cluster, NODE).state
 }
 
