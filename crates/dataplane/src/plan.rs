@@ -179,9 +179,6 @@ pub enum Expression {
     /// Matches if the set does not hold what the packet has in these fields. A packet that lacks
     /// one does not match.
     Absent(Vec<Field>, SetId),
-    /// Matches if the set does not hold what the packet has in these fields. A packet that lacks
-    /// one does not match.
-    Absent(Vec<Field>, SetId),
     /// Takes the verdict that the map has for these fields; matches nothing if it has none.
     Map(Vec<Field>, SetId),
     /// Counts the packet, for these origins.
