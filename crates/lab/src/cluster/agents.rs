@@ -81,6 +81,7 @@ impl Agent {
             node: name.clone(),
             access: Access { kubeconfig: Some(kubeconfig), ..Access::default() },
             metrics_address: Some(METRICS),
+            socket: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let ended = Arc::new(Mutex::new(None));
