@@ -175,8 +175,9 @@ pub(crate) fn once(size: &str) -> Outcome {
         let mut events = Vec::new();
         for i in some.iter().cycle().step_by(some.len() / 37 + 1).take(4 * EVENTS) {
             let pod = &mut cluster.pods[*i];
-            let tier = pod.labels.entry("tier".to_owned()).or_default();
-            *tier = if tier == "backend" { "data".to_owned() } else { "backend".to_owned() };
+            let is_backend = pod.labels.get("tier").is_some_and(|tier| tier == "backend");
+            let tier = if is_backend { "data" } else { "backend" };
+            pod.labels.insert("tier".to_owned(), tier.to_owned());
             events.push(applied(Known::Pod(pod.clone())));
         }
         bench.measure(what, events.into_iter());

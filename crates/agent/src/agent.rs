@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::attached::Attached;
 use crate::desired::{PolicyName, close};
 use crate::in_force::Told;
-use crate::{Metrics, Observed};
+use crate::{Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -38,6 +39,9 @@ const ADDING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Agent<D> {
     node: String,
+    unprogrammed: Unprogrammed,
+    /// Where each state is told that is in force.
+    tell: Option<Sender<NodeState>>,
     dataplane: D,
     attached: Attached,
     observed: Observed,
@@ -79,6 +83,8 @@ impl<D: Dataplane> Agent<D> {
         let now = Instant::now();
         Agent {
             node: node.to_owned(),
+            unprogrammed: Unprogrammed::default(),
+            tell: None,
             dataplane,
             attached: Attached::new(node),
             observed: Observed::new(node),
@@ -97,6 +103,16 @@ impl<D: Dataplane> Agent<D> {
             told: Told::default(),
             metrics,
         }
+    }
+
+    /// Says what becomes of addresses that nothing has been heard of; without it they are open.
+    pub fn with_unprogrammed(self, unprogrammed: Unprogrammed) -> Agent<D> {
+        Agent { unprogrammed, ..self }
+    }
+
+    /// Tells each state as soon as it is in force.
+    pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
+        Agent { tell: Some(tell), ..self }
     }
 
     /// Tells from now on, beside this socket, what is in force.
@@ -254,9 +270,11 @@ impl<D: Dataplane> Agent<D> {
 
     fn enforce(&mut self) {
         let unreadable = self.observed.unreadable().count();
+        let ranges = self.unprogrammed.ranges(self.observed.pod_cidrs());
         let Some(program) = self.observed.program() else { return };
         let Some(since) = self.waiting_since.take() else { return };
         let mut state = program.state().clone();
+        state.ranges = ranges;
         // Until the API server says which policies select them.
         close(&mut state, self.attached.strangers());
         let (version, is_known) = (program.version(), program.node_is_known());
@@ -267,6 +285,15 @@ impl<D: Dataplane> Agent<D> {
                 return;
             };
             self.metrics().enforced(at.saturating_duration_since(since));
+        }
+        let is_open =
+            matches!(self.unprogrammed, Unprogrammed::Closed(_)) && state.ranges.is_empty();
+        if is_open && is_known && self.in_force.is_none() {
+            warn!(
+                node = self.node,
+                "the node has no podCIDR: an address is open until its pod is known; name its \
+                 ranges with --pod-cidr"
+            );
         }
         if !is_known {
             warn!(node = self.node, "the cluster has no node of this name: nothing is enforced");
@@ -312,6 +339,10 @@ impl<D: Dataplane> Agent<D> {
                 self.failures = 0;
                 self.next_ask = Instant::now();
                 self.metrics().applied(&report);
+                if let Some(tell) = &self.tell {
+                    // Nobody listens any more when the agent stops.
+                    let _ = tell.send(state.clone());
+                }
                 info!(
                     endpoints = state.endpoints.len(),
                     elements = report.elements,

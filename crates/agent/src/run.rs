@@ -23,7 +23,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::{Agent, Metrics, http, socket};
+use crate::guard::Guard;
+use crate::{Agent, Metrics, Unprogrammed, http, socket};
 
 /// How the agent is to run.
 #[derive(Debug, Clone)]
@@ -34,6 +35,12 @@ pub struct Options {
     pub access: Access,
     /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// What becomes of addresses that nothing has been heard of.
+    pub unprogrammed: Unprogrammed,
+    /// Whether connections go on that were open before a state that does not allow them.
+    pub keep_established: bool,
+    /// Whether a pod may send from addresses that are not its own.
+    pub allow_spoofing: bool,
     /// Where others of this node can ask, and what is said to them beside it; `None` for nowhere.
     pub socket: Option<Socket>,
 }
@@ -74,6 +81,9 @@ pub enum Error {
         /// What the machine answered.
         source: io::Error,
     },
+    /// The kernel refuses to guard open connections or sources.
+    #[error("cannot guard open connections and the sources of packets: {0}")]
+    Guard(#[source] portcullis_dataplane::Error),
     /// Without it no rule can be changed.
     #[error(
         "this process may not change the rules of its network: it lacks the capability NET_ADMIN. \
@@ -171,7 +181,12 @@ pub fn run_until(
         .map_err(Error::Runtime)?;
     let metrics = Arc::new(Mutex::new(Metrics::default()));
     let (tell, told) = mpsc::channel();
-    let mut agent = Agent::new(&options.node, dataplane, metrics.clone());
+    let guard = Guard::open(options.keep_established, options.allow_spoofing);
+    let guard = guard.map_err(Error::Guard)?.on_a_thread(metrics.clone());
+    let guard = guard.map_err(Error::Runtime)?;
+    let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
+        .with_unprogrammed(options.unprogrammed)
+        .with_teller(guard);
     if let Some(Socket { path, .. }) = &options.socket {
         agent.tell_beside(path.clone());
     }

@@ -10,6 +10,7 @@ mod doubts;
 mod ends;
 mod equivalence;
 mod eval;
+mod focus;
 mod git;
 mod graph;
 mod groups;

@@ -243,7 +243,9 @@ fn other_origins(old: &Set, new: &Set) -> Vec<Key> {
 
 fn looked_into(chain: &Chain) -> impl Iterator<Item = SetId> {
     chain.rules.iter().flat_map(|rule| &rule.0).filter_map(|part| match part {
-        Expression::Lookup(_, set) | Expression::Map(_, set) => Some(*set),
+        Expression::Lookup(_, set) | Expression::Absent(_, set) | Expression::Map(_, set) => {
+            Some(*set)
+        }
         _ => None,
     })
 }
@@ -338,6 +340,7 @@ mod tests {
                 .collect(),
             profiles: (0..).zip(profiles.iter().map(profile)).collect(),
             peers: (0..).zip(peers.iter().cloned()).collect(),
+            ..NodeState::default()
         }
     }
 

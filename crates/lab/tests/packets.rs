@@ -152,6 +152,7 @@ fn rules_hold(plan: &Plan) -> Result {
         endpoints: addresses(&lab, db).into_iter().map(|address| (address, 0)).collect(),
         profiles: [(0, Profile { ingress: Some([entry].into()), egress: None })].into(),
         peers: [(0, PeerSet::Addresses(peers.into_iter().collect()))].into(),
+        ..NodeState::default()
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
     rules.apply(&state)?;

@@ -341,6 +341,7 @@ fn policies() -> Result {
         }],
         peers: vec![PeerSet::Addresses(sorted(peer))],
         origins: 1,
+        ..NodeState::default()
     };
     let states = [state("api", false, "db"), state("db", true, "web")];
     for (node, state) in states.iter().enumerate() {

@@ -459,6 +459,7 @@ fn forgotten_dns() -> Result {
             profiles: vec![Profile { ingress: None, egress: Some(egress) }],
             peers: peers.clone().into(),
             origins: 1,
+            ..NodeState::default()
         })
     };
     allow(web)?;

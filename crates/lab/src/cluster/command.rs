@@ -202,11 +202,13 @@ pub fn run_pod_command(arguments: &[OsString]) -> ExitCode {
         eprintln!("cannot run a command in the pod: {step}: {error}");
         return ExitCode::from(126);
     }
-    // A path of the image that everybody tests networks with.
-    let error = match program.to_str() {
-        Some("/agnhost") => Command::new("/proc/self/exe").arg0("/agnhost").args(rest).exec(),
-        _ => Command::new(program).args(rest).exec(),
-    };
+    let mut error = Command::new(program).args(rest).exec();
+    let name = program.to_str().unwrap_or_default();
+    // `/agnhost` is where the image that everybody tests networks with has it.
+    let stands_in = name == "/agnhost" || tools::NAMES.contains(&name);
+    if error.kind() == io::ErrorKind::NotFound && stands_in {
+        error = Command::new("/proc/self/exe").arg0(name).args(rest).exec();
+    }
     let program = program.to_string_lossy();
     let (code, why) = match error.kind() {
         io::ErrorKind::NotFound if !program.contains('/') => {
