@@ -37,7 +37,9 @@ impl Attached {
             Event::Deleted(Kind::Pod, namespace, name) => {
                 let name = (namespace, name);
                 self.told.remove(&name);
-                self.listed.iter_mut().for_each(|listed| drop(listed.remove(&name)));
+                if let Some(listed) = &mut self.listed {
+                    listed.remove(&name);
+                }
                 Event::Deleted(Kind::Pod, name.0, name.1)
             }
             Event::Listing(Kind::Pod) => {
@@ -114,7 +116,9 @@ impl Attached {
             self.told.remove(&name);
             return object;
         }
-        self.listed.iter_mut().for_each(|listed| drop(listed.insert(name.clone())));
+        if let Some(listed) = &mut self.listed {
+            listed.insert(name.clone());
+        }
         self.told.insert(name, object.clone());
         self.with_its_own(object)
     }

@@ -1,12 +1,13 @@
 //! What a node must enforce, by what has been observed.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::incremental::NodeProgram;
 use portcullis_core::model::{Cluster, Direction};
-use portcullis_dataplane::state::{NodeState, Profile};
+use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
 use crate::run::Error;
@@ -61,9 +62,8 @@ pub(crate) fn close(state: &mut NodeState, addresses: impl Iterator<Item = IpAdd
     // A number that no profile of policies gets: those are counted from 0.
     const CLOSED: u32 = u32::MAX;
     for address in addresses {
-        let nothing = || Some([].into());
-        let closed = || Profile { ingress: nothing(), egress: nothing() };
-        state.profiles.entry(CLOSED).or_insert_with(closed);
+        let closed = state.profiles.entry(CLOSED).or_default();
+        (closed.ingress, closed.egress) = (Some(Arc::new([])), Some(Arc::new([])));
         state.endpoints.insert(address, CLOSED);
     }
 }

@@ -57,5 +57,6 @@ impl Told {
 }
 
 fn of(state: &NodeState) -> InForce {
-    InForce { closed: Vec::new(), programmed: state.endpoints.keys().copied().collect() }
+    let closed = state.ranges.iter().map(|range| (range.first, range.last));
+    InForce { closed: closed.collect(), programmed: state.endpoints.keys().copied().collect() }
 }

@@ -33,7 +33,7 @@ use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getgid, getuid};
-use portcullis_agent::{Options, Socket, run};
+use portcullis_agent::{Options, Socket, Unprogrammed, run};
 use portcullis_cni::InForce;
 use portcullis_cni::protocol::{Answer, Request, ask};
 use portcullis_dataplane::Nftables;
@@ -71,6 +71,9 @@ fn be_an_agent(folder: &Path) {
         node: NODE.to_owned(),
         access: Access { kubeconfig: Some(folder.join("kubeconfig")), ..Access::default() },
         metrics_address: None,
+        unprogrammed: Unprogrammed::Closed(Vec::new()),
+        keep_established: false,
+        allow_spoofing: false,
         socket: Some(socket(folder)),
     };
     run(options, Nftables::open().unwrap()).unwrap();
@@ -399,7 +402,7 @@ fn first_packets() {
     // Otherwise it would show nothing.
     assert_eq!(allowed_passed, talkers, "pods whose first packets are allowed");
     assert!(talkers > pods / 10, "{talkers}");
-    assert!(added.tried_again > 0, "no pod found the agent away");
+    assert!(added.closed > 0 && added.tried_again > 0, "no pod found the agent away");
 }
 
 /// Starts the pod, as often as it takes.
