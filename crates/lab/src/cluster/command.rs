@@ -45,6 +45,8 @@ pub(crate) struct Pod {
 
 /// Programs that stand in where the host has none, by their names. `/tmp` is the pod's own.
 const TOOLS: &str = "/tmp/.tools";
+/// What GNU wget reads: it would try twenty times, where the wget that tutorials mean tries once.
+const WGETRC: &str = "/tmp/.tools/wgetrc";
 
 impl Pod {
     pub(crate) fn of(pod: &Value, addresses: Vec<IpAddr>) -> Pod {
@@ -178,6 +180,7 @@ fn variables(pod: &Pod, tty: bool) -> Vec<(String, String)> {
         // The host's own come first.
         ("PATH", path.as_str()),
         ("HOME", "/tmp"),
+        ("WGETRC", WGETRC),
         ("HOSTNAME", pod.hostname.as_str()),
         ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
         ("KUBERNETES_SERVICE_PORT", "443"),
@@ -259,6 +262,7 @@ fn settle_in(hostname: &OsStr, hosts: &OsStr, resolv_conf: &OsStr, tty: bool) ->
         "this program",
         std::env::current_exe().and_then(|program| {
             fs::create_dir(TOOLS)?;
+            fs::write(WGETRC, "tries = 1\n")?;
             tools::link(Path::new(TOOLS), &program)
         }),
     )?;
