@@ -230,8 +230,9 @@ pub(crate) fn once(size: &str) -> Outcome {
         for (name, labels) in cluster.namespaces.iter().step_by(counts.namespaces / 50 + 1) {
             let mut labels = labels.clone();
             if round % 2 == 0 {
-                let env = labels.entry("env".to_owned()).or_default();
-                *env = if env == "prod" { "dev".to_owned() } else { "prod".to_owned() };
+                let is_prod = labels.get("env").is_some_and(|env| env == "prod");
+                let env = if is_prod { "dev" } else { "prod" };
+                labels.insert("env".to_owned(), env.to_owned());
             }
             events.push(applied(Known::Namespace(name.clone(), labels)));
         }

@@ -63,7 +63,8 @@ pub(crate) fn close(state: &mut NodeState, addresses: impl Iterator<Item = IpAdd
     const CLOSED: u32 = u32::MAX;
     for address in addresses {
         let closed = state.profiles.entry(CLOSED).or_default();
-        (closed.ingress, closed.egress) = (Some(Arc::new([])), Some(Arc::new([])));
+        closed.ingress = Some(Arc::from([]));
+        closed.egress = Some(Arc::from([]));
         state.endpoints.insert(address, CLOSED);
     }
 }

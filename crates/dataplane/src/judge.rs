@@ -109,18 +109,12 @@ impl<'s> Judge<'s> {
 }
 
 #[cfg(test)]
-#[path = "../tests/random/mod.rs"]
-#[allow(clippy::unwrap_used)]
-mod random;
-
-#[cfg(test)]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 
-    use super::random;
     use super::{Judge, Opening};
-    use crate::{Dataplane, Fake};
+    use crate::{Dataplane, Fake, random};
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]

@@ -47,3 +47,6 @@ pub use sources::Sources;
 // The random states of the tests are written for both sides of the crate's border.
 #[cfg(test)]
 extern crate self as portcullis_dataplane;
+#[cfg(test)]
+#[path = "../tests/random/mod.rs"]
+mod random;

@@ -251,10 +251,6 @@ fn looked_into(chain: &Chain) -> impl Iterator<Item = SetId> {
 }
 
 #[cfg(test)]
-#[path = "../tests/random/mod.rs"]
-mod random;
-
-#[cfg(test)]
 mod tests {
     use portcullis_core::net::Protocol;
     use proptest::collection::vec;
@@ -264,7 +260,7 @@ mod tests {
     use super::*;
     use crate::plan::plan;
     use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
-    use crate::{Fake, Packet};
+    use crate::{Fake, Packet, random};
 
     /// A state, and one that may follow it: the same with some addresses more or less in its peer
     /// sets, and perhaps with the pods or the rules of another one.
