@@ -674,6 +674,7 @@ struct RuleReport {
 mod tests {
     use std::collections::BTreeMap;
 
+    use portcullis_core::net::Protocol;
     use portcullis_kube::Source;
     use serde_json::json;
 
