@@ -55,7 +55,7 @@ struct Bench {
 
 impl Bench {
     fn hear(&mut self, object: Known) {
-        let object = Object { body: object, problems: Vec::new() };
+        let object = Object::from(object);
         self.agent.hear(Event::Applied(object), Instant::now());
     }
 
@@ -113,7 +113,7 @@ impl Bench {
 }
 
 fn applied(body: Known) -> Event {
-    Event::Applied(Object { body, problems: Vec::new() })
+    Event::Applied(Object::from(body))
 }
 
 /// Measures one size and prints its table.
@@ -175,8 +175,9 @@ pub(crate) fn once(size: &str) -> Outcome {
         let mut events = Vec::new();
         for i in some.iter().cycle().step_by(some.len() / 37 + 1).take(4 * EVENTS) {
             let pod = &mut cluster.pods[*i];
-            let tier = pod.labels.entry("tier".to_owned()).or_default();
-            *tier = if tier == "backend" { "data".to_owned() } else { "backend".to_owned() };
+            let is_backend = pod.labels.get("tier").is_some_and(|tier| tier == "backend");
+            let tier = if is_backend { "data" } else { "backend" };
+            pod.labels.insert("tier".to_owned(), tier.to_owned());
             events.push(applied(Known::Pod(pod.clone())));
         }
         bench.measure(what, events.into_iter());
@@ -229,8 +230,9 @@ pub(crate) fn once(size: &str) -> Outcome {
         for (name, labels) in cluster.namespaces.iter().step_by(counts.namespaces / 50 + 1) {
             let mut labels = labels.clone();
             if round % 2 == 0 {
-                let env = labels.entry("env".to_owned()).or_default();
-                *env = if env == "prod" { "dev".to_owned() } else { "prod".to_owned() };
+                let is_prod = labels.get("env").is_some_and(|env| env == "prod");
+                let env = if is_prod { "dev" } else { "prod" };
+                labels.insert("env".to_owned(), env.to_owned());
             }
             events.push(applied(Known::Namespace(name.clone(), labels)));
         }

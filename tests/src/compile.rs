@@ -17,8 +17,7 @@ const MOST_PODS: usize = 8;
 pub fn check(text: &str) {
     let source = Source::Text { name: "any".to_owned(), text: text.to_owned() };
     let input = load(&[source], &Options::default());
-    let closed = input.policies.iter().map(|p| p.closed.clone());
-    let closed = Cluster { policies: closed.collect(), ..input.cluster.clone() };
+    let closed = Cluster { policies: input.meanings().cloned().collect(), ..input.cluster.clone() };
     for cluster in [&input.cluster, &closed] {
         let program = Program::compile(cluster);
         let pods = 0..cluster.pods.len().min(MOST_PODS);

@@ -296,8 +296,9 @@ fn namespace_labels() -> impl Strategy<Value = Labels> {
     // A manifest may state the label of its name, and may be wrong about it.
     let named = option::weighted(0.4, select(NAMESPACES));
     (labels, named).prop_map(|(mut labels, named)| {
-        let named = named.map(|n| ("kubernetes.io/metadata.name".to_owned(), n.to_owned()));
-        labels.extend(named);
+        if let Some(named) = named {
+            labels.insert("kubernetes.io/metadata.name".to_owned(), named.to_owned());
+        }
         labels
     })
 }

@@ -391,17 +391,14 @@ fn peer_matches(world: &World, policy: &NetworkPolicy, item: &Peer, party: &Part
 
 /// 11: `kubernetes.io/metadata.name` is always there, also for a namespace without an object.
 fn namespace_labels(world: &World, namespace: &str) -> Labels {
-    let mut labels = Labels::new();
-    if let Some(given) = world.cluster.namespaces.get(namespace) {
-        labels.extend(given.clone());
-    }
+    let mut labels = world.cluster.namespaces.get(namespace).cloned().unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
     labels
 }
 
 /// 10: every requirement has to hold. 8: so a selector without any matches everything.
 fn selector_matches(selector: &LabelSelector, labels: &Labels) -> bool {
-    for (key, value) in &selector.match_labels {
+    for (key, value) in selector.match_labels.iter() {
         if labels.get(key) != Some(value) {
             return false;
         }

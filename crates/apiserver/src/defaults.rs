@@ -268,7 +268,7 @@ fn network_policy(spec: &mut Value) {
 /// `stringData` is written into `data`.
 fn secret(object: &mut Value) {
     set(object, "type", "Opaque");
-    let plain = meta::strings(object.get("stringData"));
+    let plain: Vec<_> = meta::strings(object.get("stringData"));
     if let Some(map) = object.as_object_mut() {
         map.shift_remove("stringData");
     }

@@ -30,7 +30,7 @@ pub(crate) fn labels(object: &Value) -> Labels {
 }
 
 /// A map of strings.
-pub(crate) fn strings(map: Option<&Value>) -> BTreeMap<String, String> {
+pub(crate) fn strings<M: FromIterator<(String, String)>>(map: Option<&Value>) -> M {
     let entries = map.and_then(Value::as_object).into_iter().flatten();
     entries.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
 }

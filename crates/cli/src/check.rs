@@ -7,20 +7,25 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity, WrongSetting};
+use portcullis_kube::{Diagnostic, Input, Location, Reason, Severity};
 use portcullis_lint::{Config, Finding, Patch, render};
 use serde::Serialize;
 
-use crate::input::InputArgs;
+use crate::focus::known;
+use crate::input::{InputArgs, line};
 use crate::output::{json, plural, print};
 use crate::style::{ALLOWED, BOLD, ERROR};
 use crate::trouble::Trouble;
 
 /// Is it valid, and is it what was meant? Exits 1 if anything is an error.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("namespace", |arg| arg.help(NAMESPACE)))]
 pub(crate) struct Check {
     #[command(flatten)]
     input: InputArgs,
+    /// All namespaces; -n is then only that of objects that give none
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -76,6 +81,10 @@ enum Weight {
     /// What is worth knowing
     Note,
 }
+
+/// What `-n` means here.
+const NAMESPACE: &str = "Only what is found in objects of this namespace, and errors; it is also \
+                         that of objects that give none";
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -133,8 +142,7 @@ impl Check {
         }
         let config = configuration(self.config.as_deref())?;
         let mut input = self.input.read()?;
-        let mut reader = portcullis_lint::reader_findings(&input);
-        let mut lint = portcullis_lint::lint_with(&input, &config);
+        let [mut reader, mut lint] = self.findings(&input, &config)?;
         if self.fix || self.diff {
             let findings = [reader.as_slice(), &lint].concat();
             let patches = portcullis_lint::fix(&input, &self.input.options(None), &findings);
@@ -156,8 +164,7 @@ impl Check {
             }
             if !patches.is_empty() {
                 input = self.input.read()?;
-                reader = portcullis_lint::reader_findings(&input);
-                lint = portcullis_lint::lint_with(&input, &config);
+                [reader, lint] = self.findings(&input, &config)?;
             }
         }
         let count = |severity| {
@@ -183,7 +190,15 @@ impl Check {
                 let all = reader.iter().chain(&lint);
                 print(&all.map(render::github).collect::<String>())?;
             }
-            Format::Sarif => print(&render::sarif(&[reader, lint].concat()))?,
+            Format::Sarif => {
+                let findings = [reader, lint].concat();
+                let options = self.input.options(None);
+                let safe = match self.input.is_files() {
+                    true => portcullis_lint::safe_edits(&input, &options, &findings),
+                    false => Vec::new(),
+                };
+                print(&render::sarif(&input, &findings, &safe))?;
+            }
             Format::Junit => print(&render::junit(&input, &[reader, lint].concat(), fail_on))?,
             Format::Json => {
                 let [errors, warnings, notes] = counts;
@@ -215,6 +230,23 @@ impl Check {
         let weights = [Severity::Error, Severity::Warning, Severity::Note];
         let failed = weights.iter().zip(counts).any(|(weight, n)| *weight <= fail_on && n > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// What the reader and the rules find in the namespace that is asked about. Errors are told
+    /// whatever it is: rules say less where something could not be read.
+    fn findings(&self, input: &Input, config: &Config) -> Result<[Vec<Finding>; 2], Trouble> {
+        let reader = portcullis_lint::reader_findings(input);
+        let mut found = [reader, portcullis_lint::lint_with(input, config)];
+        if let Some(name) = self.input.namespace.as_ref().filter(|_| !self.all_namespaces) {
+            if !input.has_errors() {
+                known(name, &[&input.cluster])?;
+            }
+            let [reader, lint] = &mut found;
+            let is_asked = |f: &Finding| f.namespace().is_none_or(|namespace| namespace == name);
+            reader.retain(|f| f.severity == Severity::Error || is_asked(f));
+            lint.retain(is_asked);
+        }
+        Ok(found)
     }
 }
 
@@ -249,10 +281,10 @@ fn configuration(file: Option<&Path>) -> Result<Config, Trouble> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    Config::parse(&text, base).map_err(|wrong| {
-        let line = |w: &WrongSetting| format!("{shown}:{}:{}: {}", w.line, w.column, w.message);
+    let wrong = |wrong: Vec<Diagnostic>| {
         Trouble::Config(wrong.iter().map(line).collect::<Vec<_>>().join("\n"))
-    })
+    };
+    Config::parse(&shown.to_string(), &text, base).map_err(wrong)
 }
 
 /// The file of the working directory, or of the nearest directory above it that is of the same

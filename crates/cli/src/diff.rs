@@ -18,12 +18,13 @@ use serde::Serialize;
 use crate::doubts::{self, Doubts, by_family};
 use crate::ends::{Flow, Names};
 use crate::equivalence;
+use crate::focus::{Focus, FocusArgs};
 use crate::git::{self, Range};
 use crate::graph::{self, Picture, Scope, Tell, Told};
 use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::{LiveArgs, is_stdin, sound, source};
 use crate::output::{json, plural, print, terminal_width};
-use crate::reach::{AllowedReport, rule};
+use crate::reach::{AllowedReport, PerhapsReport, rule};
 use crate::style::DIM;
 use crate::table::Table;
 use crate::trouble::Trouble;
@@ -57,9 +58,12 @@ pub(crate) struct Diff {
     /// Read directories with everything below them
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Namespace of objects that give none [default: that of the context, else default]
+    /// Only connections from or to pods of this namespace, which is also that of objects that give
+    /// none
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
+    #[command(flatten)]
+    focus: FocusArgs,
     /// Most pods that one workload is expanded to
     #[arg(long, default_value_t = 2, value_name = "N")]
     replicas: u32,
@@ -69,8 +73,9 @@ pub(crate) struct Diff {
     /// Which differences make the exit code 1
     #[arg(long, value_enum, default_value_t = FailOn::Any)]
     fail_on: FailOn,
-    /// Only whether anything differs: for these pods, and for any pods that could exist
-    #[arg(long)]
+    /// Only whether anything differs: for these pods, and for any pods that could exist, whatever
+    /// their namespace
+    #[arg(long, conflicts_with = "selector")]
     equivalent: bool,
     #[command(flatten)]
     cluster: LiveArgs,
@@ -141,7 +146,12 @@ impl Diff {
         let programs = clusters.map(Program::compile);
         let mut diff = diff::Diff::of(clusters, programs.each_ref());
         let groups = groups(clusters, &diff, self.by);
-        let (table, by_number) = numbered(&mut diff);
+        let focus = match self.equivalent {
+            true => Focus::default(),
+            false => self.focus.focus(self.namespace.as_ref(), &clusters)?,
+        };
+        let asked = apart(&mut diff, clusters, &focus);
+        let (table, by_number) = numbered(&mut diff, &asked);
         let changes = changes(&diff, &table, &by_number);
         if self.equivalent {
             return equivalence::answer(clusters, &changes, self.output);
@@ -152,8 +162,7 @@ impl Diff {
                  ({policies}): --equivalent tells whether other pods would notice"
             );
         }
-        let footnote = doubts(clusters, programs.each_ref(), &diff, &changes).footnote(&groups);
-        let page = Page { clusters, groups };
+        let page = Page::of(clusters, programs.each_ref(), &diff, groups);
         match self.output {
             Format::Svg | Format::Dot | Format::Mermaid | Format::Html => {
                 let format = match self.output {
@@ -170,7 +179,6 @@ impl Diff {
                 });
                 let tell = Changes {
                     page: &page,
-                    diff: &diff,
                     by_number,
                     states,
                     explained: format == graph::Format::Html,
@@ -185,6 +193,7 @@ impl Diff {
             Format::Table => {
                 let text = page.table(&changes).text(terminal_width());
                 let count = plural(changes.len(), "difference");
+                let footnote = page.footnote(&changes);
                 print(&format!("{text}{count}\n{footnote}"))?;
             }
         }
@@ -269,14 +278,42 @@ impl Row {
     }
 }
 
-/// The change of every pair of joints by its number, and what the numbers mean; 0 is none.
-fn numbered(diff: &mut diff::Diff<'_>) -> (Vec<Vec<u32>>, BTreeMap<u32, Change>) {
+/// Puts the pods that are asked about into joints of their own, and tells which these are.
+fn apart(diff: &mut diff::Diff<'_>, clusters: [&Cluster; 2], focus: &Focus) -> Vec<bool> {
+    if focus.is_all() {
+        return vec![true; diff.joints.len()];
+    }
+    let is_asked = |pod: &usize| {
+        let states = clusters.iter().zip(diff.pods[*pod]);
+        let mut pods = states.filter_map(|(cluster, pod)| Some(&cluster.pods[pod?]));
+        pods.any(|pod| focus.includes(pod))
+    };
+    let (mut joints, mut asked) = (Vec::new(), Vec::new());
+    for joint in &diff.joints {
+        let (inside, others): (Vec<usize>, Vec<usize>) =
+            joint.pods.iter().partition(|p| is_asked(p));
+        for (is_inside, pods) in [(true, inside), (false, others)] {
+            if !pods.is_empty() || !is_inside && joint.pods.is_empty() {
+                let mut part = joint.clone();
+                part.pods = pods;
+                joints.push(part);
+                asked.push(is_inside);
+            }
+        }
+    }
+    diff.joints = joints;
+    asked
+}
+
+/// The change of every pair of joints of which one is asked about by its number, and what the
+/// numbers mean; 0 is none.
+fn numbered(diff: &mut diff::Diff<'_>, asked: &[bool]) -> (Vec<Vec<u32>>, BTreeMap<u32, Change>) {
     let mut numbers: BTreeMap<Change, u32> = BTreeMap::new();
     let mut table = Vec::with_capacity(diff.joints.len());
     for source in 0..diff.joints.len() {
         let row = diff.row(source).into_iter().enumerate().map(|(destination, values)| {
             let [old, new] = [0, 1].map(|side| diff.sets(Side::ALL[side], values[side]));
-            if old == new {
+            if old == new || !asked[source] && !asked[destination] {
                 return 0;
             }
             let causes = diff.causes(source, destination, values);
@@ -315,48 +352,63 @@ fn changes(
     rows
 }
 
-/// What keeps the doubtful parts of changes from being known, in either state.
-fn doubts(
-    clusters: [&Cluster; 2],
-    programs: [&Program; 2],
-    diff: &diff::Diff<'_>,
-    changes: &[Row],
-) -> Doubts {
-    let mut doubts = Doubts::default();
-    let mut numbers = [BTreeMap::new(), BTreeMap::new()];
-    for (number, pods) in diff.pods.iter().enumerate() {
-        for (numbers, pod) in numbers.iter_mut().zip(pods) {
-            numbers.extend(pod.map(|pod| (pod, number)));
-        }
-    }
-    for row in changes {
-        for (side, sets) in [&row.change.0, &row.change.1].into_iter().enumerate() {
-            let mut more = sets.iter().map(|open| open.perhaps.without(&open.surely));
-            let Some(more) = more.find(|more| !more.is_nothing()) else { continue };
-            let ends = |members: &Members| {
-                let pods = members.pods.iter().filter_map(|pod| diff.pods[*pod][side]);
-                let addresses = members.addresses.iter().map(|range| End::Address(range.first));
-                pods.map(End::Pod).chain(addresses).collect::<Vec<_>>()
-            };
-            let (from, to) = (ends(&row.from), ends(&row.to));
-            let first = |ends: &[End], not: &End| ends.iter().find(|end| *end != not).copied();
-            let each = from.iter().filter_map(|end| Some([*end, first(&to, end)?]));
-            let other = to.iter().filter_map(|end| Some([first(&from, end)?, *end]));
-            for ends in each.chain(other) {
-                let of = (clusters[side], programs[side]);
-                doubts.add(of, ends, &more, |pod| numbers[side][&pod]);
-            }
-        }
-    }
-    doubts
-}
-
 struct Page<'a> {
     clusters: [&'a Cluster; 2],
+    programs: [&'a Program; 2],
+    diff: &'a diff::Diff<'a>,
+    /// By index in the cluster of a state: the number of a pod in the diff.
+    numbers: [BTreeMap<usize, usize>; 2],
     groups: Groups,
 }
 
-impl Page<'_> {
+impl<'a> Page<'a> {
+    fn of(
+        clusters: [&'a Cluster; 2],
+        programs: [&'a Program; 2],
+        diff: &'a diff::Diff<'a>,
+        groups: Groups,
+    ) -> Page<'a> {
+        let mut numbers = [BTreeMap::new(), BTreeMap::new()];
+        for (number, pods) in diff.pods.iter().enumerate() {
+            for (numbers, pod) in numbers.iter_mut().zip(pods) {
+                numbers.extend(pod.map(|pod| (pod, number)));
+            }
+        }
+        Page { clusters, programs, diff, numbers, groups }
+    }
+
+    /// Adds what keeps it from being known whether the ends of a row may open this in a state.
+    fn doubt(&self, doubts: &mut Doubts, row: &Row, side: Side, more: &PortSet) {
+        let side = side as usize;
+        let ends = |members: &Members| {
+            let pods = members.pods.iter().filter_map(|pod| self.diff.pods[*pod][side]);
+            let addresses = members.addresses.iter().map(|range| End::Address(range.first));
+            pods.map(End::Pod).chain(addresses).collect::<Vec<_>>()
+        };
+        let (from, to) = (ends(&row.from), ends(&row.to));
+        let first = |ends: &[End], not: &End| ends.iter().find(|end| *end != not).copied();
+        let each = from.iter().filter_map(|end| Some([*end, first(&to, end)?]));
+        let other = to.iter().filter_map(|end| Some([first(&from, end)?, *end]));
+        for ends in each.chain(other) {
+            let of = (self.clusters[side], self.programs[side]);
+            doubts.add(of, ends, more, |pod| self.numbers[side][&pod]);
+        }
+    }
+
+    /// What keeps the doubtful parts of changes from being known, in either state.
+    fn footnote(&self, rows: &[Row]) -> String {
+        let mut doubts = Doubts::default();
+        for row in rows {
+            for (side, sets) in Side::ALL.into_iter().zip([&row.change.0, &row.change.1]) {
+                let more = sets.iter().map(MayOpen::doubtful).find(|more| !more.is_nothing());
+                if let Some(more) = more {
+                    self.doubt(&mut doubts, row, side, &more);
+                }
+            }
+        }
+        doubts.footnote(&self.groups)
+    }
+
     fn table(&self, rows: &[Row]) -> Table {
         let mut cells: Vec<Vec<Vec<String>>> = rows
             .iter()
@@ -406,10 +458,24 @@ impl Page<'_> {
             change: word(row.kind()),
             from: self.groups.ends(&row.from),
             to: self.groups.ends(&row.to),
-            old: Ports::of(old),
-            new: Ports::of(new),
+            old: self.ports_report(row, Side::Old, old),
+            new: self.ports_report(row, Side::New, new),
             causes: causes.iter().map(|cause| self.cause_report(cause)).collect(),
         }
+    }
+
+    fn ports_report(&self, row: &Row, side: Side, sets: &Sets) -> Ports {
+        let [v4, v6] = sets.each_ref().map(|open| {
+            let more = open.doubtful();
+            let perhaps = (!more.is_nothing()).then(|| {
+                let mut doubts = Doubts::default();
+                self.doubt(&mut doubts, row, side, &more);
+                let depends_on = doubts.sentences(&self.groups);
+                PerhapsReport { allowed: AllowedReport::of(&more), depends_on }
+            });
+            FamilyReport { allowed: AllowedReport::of(&open.surely), perhaps }
+        });
+        Ports { v4, v6 }
     }
 
     fn cause_report(&self, cause: &Cause) -> CauseReport {
@@ -434,7 +500,6 @@ impl Page<'_> {
 /// The changes in words, by their numbers.
 struct Changes<'a> {
     page: &'a Page<'a>,
-    diff: &'a diff::Diff<'a>,
     by_number: BTreeMap<u32, Change>,
     states: [graph::Asked<'a>; 2],
     /// Whether each change is to be explained by one connection.
@@ -447,7 +512,7 @@ impl Changes<'_> {
             members: Members { pods: joint.pods.clone(), addresses: joint.addresses.clone() },
             open: false,
         };
-        let sides = || self.diff.joints.iter().map(side).collect();
+        let sides = || self.page.diff.joints.iter().map(side).collect();
         let table = graph::Table::of(sides(), sides(), table);
         let title = "What opens and what closes";
         let scope = Scope { title, namespaces, refused: false, only_ends_of_flows: true };
@@ -465,9 +530,12 @@ impl Changes<'_> {
     ) -> String {
         let states = &self.states;
         let ends = |joint: usize| {
-            let joint = &self.diff.joints[joint];
-            let pods =
-                joint.pods.iter().take(2).map(|pod| self.diff.pods[*pod].map(|p| p.map(End::Pod)));
+            let joint = &self.page.diff.joints[joint];
+            let pods = joint
+                .pods
+                .iter()
+                .take(2)
+                .map(|pod| self.page.diff.pods[*pod].map(|p| p.map(End::Pod)));
             let address = graph::some_address(&joint.addresses).map(|a| [Some(End::Address(a)); 2]);
             pods.chain(address).collect::<Vec<[Option<End>; 2]>>()
         };
@@ -520,7 +588,7 @@ impl Tell<u32> for Changes<'_> {
         let rules = causes.iter().map(|cause| self.page.cause(cause)).collect();
         let why = |known: bool| self.why(sources, destinations, (old, new), known);
         let sure = is_sure(old, new);
-        let more = |sets: &Sets| sets.each_ref().map(|open| open.perhaps.without(&open.surely));
+        let more = |sets: &Sets| sets.each_ref().map(MayOpen::doubtful);
         Told {
             kind,
             ports: ports(old, new),
@@ -612,19 +680,8 @@ struct Ports {
 struct FamilyReport {
     #[serde(flatten)]
     allowed: AllowedReport,
-    /// What is allowed besides if facts that are missing turn out so.
     #[serde(skip_serializing_if = "Option::is_none")]
-    perhaps: Option<AllowedReport>,
-}
-
-impl Ports {
-    fn of(sets: &Sets) -> Ports {
-        let [v4, v6] = sets.each_ref().map(|MayOpen { surely, perhaps }| FamilyReport {
-            allowed: AllowedReport::of(surely),
-            perhaps: (surely != perhaps).then(|| AllowedReport::of(&perhaps.without(surely))),
-        });
-        Ports { v4, v6 }
-    }
+    perhaps: Option<PerhapsReport>,
 }
 
 #[derive(Serialize)]

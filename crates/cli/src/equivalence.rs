@@ -9,7 +9,7 @@ use portcullis_core::model::{Cluster, NAMESPACE_NAME_LABEL};
 use serde::Serialize;
 
 use crate::diff::{Format, Row};
-use crate::output::{json, plural, print};
+use crate::output::{LabelsReport, json, plural, print};
 use crate::trouble::Trouble;
 
 /// How long to search: some seconds.
@@ -116,9 +116,9 @@ struct SomeoneReport {
     namespace: Option<String>,
     /// Absent where the namespace is one of the input.
     #[serde(rename = "namespaceLabels", skip_serializing_if = "Option::is_none")]
-    namespace_labels: Option<Labels>,
+    namespace_labels: Option<LabelsReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    labels: Option<Labels>,
+    labels: Option<LabelsReport>,
     #[serde(rename = "namedPorts", skip_serializing_if = "Vec::is_empty")]
     named_ports: Vec<String>,
 }
@@ -162,8 +162,8 @@ impl SomeoneReport {
             Someone::Pod(pod, namespace_labels) => SomeoneReport {
                 address: pod.addresses.first().map(ToString::to_string),
                 namespace: Some(pod.namespace.clone()),
-                namespace_labels: namespace_labels.clone(),
-                labels: Some(pod.labels.clone()),
+                namespace_labels: namespace_labels.clone().map(LabelsReport),
+                labels: Some(LabelsReport(pod.labels.clone())),
                 named_ports: pod.ports.iter().filter_map(|port| port.name.clone()).collect(),
             },
         }

@@ -141,7 +141,7 @@ impl Asked<'_> {
         format: Format,
     ) -> Picture {
         // What is asked for in particular is drawn, also where nothing is isolated.
-        let limited = question.is_limited();
+        let limited = page.limited;
         let namespaces = question.by == By::Namespace;
         let scope =
             Scope { title: "Who can reach whom", namespaces, refused, only_ends_of_flows: limited };

@@ -198,28 +198,25 @@ impl Groups {
 
     /// What a set is called, as the items of a list: the shortest of the ways to say it.
     pub(crate) fn describe(&self, set: &Members) -> Vec<String> {
-        let mut inside = set.pods.iter().peekable();
-        let not_inside = |pod: &usize| inside.next_if_eq(&pod).is_none();
-        let rest = Members {
-            pods: self.pods.keys().copied().filter(not_inside).collect(),
-            addresses: self.others(&set.addresses),
-        };
-        if rest == Members::default() {
+        let (inside, others) = (set.pods.len(), self.pods.len().saturating_sub(set.pods.len()));
+        let other_addresses = self.others(&set.addresses);
+        if others == 0 && other_addresses.is_empty() {
             return vec!["everything".to_owned()];
         }
-        // What is sure to be the longest is not even written.
-        let far = |many: &Members, few: &Members| {
-            many.pods.len() > MANY && many.pods.len() > 4 * few.pods.len()
-        };
+        // What is sure to be the longest is not even written, and large clusters have many sets.
+        let far = |many: usize, few: usize| many > MANY && many > 4 * few;
         let outside = self.address_items(&set.addresses);
         let mut ways = Vec::new();
-        if rest.pods.is_empty() || !far(set, &rest) {
+        if others == 0 || !far(inside, others) {
             ways.push([outside.clone(), self.pod_items(&set.pods)].concat());
         }
-        if !set.pods.is_empty() && !far(&rest, set) {
-            let no_pods = self.pod_items(&rest.pods);
+        if inside > 0 && !far(others, inside) {
+            let mut inside = set.pods.iter().peekable();
+            let not_inside = |pod: &usize| inside.next_if_eq(&pod).is_none();
+            let rest: Vec<usize> = self.pods.keys().copied().filter(not_inside).collect();
+            let no_pods = self.pod_items(&rest);
             if !set.addresses.is_empty() {
-                let not_outside = self.address_items(&rest.addresses);
+                let not_outside = self.address_items(&other_addresses);
                 ways.push(but("everything", [not_outside, no_pods.clone()].concat()));
             }
             if !no_pods.is_empty() {

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use portcullis_core::labels::Labels;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::trouble::Trouble;
@@ -15,6 +16,22 @@ pub(crate) enum Output {
     Table,
     /// For programs; the shape is stable
     Json,
+}
+
+/// Labels as a map.
+#[derive(Debug, Clone)]
+pub(crate) struct LabelsReport(pub(crate) Labels);
+
+impl LabelsReport {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for LabelsReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter())
+    }
 }
 
 /// Prints a value as indented JSON with a line end.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use indexmap::IndexSet;
 use portcullis_core::fold::fold;
-use portcullis_core::labels::{Labels, Operator, Selector};
+use portcullis_core::labels::{Operator, Selector};
 use portcullis_core::model::{Cluster, Direction};
 use portcullis_core::net::Traffic;
 use portcullis_core::portset::PortSet;
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::graph::{self, Picture};
 use crate::groups::{EndReport, Groups, Members};
-use crate::output::{json, print, yaml};
+use crate::output::{LabelsReport, json, print, yaml};
 use crate::reach::{AllowedReport, Format, Row, members};
 use crate::table::Table;
 use crate::trouble::Trouble;
@@ -140,8 +140,8 @@ enum Either {
 /// As in a policy.
 #[derive(Serialize)]
 struct SelectorReport {
-    #[serde(rename = "matchLabels", skip_serializing_if = "Labels::is_empty")]
-    match_labels: Labels,
+    #[serde(rename = "matchLabels", skip_serializing_if = "LabelsReport::is_empty")]
+    match_labels: LabelsReport,
     #[serde(rename = "matchExpressions", skip_serializing_if = "Vec::is_empty")]
     match_expressions: Vec<RequirementReport>,
 }
@@ -190,7 +190,7 @@ impl SelectorReport {
             RequirementReport { key: requirement.key.clone(), operator, values }
         };
         SelectorReport {
-            match_labels: selector.match_labels.clone(),
+            match_labels: LabelsReport(selector.match_labels.clone()),
             match_expressions: selector.match_expressions.iter().map(requirement).collect(),
         }
     }

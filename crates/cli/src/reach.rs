@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::doubts::{Doubts, by_family, shown};
 use crate::ends::{Names, NotAnEnd, PortName, Target};
+use crate::focus::{Focus, FocusArgs, NAMESPACE};
 use crate::graph::{self, Asked};
 use crate::groups::{By, EndReport, Groups, Members};
 use crate::input::InputArgs;
@@ -48,6 +49,7 @@ pub(crate) struct Reach {
 
 /// Which connections are asked about, and how their ends are named.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("namespace", |arg| arg.help(NAMESPACE)))]
 pub(crate) struct Question {
     #[command(flatten)]
     pub(crate) input: InputArgs,
@@ -60,9 +62,8 @@ pub(crate) struct Question {
     /// Only what this port may be reached on: 80, 53/udp, or icmp
     #[arg(long, value_name = "PORT")]
     port: Option<PortName>,
-    /// Only connections from or to pods of this namespace; may be repeated
-    #[arg(long, value_name = "NAMESPACE")]
-    within: Vec<String>,
+    #[command(flatten)]
+    focus: FocusArgs,
     /// Which pods go by one name
     #[arg(long, value_enum, default_value_t = By::Workload)]
     pub(crate) by: By,
@@ -176,7 +177,7 @@ impl Reach {
         ];
         let mut exposed = Vec::new();
         for (direction, units, _) in sides.into_iter().filter(|side| side.2) {
-            let within = |unit: &&Unit| page.within.is_empty() || page.is_within(unit);
+            let within = |unit: &&Unit| page.is_within(unit);
             let units: Vec<Unit> = units.iter().filter(within).cloned().collect();
             let (cluster, traffic) = (page.cluster, page.traffic);
             let subjects = Subjects { cluster, units: &units, direction, traffic };
@@ -201,10 +202,11 @@ impl Question {
         let from = self.selected(&self.from, input, program, names)?;
         let to = self.selected(&self.to, input, program, names)?;
         let traffic = self.port.as_ref().map(PortName::traffic).transpose()?;
+        let focus = self.focus.focus(self.input.namespace.as_ref(), &[cluster])?;
         let mut reach = reach::Reach::of(program);
         let units = reach.units(cluster);
         let groups = groups(cluster, &units, self.by);
-        let units = self.apart(units, cluster);
+        let units = apart(units, cluster, &focus);
         Ok(Page {
             cluster,
             program,
@@ -213,14 +215,12 @@ impl Question {
             destinations: restricted(&units, to.as_ref()),
             reach,
             traffic,
-            within: self.within.clone(),
+            limited: self.port.is_some()
+                || !self.from.is_empty()
+                || !self.to.is_empty()
+                || !focus.is_all(),
+            focus,
         })
-    }
-
-    /// Whether some connections are left out.
-    pub(crate) fn is_limited(&self) -> bool {
-        self.port.is_some()
-            || [&self.from, &self.to, &self.within].iter().any(|list| !list.is_empty())
     }
 
     /// What names stand for; `None` where there are none, and so no limit.
@@ -266,22 +266,22 @@ impl Question {
         all.addresses.dedup();
         Ok((!texts.is_empty()).then_some(all))
     }
+}
 
-    /// With the pods of the namespaces asked for in units of their own.
-    fn apart(&self, units: Vec<Unit>, cluster: &Cluster) -> Vec<Unit> {
-        if self.within.is_empty() {
-            return units;
-        }
-        let mut apart = Vec::new();
-        for unit in units {
-            let (inside, others): (Vec<usize>, Vec<usize>) =
-                unit.pods.iter().partition(|p| self.within.contains(&cluster.pods[**p].namespace));
-            let parts = [inside, others].into_iter().filter(|pods| !pods.is_empty());
-            apart.extend(parts.map(|pods| Unit { pods, ..unit.clone() }));
-            apart.extend((!unit.addresses.is_empty()).then_some(unit));
-        }
-        apart
+/// With the pods that are asked about in units of their own.
+fn apart(units: Vec<Unit>, cluster: &Cluster, focus: &Focus) -> Vec<Unit> {
+    if focus.is_all() {
+        return units;
     }
+    let mut apart = Vec::new();
+    for unit in units {
+        let (inside, others): (Vec<usize>, Vec<usize>) =
+            unit.pods.iter().partition(|p| focus.includes(&cluster.pods[**p]));
+        let parts = [inside, others].into_iter().filter(|pods| !pods.is_empty());
+        apart.extend(parts.map(|pods| Unit { pods, ..unit.clone() }));
+        apart.extend((!unit.addresses.is_empty()).then_some(unit));
+    }
+    apart
 }
 
 /// Most items of a list in the table.
@@ -334,13 +334,16 @@ pub(crate) struct Page<'a> {
     pub(crate) destinations: Vec<Unit>,
     pub(crate) reach: reach::Reach<'a>,
     traffic: Option<Traffic>,
-    within: Vec<String>,
+    focus: Focus,
+    /// Whether some connections are left out.
+    pub(crate) limited: bool,
 }
 
 impl Page<'_> {
+    /// Whether a unit is asked about.
     fn is_within(&self, unit: &Unit) -> bool {
         let first = unit.pods.first();
-        first.is_some_and(|p| self.within.contains(&self.cluster.pods[*p].namespace))
+        self.focus.is_all() || first.is_some_and(|p| self.focus.includes(&self.cluster.pods[*p]))
     }
 
     /// Whether these are pods on the host network, and so nodes.
@@ -351,7 +354,7 @@ impl Page<'_> {
 
     /// Whether policies let in what routes lead to the destinations.
     fn routes(&self, names: &Names<'_>) -> Vec<Found> {
-        let within = |unit: &&Unit| self.within.is_empty() || self.is_within(unit);
+        let within = |unit: &&Unit| self.is_within(unit);
         let asked = self.destinations.iter().filter(within).flat_map(|unit| unit.pods.clone());
         let asked: BTreeSet<usize> = asked.collect();
         let asked = |pod: usize| asked.contains(&pod);
@@ -361,7 +364,7 @@ impl Page<'_> {
     /// What a source may open to each destination: exactly, and only what was asked for.
     fn allowed(&mut self, source: &Unit) -> Vec<Allowed> {
         let mut row = self.reach.unit_row(&self.destinations, source);
-        if !self.within.is_empty() && !self.is_within(source) {
+        if !self.is_within(source) {
             for (cell, to) in row.iter_mut().zip(&self.destinations) {
                 if !self.is_within(to) {
                     *cell = Allowed::Alike(Opens::default());
@@ -681,7 +684,6 @@ struct Pair {
     allowed: AllowedReport,
     /// The rules that allow it; empty where no policy isolates either end.
     rules: Vec<RuleReport>,
-    /// What may be opened besides, if facts that are missing turn out so.
     #[serde(skip_serializing_if = "Option::is_none")]
     perhaps: Option<PerhapsReport>,
     /// What is sure, and what is not.
@@ -708,13 +710,14 @@ impl AllowedReport {
     }
 }
 
+/// What may be opened besides, if facts that are missing turn out so.
 #[derive(Serialize, Clone)]
-struct PerhapsReport {
+pub(crate) struct PerhapsReport {
     #[serde(flatten)]
-    allowed: AllowedReport,
+    pub(crate) allowed: AllowedReport,
     /// The facts.
     #[serde(rename = "dependsOn")]
-    depends_on: Vec<String>,
+    pub(crate) depends_on: Vec<String>,
 }
 
 #[derive(Serialize, Clone)]

@@ -43,6 +43,11 @@ impl MayOpen {
     /// Nothing in any case.
     pub const NOTHING: MayOpen = MayOpen { surely: PortSet::NOTHING, perhaps: PortSet::NOTHING };
 
+    /// What depends on missing facts.
+    pub fn doubtful(&self) -> PortSet {
+        self.perhaps.without(&self.surely)
+    }
+
     fn covers(&self, other: &MayOpen) -> bool {
         self.surely.covers(&other.surely) && self.perhaps.covers(&other.perhaps)
     }

@@ -401,7 +401,7 @@ fn selector_misses(
         },
         None => format!("no label {key}"),
     };
-    for (key, value) in &selector.match_labels {
+    for (key, value) in selector.match_labels.iter() {
         if labels.get(key) != Some(value) {
             misses.push(Miss {
                 term,

@@ -19,7 +19,7 @@ impl<'a, T: Copy> SelectorIndex<'a, T> {
         // Of the labels that a selector asks for, the one that fewest selectors ask for tells most.
         let mut popularity: FxHashMap<(&str, &str), u32> = FxHashMap::default();
         for (selector, _) in &items {
-            for (key, value) in &selector.match_labels {
+            for (key, value) in selector.match_labels.iter() {
                 *popularity.entry((key, value)).or_default() += 1;
             }
         }
@@ -72,7 +72,7 @@ impl<'a, T: Copy> SelectorIndex<'a, T> {
         if self.by_pair.is_empty() && self.by_key.is_empty() {
             return;
         }
-        for (key, value) in labels {
+        for (key, value) in labels.iter() {
             if let Some(candidates) = self.by_pair.get(&(key.as_str(), value.as_str())) {
                 try_all(candidates);
             }

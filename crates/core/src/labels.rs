@@ -1,10 +1,99 @@
 //! Labels and label selectors. The one implementation: everything that matches labels calls it.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 
-/// The labels of an object, by key.
-pub type Labels = BTreeMap<String, String>;
+/// The labels of an object, by key, sorted. A list and no tree: an object has few labels, and a
+/// cluster many objects.
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels(Vec<(String, String)>);
+
+impl Labels {
+    /// No labels.
+    pub const fn new() -> Labels {
+        Labels(Vec::new())
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&String> {
+        self.at(key).ok().map(|i| &self.0[i].1)
+    }
+
+    /// Whether the key is there.
+    pub fn contains_key(&self, key: &str) -> bool {
+        self.at(key).is_ok()
+    }
+
+    /// Sets the value of a key, and gives the one that it had.
+    pub fn insert(&mut self, key: String, value: String) -> Option<String> {
+        match self.at(&key) {
+            Ok(i) => Some(mem::replace(&mut self.0[i].1, value)),
+            Err(i) => {
+                self.0.insert(i, (key, value));
+                None
+            }
+        }
+    }
+
+    /// Keys and values, by key.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&String, &String)> + Clone {
+        self.0.iter().map(|(key, value)| (key, value))
+    }
+
+    /// The keys, ascending.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &String> + Clone {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// The values, by key.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = &String> + Clone {
+        self.0.iter().map(|(_, value)| value)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn at(&self, key: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.as_str().cmp(key))
+    }
+}
+
+/// Of a key that is there twice, the last value counts.
+impl FromIterator<(String, String)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(labels: I) -> Labels {
+        let mut labels: Vec<_> = labels.into_iter().collect();
+        labels.sort_by(|(a, _), (b, _)| a.cmp(b));
+        labels.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                mem::swap(later, kept);
+            }
+            same
+        });
+        labels.shrink_to_fit();
+        Labels(labels)
+    }
+}
+
+impl<const N: usize> From<[(String, String); N]> for Labels {
+    fn from(labels: [(String, String); N]) -> Labels {
+        labels.into_iter().collect()
+    }
+}
+
+/// As a map.
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
 
 /// A `metav1.LabelSelector`. All its requirements are ANDed; without any it matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

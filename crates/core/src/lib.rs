@@ -23,7 +23,9 @@ mod possible;
 pub mod potential;
 pub mod program;
 pub mod reach;
+mod selector_text;
 mod space;
 pub mod validate;
 
 pub use program::Program;
+pub use selector_text::NoSelector;

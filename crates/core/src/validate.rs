@@ -444,7 +444,7 @@ impl Validator {
     }
 
     fn labels(&mut self, labels: &Labels, path: &str) {
-        for (key, value) in labels {
+        for (key, value) in labels.iter() {
             for wrong in not_a_label_key(key) {
                 self.invalid(path, key, wrong);
             }

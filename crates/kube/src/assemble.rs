@@ -11,7 +11,7 @@ use crate::Options;
 use crate::callers::Caller;
 use crate::decode::Problem;
 use crate::diagnostic::{Diagnostic, Reason, Severity};
-use crate::input::{Input, PodPlace, ReadPolicy};
+use crate::input::{Input, Meaning, PodPlace, ReadPolicy};
 use crate::kind::Kind;
 use crate::object::{Body, Found, Place, Written, label};
 use crate::objects::{self, Object};
@@ -150,12 +150,15 @@ fn first_of_each(found: &[Found], input: &mut Input) -> Vec<bool> {
 }
 
 fn take_policy(Written { raw, closed, valid }: Written, place: Place, input: &mut Input) {
-    let index = valid.then(|| {
-        input.cluster.policies.push(closed.clone());
-        input.places.policies.push(place);
-        input.cluster.policies.len() - 1
-    });
-    input.policies.push(ReadPolicy { raw, closed, index });
+    let meaning = match valid {
+        true => {
+            input.cluster.policies.push(closed);
+            input.places.policies.push(place);
+            Meaning::Valid(input.cluster.policies.len() - 1)
+        }
+        false => Meaning::Closed(Box::new(closed)),
+    };
+    input.policies.push(ReadPolicy { raw, meaning });
 }
 
 /// Takes an object into the cluster; workloads are for later.

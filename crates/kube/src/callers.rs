@@ -1,11 +1,14 @@
 //! Who calls pods from outside their policies, where objects of the input say so: monitors and
-//! scrape annotations, webhooks, and routes from outside. Nothing of these objects is validated; what is not understood
-//! is left out.
+//! scrape annotations, webhooks, and routes from outside. Nothing of these objects is validated;
+//! what is not understood is left out.
 
 use portcullis_core::labels::Selector;
+use portcullis_core::model::{Backend, TargetPort};
 
 use crate::decode::{Cursor, Problems};
 use crate::diagnostic::Location;
+use crate::kind::Kind;
+use crate::routes;
 use crate::rules;
 use crate::scalar::Resolved;
 use crate::tree::{Node, Position};
@@ -71,7 +74,7 @@ pub enum CallPort {
     Pod(u16),
 }
 
-/// The calls that an object asks for.
+/// The calls that an object asks for that is no route: see [`of_route`].
 pub(crate) fn of(root: &Node<'_>, namespace: &str) -> Vec<(Position, Call)> {
     let text = |key: &str| root.get(key).and_then(Node::text).unwrap_or_default();
     let metadata = root.get("metadata");
@@ -87,10 +90,6 @@ pub(crate) fn of(root: &Node<'_>, namespace: &str) -> Vec<(Position, Call)> {
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
         ) => webhooks(root),
-        ("networking.k8s.io", "Ingress") => ingress(root, namespace),
-        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute") => {
-            route(root, namespace)
-        }
         ("" | "apps" | "batch", kind) => annotated(root, namespace, kind).into_iter().collect(),
         _ => Vec::new(),
     }
@@ -158,53 +157,22 @@ fn webhooks(root: &Node<'_>) -> Vec<(Position, Call)> {
     hooks.iter().filter_map(call).collect()
 }
 
-fn ingress(root: &Node<'_>, namespace: &str) -> Vec<(Position, Call)> {
-    let Some(spec) = root.get("spec") else { return Vec::new() };
-    let rules = spec.get("rules").map(Node::items).unwrap_or_default();
-    let paths = rules.iter().flat_map(|rule| {
-        let paths = rule.get("http").and_then(|http| http.get("paths"));
-        paths.map(Node::items).unwrap_or_default()
-    });
-    let backends = paths.filter_map(|path| path.get("backend")).chain(spec.get("defaultBackend"));
-    let call = |backend: &Node<'_>| {
-        let service = backend.get("service")?;
-        let port = service.get("port")?;
-        let named = port.get("name").and_then(Node::text).map(str::to_owned);
-        let number = || port.get("number").and_then(number);
-        let port = named.map(CallPort::ServiceName).or_else(|| number().map(CallPort::Service))?;
-        routed(service.get("name")?, namespace, port)
+/// The calls that an Ingress or a route asks for.
+pub(crate) fn of_route(kind: Kind, root: &Node<'_>, namespace: &str) -> Vec<(Position, Call)> {
+    let call = |(at, Backend { namespace, service, port }): (Position, Backend)| {
+        let port = match port {
+            TargetPort::Name(name) => CallPort::ServiceName(name),
+            TargetPort::Number(number) => CallPort::Service(number),
+        };
+        let call = Call {
+            by: CalledBy::Router,
+            namespaces: Some(vec![namespace]),
+            target: CallTarget::Service(service),
+            port: Some(port),
+        };
+        (at, call)
     };
-    backends.filter_map(call).collect()
-}
-
-fn route(root: &Node<'_>, namespace: &str) -> Vec<(Position, Call)> {
-    let rules = root.get("spec").and_then(|spec| spec.get("rules"));
-    let rules = rules.map(Node::items).unwrap_or_default();
-    let backends = rules.iter().filter_map(|rule| rule.get("backendRefs")).flat_map(Node::items);
-    let call = |backend: &Node<'_>| {
-        let kind = backend.get("kind").and_then(Node::text).unwrap_or("Service");
-        let namespace = backend.get("namespace").and_then(Node::text).unwrap_or(namespace);
-        let port = CallPort::Service(number(backend.get("port")?)?);
-        if kind == "Service" { routed(backend.get("name")?, namespace, port) } else { None }
-    };
-    backends.filter_map(call).collect()
-}
-
-fn routed(name: &Node<'_>, namespace: &str, port: CallPort) -> Option<(Position, Call)> {
-    let call = Call {
-        by: CalledBy::Router,
-        namespaces: Some(vec![namespace.to_owned()]),
-        target: CallTarget::Service(name.text()?.to_owned()),
-        port: Some(port),
-    };
-    Some((name.at, call))
-}
-
-fn number(node: &Node<'_>) -> Option<u16> {
-    match node.resolve() {
-        Some(Resolved::Int(n)) => u16::try_from(n).ok(),
-        _ => None,
-    }
+    routes::backends(kind, root, namespace).into_iter().map(call).collect()
 }
 
 /// A pod, or a pod template, with the annotations that Prometheus is usually told to look for.

@@ -232,19 +232,20 @@ impl<'p, 't> Cursor<'p, 't> {
 
     /// A map of strings. A null value is the empty string to the API server.
     pub(crate) fn labels(&'p self, out: &mut Problems) -> Labels {
-        let mut labels = Labels::new();
         if !self.is_map(out) {
-            return labels;
+            return Labels::new();
         }
-        for entry in self.node.entries() {
+        let mut pair = |entry| {
             let value = self.child(entry);
             let text = match value.is_null_item("\"\"", out) {
                 true => String::new(),
                 false => value.string(out),
             };
-            labels.entry(entry.key.clone().into_owned()).or_insert(text);
-        }
-        labels
+            (entry.key.clone().into_owned(), text)
+        };
+        let pairs: Vec<_> = self.node.entries().iter().map(&mut pair).collect();
+        // Of a key that is there twice, which is an error, the first value counts.
+        pairs.into_iter().rev().collect()
     }
 
     pub(crate) fn selector(&'p self, out: &mut Problems) -> LabelSelector {

@@ -41,12 +41,29 @@ pub struct ReadPolicy {
     /// As written. What could not be decoded is absent from it, so it means nothing if there is
     /// no index.
     pub raw: api::NetworkPolicy,
-    /// What it means. Where something is wrong this is the closed reading: it isolates at least
-    /// what its author can have meant, and what cannot be read allows nothing (SEMANTICS 22).
-    pub closed: Policy,
-    /// Its index in the policies of the cluster; `None` if anything is wrong with it, which an
-    /// error says.
-    pub index: Option<usize>,
+    /// What it means.
+    pub meaning: Meaning,
+}
+
+impl ReadPolicy {
+    /// Its index in the policies of the cluster; `None` if anything is wrong with it.
+    pub fn index(&self) -> Option<usize> {
+        match self.meaning {
+            Meaning::Valid(index) => Some(index),
+            Meaning::Closed(_) => None,
+        }
+    }
+}
+
+/// What a NetworkPolicy of the input means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// Nothing is wrong with it: it is the policy of this index in the cluster.
+    Valid(usize),
+    /// Something is wrong, which an error says, and it is not in the cluster. This is its closed
+    /// reading: it isolates at least what its author can have meant, and what cannot be read
+    /// allows nothing (SEMANTICS 22).
+    Closed(Box<Policy>),
 }
 
 /// An object of [`Input::cluster`].
@@ -85,6 +102,14 @@ impl Input {
     /// Whether there is an error among the findings.
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    /// What each of [`Input::policies`] means.
+    pub fn meanings(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().map(|policy| match &policy.meaning {
+            Meaning::Valid(index) => &self.cluster.policies[*index],
+            Meaning::Closed(closed) => closed,
+        })
     }
 
     /// Where a field of an object stands, such as `spec.ingress[0].from[1].podSelector` or

@@ -276,8 +276,12 @@ impl Reader<'_, '_> {
                 (Body::Object(Box::new(object)), label)
             }
         };
-        let calls = match body {
-            Body::Object(_) | Body::PassedOver(..) => callers::of(root, self.namespace),
+        let calls = match &body {
+            Body::Object(object) => match &**object {
+                Object::Route(kind, route) => callers::of_route(*kind, root, &route.namespace),
+                _ => callers::of(root, self.namespace),
+            },
+            Body::PassedOver(..) => callers::of(root, self.namespace),
             Body::Policy(_) | Body::Nothing => Vec::new(),
         };
         let label = label.or_else(|| if calls.is_empty() { None } else { describe(root) });

@@ -8,7 +8,7 @@ use crate::kind::Kind;
 use crate::metadata::Metadata;
 use crate::objects::Object;
 use crate::scalar::Resolved;
-use crate::tree::Node;
+use crate::tree::{Node, Position};
 
 /// The annotation that named the class before `spec.ingressClassName` did.
 const CLASS: &str = "kubernetes.io/ingress.class";
@@ -23,21 +23,13 @@ pub(crate) fn decode(kind: Kind, root: &Node<'_>, metadata: &Metadata) -> Object
             Object::Gateway(namespace, name, spec("gatewayClassName").unwrap_or_default())
         }
         _ => {
-            let (class, backends) = match kind {
-                Kind::Ingress => {
-                    let annotations = root.get("metadata").and_then(|m| m.get("annotations"));
-                    (spec("ingressClassName").or_else(|| text(annotations, CLASS)), ingress(root))
-                }
-                _ => (None, route(root)),
+            let class = || {
+                let annotations = root.get("metadata").and_then(|m| m.get("annotations"));
+                spec("ingressClassName").or_else(|| text(annotations, CLASS))
             };
-            let mut backends: Vec<Backend> = backends
-                .into_iter()
-                .map(|(own, service, port)| Backend {
-                    namespace: own.unwrap_or_else(|| namespace.clone()),
-                    service,
-                    port,
-                })
-                .collect();
+            let class = if kind == Kind::Ingress { class() } else { None };
+            let backends = backends(kind, root, &namespace);
+            let mut backends: Vec<Backend> = backends.into_iter().map(|(_, b)| b).collect();
             backends.sort_unstable();
             backends.dedup();
             let gateways = parents(root, &namespace);
@@ -48,40 +40,48 @@ pub(crate) fn decode(kind: Kind, root: &Node<'_>, metadata: &Metadata) -> Object
     }
 }
 
-/// The namespace if it is another than that of the route, the Service and its port.
-type Reference = (Option<String>, String, TargetPort);
-
-fn ingress(root: &Node<'_>) -> Vec<Reference> {
+/// Where an Ingress or a route of a namespace leads, in the order written, each with the place of
+/// the name of the Service.
+pub(crate) fn backends(kind: Kind, root: &Node<'_>, namespace: &str) -> Vec<(Position, Backend)> {
     let Some(spec) = root.get("spec") else { return Vec::new() };
-    let paths = items(spec, "rules").iter().filter_map(|rule| rule.get("http"));
-    let paths = paths.flat_map(|http| items(http, "paths"));
-    let backends = paths.filter_map(|path| path.get("backend")).chain(spec.get("defaultBackend"));
-    let service = |backend: &Node<'_>| {
-        let service = backend.get("service")?;
-        let port = service.get("port")?;
-        let port = match text(Some(port), "name") {
-            Some(name) => TargetPort::Name(name),
-            None => TargetPort::Number(number(port, "number")?),
-        };
-        Some((None, text(Some(service), "name")?, port))
-    };
-    backends.filter_map(service).collect()
+    let rules = items(spec, "rules").iter();
+    if kind == Kind::Ingress {
+        let paths = rules.filter_map(|rule| rule.get("http")).flat_map(|h| items(h, "paths"));
+        let backends = paths.filter_map(|path| path.get("backend"));
+        let backends = backends.chain(spec.get("defaultBackend"));
+        return backends.filter_map(|backend| of_ingress(backend, namespace)).collect();
+    }
+    let backends = rules.flat_map(|rule| items(rule, "backendRefs"));
+    backends.filter_map(|backend| of_route(backend, namespace)).collect()
 }
 
-fn route(root: &Node<'_>) -> Vec<Reference> {
-    let rules = root.get("spec").map_or(&[][..], |spec| items(spec, "rules"));
-    let backend = |reference: &Node<'_>| {
-        let is = |field: &str, usual: &str| {
-            text(Some(reference), field).is_none_or(|found| found == usual)
-        };
-        if !is("kind", "Service") || !is("group", "") {
-            return None;
-        }
-        let port = number(reference, "port")?;
-        let name = text(Some(reference), "name")?;
-        Some((text(Some(reference), "namespace"), name, TargetPort::Number(port)))
+fn of_ingress(backend: &Node<'_>, namespace: &str) -> Option<(Position, Backend)> {
+    let service = backend.get("service")?;
+    let port = service.get("port")?;
+    let port = match text(Some(port), "name") {
+        Some(name) => TargetPort::Name(name),
+        None => TargetPort::Number(number(port, "number")?),
     };
-    rules.iter().flat_map(|rule| items(rule, "backendRefs")).filter_map(backend).collect()
+    to_service(service, namespace.to_owned(), port)
+}
+
+fn of_route(backend: &Node<'_>, namespace: &str) -> Option<(Position, Backend)> {
+    let of = |field: &str| text(Some(backend), field);
+    let is = |field: &str, usual: &str| of(field).is_none_or(|found| found == usual);
+    if !is("kind", "Service") || !is("group", "") {
+        return None;
+    }
+    let namespace = of("namespace").unwrap_or_else(|| namespace.to_owned());
+    to_service(backend, namespace, TargetPort::Number(number(backend, "port")?))
+}
+
+fn to_service(
+    reference: &Node<'_>,
+    namespace: String,
+    port: TargetPort,
+) -> Option<(Position, Backend)> {
+    let at = reference.get("name")?.at;
+    Some((at, Backend { namespace, service: text(Some(reference), "name")?, port }))
 }
 
 /// The Gateways that a route is attached to.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::Options;
-use crate::decode::{Problems, found};
+use crate::decode::{Problems, closest, found};
 use crate::diagnostic::{Diagnostic, Location, Reason, Severity};
 use crate::document::{self, Document, Visitor};
 use crate::object::duplicates;
@@ -70,6 +70,24 @@ impl Place {
         };
         let (location, path) = (Some(self.location.clone()), self.path.clone());
         Diagnostic { severity: Severity::Error, location, object: None, path, reason, message }
+    }
+}
+
+impl Value {
+    /// The error that something else was expected here.
+    pub fn expected(&self, what: &str) -> Diagnostic {
+        self.place.error(Reason::WrongType, &format!("expected {what}, found {self}"))
+    }
+}
+
+impl Field {
+    /// The error that there is no such field: which of the known ones may be meant, or else this.
+    pub fn unknown(&self, known: &[&str], otherwise: &str) -> Diagnostic {
+        let hint = match closest(&self.name, known) {
+            Some(meant) => format!(", did you mean {meant:?}?"),
+            None => otherwise.to_owned(),
+        };
+        self.place.error(Reason::UnknownField, &format!("unknown field{hint}"))
     }
 }
 

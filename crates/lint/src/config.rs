@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use portcullis_kube::{Setting, SettingEntry, SettingValue, Severity, WrongSetting};
+use portcullis_kube::{
+    Content, Diagnostic, Field, Options, Reason, Severity, Source, Value, closest, read_values,
+};
 
 use crate::finding::Finding;
 use crate::glob::matches;
@@ -30,7 +32,7 @@ struct Ignore {
 }
 
 impl Config {
-    /// Reads a configuration file, whose paths are relative to `base`:
+    /// Reads the text of a configuration file, whose paths are relative to `base`:
     ///
     /// ```yaml
     /// rules:
@@ -43,30 +45,37 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong with it, with its place.
-    pub fn parse(text: &str, base: &Path) -> Result<Config, Vec<WrongSetting>> {
+    pub fn parse(file: &str, text: &str, base: &Path) -> Result<Config, Vec<Diagnostic>> {
+        let source = Source::Text { name: file.to_owned(), text: text.to_owned() };
+        let (values, mut wrong) = read_values(&[source], &Options::default());
+        wrong.retain(|diagnostic| diagnostic.reason != Reason::Empty);
+        if let [_, second, ..] = &values[..] {
+            let message = "a second document: a configuration is one";
+            wrong.push(second.place.error(Reason::WrongType, message));
+        }
+        let mut reader = Reader { wrong };
         let mut config = Config { base: absolute(base), ..Config::default() };
-        let mut wrong = Vec::new();
-        let root = Setting::parse(text)?;
-        for entry in map(&root, &mut wrong) {
-            match entry.key.as_str() {
+        for field in values.first().map_or(&[][..], |root| reader.map(root)) {
+            match field.name.as_str() {
                 "rules" => {
-                    for rule in map(&entry.value, &mut wrong) {
-                        let id = rule_id(rule, &mut wrong);
-                        let weight = weight(&rule.value).map_err(|w| wrong.push(w));
-                        if let (Some(id), Ok(weight)) = (id, weight) {
-                            config.severities.insert(id, weight);
+                    for rule in reader.map(&field.value) {
+                        let id = rule_id(&rule.name);
+                        if id.is_none() {
+                            reader.wrong.push(rule.unknown(&rule_ids(), &rule_examples()));
                         }
+                        let weight = reader.weight(&rule.value);
+                        config.severities.extend(id.zip(weight));
                     }
                 }
                 "ignore" => {
-                    for item in list(&entry.value, &mut wrong) {
-                        config.ignore.push(ignore(item, &mut wrong));
+                    for item in reader.list(&field.value) {
+                        config.ignore.push(reader.ignore(item));
                     }
                 }
-                _ => wrong.push(entry.unknown(&["rules", "ignore"])),
+                _ => reader.unknown(field, &["rules", "ignore"]),
             }
         }
-        if wrong.is_empty() { Ok(config) } else { Err(wrong) }
+        if reader.wrong.is_empty() { Ok(config) } else { Err(reader.wrong) }
     }
 
     /// Leaves out and weighs findings as the project wants them.
@@ -108,91 +117,121 @@ fn absolute(path: &Path) -> PathBuf {
     found.or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-fn weight(setting: &Setting) -> Result<Option<Severity>, WrongSetting> {
-    let SettingValue::Text(text) = &setting.value else {
-        return Err(setting.expected("off, note, warning or error"));
-    };
-    Ok(match text.as_str() {
-        "off" => None,
-        "note" => Some(Severity::Note),
-        "warning" => Some(Severity::Warning),
-        "error" => Some(Severity::Error),
-        _ => return Err(setting.expected("off, note, warning or error")),
-    })
+fn rule_ids() -> Vec<&'static str> {
+    crate::rules().iter().map(|rule| rule.id).collect()
 }
 
-fn rule_id(entry: &SettingEntry, wrong: &mut Vec<WrongSetting>) -> Option<&'static str> {
-    let ids: Vec<&'static str> = crate::rules().iter().map(|rule| rule.id).collect();
-    let known = ids.iter().find(|id| **id == entry.key).copied();
-    if known.is_none() {
-        wrong.push(entry.unknown(&ids));
-    }
-    known
+fn rule_id(name: &str) -> Option<&'static str> {
+    rule_ids().into_iter().find(|id| *id == name)
 }
 
-fn ignore(setting: &Setting, wrong: &mut Vec<WrongSetting>) -> Ignore {
-    let mut ignore = Ignore::default();
-    for entry in map(setting, wrong) {
-        match entry.key.as_str() {
-            "paths" => ignore.paths = texts(&entry.value, wrong),
-            "namespaces" => ignore.namespaces = texts(&entry.value, wrong),
-            "rules" => {
-                for (id, item) in
-                    texts(&entry.value, wrong).into_iter().zip(list(&entry.value, &mut Vec::new()))
-                {
-                    let (line, column) = (item.line, item.column);
-                    let entry = SettingEntry { key: id, line, column, value: item.clone() };
-                    ignore.rules.extend(rule_id(&entry, wrong));
-                }
+/// What is said of a rule that there is not, and that is like none.
+fn rule_examples() -> String {
+    format!(": there are the rules {}, …", rule_ids()[..3].join(", "))
+}
+
+/// Reads values, and keeps what is wrong with them. Nothing at all is an empty map or list.
+struct Reader {
+    wrong: Vec<Diagnostic>,
+}
+
+impl Reader {
+    fn weight(&mut self, value: &Value) -> Option<Option<Severity>> {
+        let text = match &value.content {
+            // YAML takes `off` for a boolean.
+            Content::Bool(false) => "off",
+            Content::Text(text) => text,
+            _ => "",
+        };
+        let weight = match text {
+            "off" => None,
+            "note" => Some(Severity::Note),
+            "warning" => Some(Severity::Warning),
+            "error" => Some(Severity::Error),
+            _ => {
+                self.wrong.push(value.expected("off, note, warning or error"));
+                return None;
             }
-            _ => wrong.push(entry.unknown(&["rules", "paths", "namespaces"])),
-        }
+        };
+        Some(weight)
     }
-    let everywhere = ignore.paths.is_empty() && ignore.namespaces.is_empty();
-    if everywhere && wrong.is_empty() {
-        wrong.push(WrongSetting {
-            message:
-                "expected paths or namespaces: what is to be ignored everywhere is turned off \
-                      under `rules`"
-                    .to_owned(),
-            ..setting.expected("")
-        });
-    }
-    ignore
-}
 
-fn map<'s>(setting: &'s Setting, wrong: &mut Vec<WrongSetting>) -> &'s [SettingEntry] {
-    match &setting.value {
-        SettingValue::Map(entries) => entries,
-        SettingValue::Nothing => &[],
-        _ => {
-            wrong.push(setting.expected("a map"));
-            &[]
+    fn ignore(&mut self, value: &Value) -> Ignore {
+        let mut ignore = Ignore::default();
+        for field in self.map(value) {
+            match field.name.as_str() {
+                "paths" => ignore.paths = self.texts(&field.value),
+                "namespaces" => ignore.namespaces = self.texts(&field.value),
+                "rules" => {
+                    for item in self.list(&field.value) {
+                        let id = self.text(item);
+                        ignore.rules.extend(id.and_then(|id| self.rule(item, &id)));
+                    }
+                }
+                _ => self.unknown(field, &["rules", "paths", "namespaces"]),
+            }
         }
+        let everywhere = ignore.paths.is_empty() && ignore.namespaces.is_empty();
+        if everywhere && self.wrong.is_empty() {
+            let message = "expected paths or namespaces: what is to be ignored everywhere is \
+                           turned off under `rules`";
+            self.wrong.push(value.place.error(Reason::WrongType, message));
+        }
+        ignore
     }
-}
 
-fn list<'s>(setting: &'s Setting, wrong: &mut Vec<WrongSetting>) -> &'s [Setting] {
-    match &setting.value {
-        SettingValue::List(items) => items,
-        SettingValue::Nothing => &[],
-        _ => {
-            wrong.push(setting.expected("a list"));
-            &[]
+    fn rule(&mut self, at: &Value, name: &str) -> Option<&'static str> {
+        let id = rule_id(name);
+        if id.is_none() {
+            let hint = match closest(name, &rule_ids()) {
+                Some(meant) => format!(", did you mean {meant:?}?"),
+                None => rule_examples(),
+            };
+            let message = format!("no rule {name:?}{hint}");
+            self.wrong.push(at.place.error(Reason::WrongType, &message));
         }
+        id
     }
-}
 
-/// The texts of a list. What is none is an error, and then there are fewer.
-fn texts(setting: &Setting, wrong: &mut Vec<WrongSetting>) -> Vec<String> {
-    let mut texts = Vec::new();
-    for item in list(setting, wrong) {
-        match &item.value {
-            SettingValue::Text(text) => texts.push(text.clone()),
-            _ => wrong.push(item.expected("a text")),
+    fn map<'v>(&mut self, value: &'v Value) -> &'v [Field] {
+        match &value.content {
+            Content::Map(fields) => fields,
+            Content::Null => &[],
+            _ => {
+                self.wrong.push(value.expected("a map"));
+                &[]
+            }
         }
     }
-    texts
+
+    fn list<'v>(&mut self, value: &'v Value) -> &'v [Value] {
+        match &value.content {
+            Content::List(items) => items,
+            Content::Null => &[],
+            _ => {
+                self.wrong.push(value.expected("a list"));
+                &[]
+            }
+        }
+    }
+
+    fn texts(&mut self, value: &Value) -> Vec<String> {
+        self.list(value).iter().filter_map(|item| self.text(item)).collect()
+    }
+
+    fn text(&mut self, value: &Value) -> Option<String> {
+        match &value.content {
+            Content::Text(text) => Some(text.clone()),
+            _ => {
+                self.wrong.push(value.expected("a string"));
+                None
+            }
+        }
+    }
+
+    fn unknown(&mut self, field: &Field, known: &[&str]) {
+        self.wrong.push(field.unknown(known, &format!(": there are {}", known.join(", "))));
+    }
 }
 
 #[cfg(test)]
@@ -203,8 +242,8 @@ mod tests {
     use crate::testing::policy;
 
     fn wrong(text: &str) -> Vec<String> {
-        let wrong = Config::parse(text, ".".as_ref()).unwrap_err();
-        wrong.iter().map(|w| format!("{}:{}: {}", w.line, w.column, w.message)).collect()
+        let wrong = Config::parse("c", text, ".".as_ref()).unwrap_err();
+        wrong.iter().map(ToString::to_string).collect()
     }
 
     /// What is found in a policy of namespace shop with an empty `from` that covers a rule which is
@@ -217,7 +256,7 @@ mod tests {
         let name = "charts/web/policy.yaml".to_owned();
         let source = Source::Text { name, text: policy("web", &spec) };
         let input = load(&[source], &Options::default());
-        let config = Config::parse(config, ".".as_ref()).unwrap();
+        let config = Config::parse("c", config, ".".as_ref()).unwrap();
         let found = crate::lint_with(&input, &config);
         found.iter().map(|f| format!("{} {}", f.severity, f.rule)).collect()
     }
@@ -266,22 +305,32 @@ ignore:
         assert_eq!(
             wrong(text),
             [
-                "1:1: unknown key \"rule\": did you mean \"rules\"?",
-                "3:3: unknown key \"extra-dahs\": did you mean \"extra-dash\"?",
-                "4:14: expected off, note, warning or error, found \"fatal\"",
-                "6:5: unknown key \"path\": did you mean \"paths\"?",
-                "7:13: unknown key \"no-rule\": there are allows-everything, \
-                 block-covers-cluster, cni-does-not-enforce, …",
-                "8:12: expected a list, found \"x\"",
+                "c:1:1: error: rule: unknown field, did you mean \"rules\"?",
+                "c:3:3: error: rules.extra-dahs: unknown field, did you mean \"extra-dash\"?",
+                "c:4:14: error: rules.one-sided: expected off, note, warning or error, \
+                 found the string \"fatal\"",
+                "c:6:5: error: ignore[0].path: unknown field, did you mean \"paths\"?",
+                "c:7:13: error: ignore[1].rules[0]: no rule \"no-rule\": there are the rules \
+                 allows-everything, block-covers-cluster, cni-does-not-enforce, …",
+                "c:8:12: error: ignore[1].paths: expected a list, found the string \"x\"",
             ]
         );
         assert_eq!(wrong("rules: {a: [}").len(), 1);
-        assert_eq!(wrong("rules: {}\nrules: {}"), ["2:1: rules: is there already, on line 1"]);
+        assert_eq!(
+            wrong("rules: {}\nrules: {}"),
+            [
+                "c:2:1: error: duplicate field \"rules\": key \"rules\" already set in map, on line 1"
+            ]
+        );
         assert_eq!(
             wrong("rules: {}\n---\nrules: {}"),
-            ["2:1: a second document: settings are one"]
+            ["c:3:1: error: a second document: a configuration is one"]
         );
-        assert_eq!(wrong("- rules"), ["1:1: expected a map, found a list"]);
+        assert_eq!(wrong("- rules"), ["c:1:1: error: expected a map, found a list"]);
+        assert_eq!(
+            wrong("ignore: [{paths: [010]}]"),
+            ["c:1:19: error: ignore[0].paths[0]: expected a string, found the number 010"]
+        );
         assert!(
             wrong("ignore: [{rules: [one-sided]}]")[0].contains("expected paths or namespaces")
         );

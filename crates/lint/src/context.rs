@@ -42,15 +42,14 @@ impl<'a> Context<'a> {
         let known = cluster.pods.len();
         imagine_subjects(&mut cluster);
         let dns = dns_pods(&mut cluster, known);
-        let mut raw: Vec<_> = input.policies.iter().filter(|p| p.index.is_some()).collect();
-        raw.sort_by_key(|p| p.index);
         let mut groups: BTreeMap<String, BTreeMap<Labels, Vec<usize>>> = BTreeMap::new();
         for (i, pod) in cluster.pods.iter().enumerate().filter(|(_, p)| selectable(p)) {
             let of_namespace = groups.entry(pod.namespace.clone()).or_default();
             of_namespace.entry(pod.labels.clone()).or_default().push(i);
         }
         let program = Program::compile(&cluster);
-        let raw = raw.into_iter().map(|p| &p.raw).collect();
+        let valid = input.policies.iter().filter(|p| p.index().is_some());
+        let raw = valid.map(|p| &p.raw).collect();
         Context { input, cluster, program, known, dns, raw, groups }
     }
 
@@ -326,7 +325,9 @@ fn witness(selector: &Selector) -> Labels {
             Operator::Exists => String::new(),
             Operator::NotIn(_) | Operator::DoesNotExist => continue,
         };
-        labels.entry(requirement.key.clone()).or_insert(value);
+        if !labels.contains_key(&requirement.key) {
+            labels.insert(requirement.key.clone(), value);
+        }
     }
     labels
 }
@@ -336,7 +337,7 @@ fn dns_pods(cluster: &mut Cluster, known: usize) -> Vec<usize> {
     let serves_dns = |pod: &Pod| {
         let named = ["k8s-app", "app.kubernetes.io/name", "app"];
         let known = |key: &&str| {
-            pod.labels.get(*key).is_some_and(|v| matches!(v.as_str(), "kube-dns" | "coredns"))
+            pod.labels.get(key).is_some_and(|v| matches!(v.as_str(), "kube-dns" | "coredns"))
         };
         pod.labels.contains_key(OPENSHIFT_DNS) || named.iter().any(known)
     };

@@ -39,10 +39,13 @@ pub struct Related {
 }
 
 impl Finding {
-    /// The namespace of the object that it is about.
-    pub(crate) fn namespace(&self) -> Option<&str> {
-        let (_, name) = self.object.as_ref()?.split_once(' ')?;
-        name.split_once('/').map(|(namespace, _)| namespace)
+    /// The namespace of the object that it is about, or that it is about itself.
+    pub fn namespace(&self) -> Option<&str> {
+        let (kind, name) = self.object.as_ref()?.split_once(' ')?;
+        match name.split_once('/') {
+            Some((namespace, _)) => Some(namespace),
+            None => (kind == "namespace").then_some(name),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use portcullis_core::Program;
-use portcullis_core::diff::Diff;
+use portcullis_core::diff::{Diff, Side};
 use portcullis_core::model::Cluster;
 use portcullis_core::validate;
 use portcullis_kube::{Diagnostic, Input, Options, Part, Severity, Source, Span, Step, load};
@@ -38,9 +38,9 @@ pub struct Patch {
     pub fixed: usize,
 }
 
-/// The files that the fixes of these findings change, for an input that was read with these
-/// options. Files with errors, and fixes that would change what any policy does, are left out.
-pub fn fix(input: &Input, options: &Options, findings: &[Finding]) -> Vec<Patch> {
+/// The edits of these findings that are safe together, for an input that was read with these
+/// options. Files with errors, and edits that would change what any policy does, are left out.
+pub fn safe_edits<'f>(input: &Input, options: &Options, findings: &'f [Finding]) -> Vec<&'f Edit> {
     let broken = |file: &str| {
         let errors = input.diagnostics.iter().filter(|d| d.severity == Severity::Error);
         errors.filter_map(|d| d.location.as_ref()).any(|at| *at.file == *file)
@@ -57,6 +57,12 @@ pub fn fix(input: &Input, options: &Options, findings: &[Finding]) -> Vec<Patch>
             }
         }
     }
+    kept
+}
+
+/// The files that the [safe edits](safe_edits) of these findings change.
+pub fn fix(input: &Input, options: &Options, findings: &[Finding]) -> Vec<Patch> {
+    let kept = safe_edits(input, options, findings);
     let mut patches = Vec::new();
     for (file, old) in input.texts() {
         let fixed = kept.iter().filter(|edit| edit.span.file == *file).count();
@@ -124,14 +130,16 @@ fn reach_is_equal(old: &Input, new: &Input) -> bool {
         namespaces: namespaces.clone(),
         ..input.cluster.clone()
     });
-    let programs = [Program::compile(&clusters[0]), Program::compile(&clusters[1])];
-    let mut diff = Diff::of([&clusters[0], &clusters[1]], [&programs[0], &programs[1]]);
+    opens_the_same(clusters.each_ref())
+}
+
+/// Whether every pod and every address may open the same in two clusters.
+pub(crate) fn opens_the_same(clusters: [&Cluster; 2]) -> bool {
+    let programs = clusters.map(Program::compile);
+    let mut diff = Diff::of(clusters, programs.each_ref());
     (0..diff.joints.len()).all(|source| {
         let row = diff.row(source);
-        row.into_iter().all(|[old, new]| {
-            use portcullis_core::diff::Side;
-            diff.sets(Side::Old, old) == diff.sets(Side::New, new)
-        })
+        row.into_iter().all(|[old, new]| diff.sets(Side::Old, old) == diff.sets(Side::New, new))
     })
 }
 
@@ -154,7 +162,7 @@ fn standard_cidr(input: &Input, diagnostic: &Diagnostic) -> Option<Edit> {
         diagnostic.object.as_deref()
             == Some(&format!("networkpolicy {}/{}", p.raw.namespace, p.raw.name))
     };
-    let policy = input.policies.iter().find(named)?.index?;
+    let policy = input.policies.iter().find(named)?.index()?;
     let steps = steps(&diagnostic.path)?;
     let span = input.policy_span(policy, &steps, Part::Value)?;
     let (_, text) = input.texts().find(|(name, _)| **name == span.file)?;

@@ -22,7 +22,7 @@ mod testing;
 
 pub use config::Config;
 pub use finding::{Finding, Related};
-pub use fix::{Edit, Patch, fix, reader_findings};
+pub use fix::{Edit, Patch, fix, reader_findings, safe_edits};
 pub use rule::Rule;
 
 use context::Context;

@@ -41,10 +41,26 @@ fn they_get_few_notes() {
     assert!(notes <= 3 * quiet.len(), "{notes} notes in {} files", quiet.len());
 }
 
+/// The known mistakes of tutorials, a file for each.
+const MISTAKES: [&str; 10] = [
+    "deny-with-an-empty-to.yaml",
+    "dns-by-a-pod-label-of-a-namespace.yaml",
+    "dns-over-udp-only.yaml",
+    "egress-that-isolates-nothing.yaml",
+    "egress-without-dns.yaml",
+    "end-port-without-port.yaml",
+    "hand-set-name-label.yaml",
+    "indentation-lost.yaml",
+    "no-egress-that-stays-open.yaml",
+    "two-items-for-one-peer.yaml",
+];
+
 /// The first lines of each say what is found: `# finds: 14:15 pod-label-on-namespace`.
 #[test]
 fn every_known_mistake_of_tutorials_is_found_and_nothing_else() {
-    for (name, (text, findings)) in findings("mistakes") {
+    let mistakes = findings("mistakes");
+    assert_eq!(mistakes.keys().collect::<Vec<_>>(), MISTAKES);
+    for (name, (text, findings)) in mistakes {
         let expected = text.lines().find_map(|line| line.strip_prefix("# finds: ")).unwrap();
         let advice = ["unknown-namespace"];
         let found = findings.iter().filter(|f| !advice.contains(&f.rule)).map(|finding| {

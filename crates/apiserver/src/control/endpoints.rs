@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use portcullis_core::labels::Selector;
+use portcullis_core::labels::{Labels, Selector};
 use serde_json::{Value, json};
 
 use super::pods::is_ready;
@@ -25,6 +25,9 @@ struct Group {
     not_ready: Vec<Arc<Value>>,
 }
 
+/// A map of strings, as it stands in objects.
+type Strings = BTreeMap<String, String>;
+
 /// Ports as they stand in endpoints, by their text, which gives them an order.
 type Groups = BTreeMap<String, Group>;
 
@@ -32,11 +35,11 @@ type Groups = BTreeMap<String, Group>;
 pub(super) fn run(state: &mut State) {
     let pods: Vec<Arc<Value>> = all(state, "Pod").into_iter().map(|(_, pod)| pod).collect();
     for (key, service) in all(state, "Service") {
-        let selector = meta::strings(service.pointer("/spec/selector"));
-        if selector.is_empty() || service["spec"]["type"] == "ExternalName" {
+        let match_labels: Labels = meta::strings(service.pointer("/spec/selector"));
+        if match_labels.is_empty() || service["spec"]["type"] == "ExternalName" {
             continue;
         }
-        let selector = Selector { match_labels: selector, ..Selector::default() };
+        let selector = Selector { match_labels, ..Selector::default() };
         let behind = |family: &str| {
             let pods = pods.iter().filter(|pod| {
                 meta::namespace(pod) == key.namespace
@@ -165,7 +168,7 @@ fn write_endpoints(state: &mut State, service: &Value, family: &str, groups: &Gr
         subset
     });
     let subsets: Vec<Value> = subsets.collect();
-    let mut labels = meta::labels(service);
+    let mut labels: Strings = meta::strings(service.pointer("/metadata/labels"));
     labels.insert(MANAGED.to_owned(), "endpoint-controller".to_owned());
     let Some(resource) = Resource::of_kind("Endpoints") else { return };
     let (namespace, name) = (meta::namespace(service), meta::name(service));
@@ -225,7 +228,7 @@ fn write_slices(state: &mut State, service: &Value, family: &str, groups: &Group
         match fits.map(|i| old.remove(i)) {
             Some((key, _)) => objects::amend(state, &key, fill),
             None => {
-                let mut labels = meta::labels(service);
+                let mut labels: Strings = meta::strings(service.pointer("/metadata/labels"));
                 labels.insert(SERVICE_NAME.to_owned(), meta::name(service).to_owned());
                 labels
                     .insert(SLICE_MANAGED.to_owned(), "endpointslice-controller.k8s.io".to_owned());

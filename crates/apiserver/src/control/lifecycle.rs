@@ -14,7 +14,7 @@ use crate::{meta, objects};
 /// Whether the node selector of a pod (or pod template) has this node.
 pub(super) fn selects_node(pod: &Value, node: &Value) -> bool {
     let labels = meta::labels(node);
-    let wanted = meta::strings(pod.pointer("/spec/nodeSelector"));
+    let wanted: Vec<_> = meta::strings(pod.pointer("/spec/nodeSelector"));
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use portcullis_core::labels::Labels;
 use portcullis_core::model::Direction;
 use portcullis_core::net::{Family, IpNet};
-use portcullis_kube::{Content, Diagnostic, Field, Place, Reason, Value, closest};
+use portcullis_kube::{Content, Diagnostic, Field, Place, Reason, Value};
 
 use super::ports::{PortItem, Ports};
 
@@ -541,7 +541,6 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, field: &Field, known: &[&str], what: &str) {
-        let mut message = "unknown field".to_owned();
         // What the longer names of two assertions would be.
         let known_as = match field.name.as_str() {
             "reachableOnlyFrom" | "reachableFrom" => {
@@ -550,19 +549,15 @@ impl Reader<'_> {
             "reachesOnly" | "reachableTo" => Some("reaches: {from: …, port: …, onlyTo: …}"),
             _ => None,
         };
-        match closest(&field.name, known) {
-            None if known_as.is_some() => {
-                message.push_str(&format!(", write `{}`", known_as.unwrap_or_default()));
-            }
-            Some(meant) => message.push_str(&format!(", did you mean {meant:?}?")),
-            None => message.push_str(&format!(": {what} may have {}", known.join(", "))),
-        }
-        self.out.push(field.place.error(Reason::UnknownField, &message));
+        let otherwise = match known_as {
+            Some(known_as) => format!(", write `{known_as}`"),
+            None => format!(": {what} may have {}", known.join(", ")),
+        };
+        self.out.push(field.unknown(known, &otherwise));
     }
 
     fn expected(&mut self, value: &Value, what: &str) {
-        let message = format!("expected {what}, found {value}");
-        self.out.push(value.place.error(Reason::WrongType, &message));
+        self.out.push(value.expected(what));
     }
 
     fn wrong(&mut self, value: &Value, message: &str) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_core::Program;
+use portcullis_core::labels::Labels;
 use portcullis_core::model::{Cluster, Pod};
 use portcullis_core::net::{Family, IpNet, IpRange, Traffic, next_address};
 use portcullis_core::program::{End, Exemption, Fact, Path};
@@ -387,7 +388,7 @@ impl<'a> World<'a> {
                 _ => why.push_str(&format!(": pods are in namespaces {}", names.join(", "))),
             }
         } else {
-            for (key, value) in &selection.labels {
+            for (key, value) in selection.labels.iter() {
                 let values: BTreeSet<&str> = in_namespaces
                     .iter()
                     .filter_map(|(_, pod)| pod.labels.get(key).map(String::as_str))
@@ -680,7 +681,7 @@ impl Set {
     }
 }
 
-fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+fn has(labels: &Labels, wanted: &Labels) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

@@ -98,7 +98,7 @@ fn a_field_of_a_policy_that_is_not_known_is_an_error_because_it_may_change_what_
           unknown field \"spec.ingress[0].via\""]
     );
     assert!(input.cluster.policies.is_empty());
-    assert!(input.policies[0].closed.ingress.is_some());
+    assert!(input.meanings().next().unwrap().ingress.is_some());
 }
 
 #[test]

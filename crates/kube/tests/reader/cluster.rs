@@ -39,7 +39,7 @@ fn a_workload_stands_for_its_pods() {
     shop/web-1 of Deployment web
     ");
     let pod = &input.cluster.pods[1];
-    assert_eq!(pod.labels["tier"], "front");
+    assert_eq!(pod.labels.get("tier").unwrap(), "front");
     assert_eq!(pod.ports[0].port, 80);
     let options = Options { replicas: 10, ..Options::default() };
     let source = Source::Text { name: "m.yaml".into(), text: WEB.into() };

@@ -247,7 +247,7 @@ metadata:
 ";
     let input = read(text);
     assert_eq!(lines(&input), "");
-    assert_eq!(input.cluster.pods[0].labels["name"], "a");
+    assert_eq!(input.cluster.pods[0].labels.get("name").unwrap(), "a");
     insta::assert_snapshot!(says(&text.replace("*l, ", "*n, ")), @"m.yaml:4:9: error: `<<` takes a map or a list of maps");
     insta::assert_snapshot!(says(&text.replace("*n", "*x")), @"m.yaml:5:31: error: while parsing node, found unknown anchor");
     insta::assert_snapshot!(says("a: &a [*a]"), @"m.yaml:1:8: error: an alias stands inside what it refers to");

@@ -132,8 +132,8 @@ spec:
     }
     "#);
     assert_eq!((raw.namespace.as_str(), raw.name.as_str()), ("shop", "web"));
-    assert_eq!(raw.labels["team"], "a");
-    assert_eq!(input.policies[0].index, Some(0));
+    assert_eq!(raw.labels.get("team").unwrap(), "a");
+    assert_eq!(input.policies[0].index(), Some(0));
     assert_eq!(input.cluster.policies[0].egress, Some(vec![]));
     assert_eq!(input.read["NetworkPolicy"], 1);
 }
@@ -435,7 +435,7 @@ fn semantics_22_a_rule_that_cannot_be_decoded_allows_nothing() {
         );
         let input = read(&text);
         assert!(input.has_errors(), "{rule}");
-        let closed = &input.policies[0].closed;
+        let closed = input.meanings().next().unwrap();
         assert_eq!(closed.ingress, Some(vec![portcullis_core::model::Rule::nothing()]), "{rule}");
     }
 }
