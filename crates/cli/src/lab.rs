@@ -675,6 +675,7 @@ mod tests {
     use portcullis_core::net::Protocol;
     use std::collections::BTreeMap;
 
+    use portcullis_core::net::Protocol;
     use portcullis_kube::Source;
     use serde_json::json;
 

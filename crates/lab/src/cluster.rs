@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use portcullis_agent::Desired;
 use portcullis_apiserver::{Resource, Server, Store};
 use portcullis_core::model::Cluster as Model;
-use portcullis_core::net::{Protocol, Traffic};
+use portcullis_core::net::{IpRange, Protocol, Traffic};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::Snapshot;
 use portcullis_kube::{Input, Source, load};
@@ -65,6 +65,8 @@ const HISTORY: usize = 20_000;
 const OUTSIDE_PORTS: [Port; 2] = [(Protocol::Tcp, 80), (Protocol::Tcp, 443)];
 /// How long the nodes may take to enforce what the API says.
 const SETTLING: Duration = Duration::from_secs(10);
+/// An agent enforces what it hears in some milliseconds.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What decides about connections, and whose pods are whose.
 const KINDS: [&str; 6] = ["NetworkPolicy", "Namespace", "Pod", "Node", "Service", "ReplicaSet"];
@@ -122,21 +124,30 @@ impl Cluster {
     }
 
     /// Waits until all pods run and every node enforces what the API says now, and returns that.
+    ///
+    /// An agent gives numbers to what it puts into the kernel, and goes on with those that it has
+    /// given. Where they are not the ones of a new start, what is in the kernel cannot be compared,
+    /// and a node is taken to be up to date when nothing has changed for a while.
     pub fn settle(&self) -> Result<Input, Error> {
         let started = Instant::now();
+        let (mut last, mut since) = (0, started);
         loop {
             let (input, revision) = self.state();
-            let waits = match (self.pending(), self.difference(&input.cluster)?) {
-                (None, None) => None,
+            if revision != last {
+                (last, since) = (revision, Instant::now());
+            }
+            let waits = match (self.pending(), self.follower.trouble()) {
                 (Some(pod), _) => Some((pod, "it does not run yet".to_owned())),
-                (None, difference) => difference,
+                (None, Some(trouble)) => Some(("the lab".to_owned(), trouble)),
+                (None, None) if since.elapsed() > QUIET => None,
+                (None, None) => self.difference(&input.cluster)?,
             };
             let same = self.server.store().read(|state| state.revision()) == revision;
             match waits {
                 None if same => return Ok(input),
-                Some((owner, difference)) if started.elapsed() > SETTLING => {
+                Some((node, difference)) if started.elapsed() > SETTLING => {
                     let seconds = SETTLING.as_secs();
-                    return Err(Error::Unsettled { node: owner, seconds, difference });
+                    return Err(Error::Unsettled { node, seconds, difference });
                 }
                 _ => thread::sleep(Duration::from_millis(5)),
             }
@@ -164,13 +175,11 @@ impl Cluster {
 
     /// Where a node's kernel differs from what the state asks for: the node, and how.
     fn difference(&self, state: &Model) -> Result<Option<(String, String)>, Error> {
-        if let Some(trouble) = self.follower.trouble() {
-            return Ok(Some(("the lab".to_owned(), trouble)));
-        }
         for node in &self.pods.nodes.nodes {
             let name = &node.space.owner;
             let kernel = |source| Error::Kernel { node: name.clone(), source };
-            let desired = Desired::of(state, name).state;
+            let mut desired = Desired::of(state, name).state;
+            desired.ranges = node.pod_cidrs.iter().map(|net| IpRange::from(*net)).collect();
             let mut dataplane = on_own_thread(|| {
                 node.namespace.enter()?;
                 Nftables::open().map_err(kernel)
