@@ -672,7 +672,6 @@ struct RuleReport {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_core::net::Protocol;
     use std::collections::BTreeMap;
 
     use portcullis_core::net::Protocol;
