@@ -1,19 +1,22 @@
-//! An agent that knows a large cluster: from an event to the kernel's word, and memory.
+//! An agent that knows a large cluster: from an event to the kernel's word, what is sent for it, and
+//! memory.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use portcullis_agent::{Agent, Metrics};
-use portcullis_core::model::Cluster;
+use portcullis_core::labels::Labels;
+use portcullis_core::model::{Cluster, Policy};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::{Event, Kind, Known, Object};
 use portcullis_tests::engine;
 use portcullis_tests::generate::{self, Counts};
 
 use crate::Outcome;
-use crate::figures::Runs;
+use crate::figures::{Digits, Runs};
 
 /// The name of the bench's inner half, a process of its own: it moves into namespaces, and its
 /// memory is measured.
@@ -27,21 +30,12 @@ const SIZES: [Counts; 3] = [
 ];
 /// The most pods that the node has; the others are moved to its neighbour.
 const LOCAL: usize = 250;
-const EVENTS: usize = 41;
+const EVENTS: usize = 200;
 /// The longest that events of one sort are tried.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(30);
 const NODE: &str = "node-1";
 
 pub(crate) fn run() -> Outcome {
-    println!(
-        "Milliseconds from an event to the kernel's word, median (least–greatest) of at most \
-         {EVENTS}.\n"
-    );
-    println!(
-        "| pods / policies known | local pods | elements | a pod elsewhere changes its labels | \
-         a local pod does | objects, MB | peak, MB |"
-    );
-    println!("|---|---|---|---|---|---|---|");
     for (i, counts) in SIZES.iter().enumerate() {
         let output = Command::new(env::current_exe()?).arg(ONCE).arg(i.to_string()).output()?;
         let (text, errors) =
@@ -49,12 +43,81 @@ pub(crate) fn run() -> Outcome {
         if !output.status.success() {
             return Err(format!("{}: {errors}", output.status).into());
         }
-        print!("| {} / {} | {text}", counts.pods, counts.policies);
+        println!("{} pods, {} policies known: {text}", counts.pods, counts.policies);
     }
     Ok(())
 }
 
-/// Measures one size and prints the rest of its row.
+/// What is kept of an agent between events.
+struct Bench {
+    agent: Agent<Nftables>,
+    metrics: Arc<Mutex<Metrics>>,
+}
+
+impl Bench {
+    fn hear(&mut self, object: Known) {
+        let object = Object { body: object, problems: Vec::new() };
+        self.agent.hear(Event::Applied(object), Instant::now());
+    }
+
+    /// Has an event enforced. `None` if it changes nothing for this node.
+    fn enforce(&mut self, event: Event) -> Option<(f64, f64, f64)> {
+        let before = self.enforced();
+        self.agent.hear(event, Instant::now());
+        self.agent.step();
+        let after = self.enforced();
+        // The next event comes when everything is done, as it mostly does.
+        for _ in 0..4 {
+            thread::sleep(Duration::from_millis(5));
+            self.agent.step();
+        }
+        (after.0 > before.0).then(|| {
+            let sent = ((after.2.0 - before.2.0) as f64, (after.2.1 - before.2.1) as f64);
+            ((after.1 - before.1) * 1e3, sent.0, sent.1)
+        })
+    }
+
+    /// How many states have been put in force, the seconds in all that this took from events on, and
+    /// the elements and bytes that were sent.
+    fn enforced(&self) -> (u64, f64, (u64, u64)) {
+        let metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        (metrics.applies(), metrics.event_to_enforced_seconds(), metrics.sent())
+    }
+
+    /// Measures events of one sort, and prints a row.
+    fn measure(&mut self, what: &str, events: impl Iterator<Item = Event>) {
+        let (mut times, mut elements, mut bytes) =
+            (Runs::default(), Runs::default(), Runs::default());
+        let (mut idle, started) = (0, Instant::now());
+        for event in events {
+            if times.len() == EVENTS || started.elapsed() > LONGEST {
+                break;
+            }
+            match self.enforce(event) {
+                Some((time, sent, size)) => {
+                    times.push(time);
+                    elements.push(sent);
+                    bytes.push(size);
+                }
+                None => idle += 1,
+            }
+        }
+        let row = [times.median(), times.p99(), times.greatest()].map(Digits);
+        println!(
+            "| {what} | {} | {} | {} | {} | {elements} | {bytes} | {idle} |",
+            times.len(),
+            row[0],
+            row[1],
+            row[2],
+        );
+    }
+}
+
+fn applied(body: Known) -> Event {
+    Event::Applied(Object { body, problems: Vec::new() })
+}
+
+/// Measures one size and prints its table.
 pub(crate) fn once(size: &str) -> Outcome {
     let counts = *SIZES.get(size.parse::<usize>()?).ok_or("no such size")?;
     portcullis_lab::enter()?;
@@ -73,70 +136,128 @@ pub(crate) fn once(size: &str) -> Outcome {
 
     let before = memory("VmRSS:")?;
     let metrics = Arc::<Mutex<Metrics>>::default();
-    let mut agent = Agent::new(NODE, Nftables::open()?, metrics.clone());
+    let agent = Agent::new(NODE, Nftables::open()?, metrics.clone());
+    let mut bench = Bench { agent, metrics };
+    let start = Instant::now();
     for kind in Kind::ALL {
-        agent.hear(Event::All(kind, objects(&cluster, kind)), Instant::now());
+        bench.agent.hear(Event::Listing(kind), Instant::now());
+        all(&cluster, kind, |object| bench.hear(object));
+        bench.agent.hear(Event::Listed(kind), Instant::now());
     }
-    let held = memory("VmRSS:")? - before;
-    agent.step();
-    let state = &agent.in_force().ok_or("nothing was enforced")?.state;
+    let (known, held) = (start.elapsed(), memory("VmRSS:")? - before);
+    bench.agent.step();
+    let first = start.elapsed();
+    bench.agent.stop();
+    let with_state = memory("VmRSS:")? - before;
+    let state = bench.agent.in_force().ok_or("nothing was enforced")?;
     let locals = state.endpoints.len();
     let plan = portcullis_dataplane::plan::plan(state)?;
-    let elements: usize = plan.sets.iter().map(|set| set.elements.len()).sum();
+    let elements: usize = plan.sets.values().map(|set| set.len()).sum();
+    println!(
+        "{} local pods with {locals} addresses, {elements} elements; all known after {:.2} s, in \
+         force after {:.2} s\n",
+        local.len(),
+        known.as_secs_f64(),
+        first.as_secs_f64()
+    );
+    println!(
+        "| event | events | median, ms | p99, ms | greatest, ms | elements sent | bytes sent | \
+         of no concern |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
 
     let far: Vec<usize> = (0..cluster.pods.len()).filter(|i| !local.contains(i)).collect();
-    let mut columns = Vec::new();
-    for pods in [&far, &local] {
-        let (mut runs, started) = (Runs::default(), Instant::now());
-        for i in pods.iter().cycle().step_by(pods.len() / 37 + 1) {
-            if runs.len() == EVENTS || started.elapsed() > LONGEST {
-                break;
-            }
+    for (what, pods) in [("a pod elsewhere changes its labels", &far), ("a local pod does", &local)]
+    {
+        // Those of namespaces that have local pods concern the node, and few others do.
+        let spaces: Vec<&str> = local.iter().map(|i| &*cluster.pods[*i].namespace).collect();
+        let concern = |i: &&usize| spaces.contains(&&*cluster.pods[**i].namespace);
+        let some: Vec<usize> = pods.iter().filter(concern).copied().collect();
+        let mut events = Vec::new();
+        for i in some.iter().cycle().step_by(some.len() / 37 + 1).take(4 * EVENTS) {
             let pod = &mut cluster.pods[*i];
-            let is_backend = pod.labels.get("tier").is_some_and(|tier| tier == "backend");
-            let tier = if is_backend { "data" } else { "backend" };
-            pod.labels.insert("tier".to_owned(), tier.to_owned());
-            let object = Object { body: Known::Pod(pod.clone()), problems: Vec::new() };
-            let before = enforced(&metrics);
-            agent.hear(Event::Applied(object), Instant::now());
-            agent.step();
-            // An event that changes nothing for this node is not what is measured.
-            let (applies, seconds) = enforced(&metrics);
-            if applies > before.0 {
-                runs.push((seconds - before.1) * 1e3);
-            }
+            flip(&mut pod.labels, "tier", ["backend", "data"]);
+            events.push(applied(Known::Pod(pod.clone())));
         }
-        columns.push(runs.to_string());
+        bench.measure(what, events.into_iter());
     }
+    for (what, pods) in [("a pod elsewhere goes and comes", &far), ("a local pod does", &local)] {
+        let some = pods.iter().step_by(pods.len() / 97 + 1).cycle().take(2 * EVENTS);
+        let events = some.flat_map(|i| {
+            let pod = &cluster.pods[*i];
+            let gone = Event::Deleted(Kind::Pod, pod.namespace.clone(), pod.name.clone());
+            [gone, applied(Known::Pod(pod.clone()))]
+        });
+        let events: Vec<Event> = events.collect();
+        bench.measure(what, events.into_iter());
+    }
+
+    let selects_local = |policy: &Policy| {
+        let mut pods = local.iter().map(|i| &cluster.pods[*i]);
+        pods.any(|pod| pod.namespace == policy.namespace && policy.subject.matches(&pod.labels))
+    };
+    let (here, elsewhere): (Vec<&Policy>, Vec<&Policy>) =
+        cluster.policies.iter().partition(|policy| selects_local(policy));
+    let deleted = |policy: &Policy| {
+        Event::Deleted(Kind::Policy, policy.namespace.clone(), policy.name.clone())
+    };
+    let whole = |policy: &&Policy| applied(Known::Policy((*policy).clone()));
+    // The same without its last rule.
+    let changed = |policy: &&Policy| {
+        let mut policy = (*policy).clone();
+        for rules in [&mut policy.ingress, &mut policy.egress].into_iter().flatten() {
+            rules.pop();
+        }
+        applied(Known::Policy(policy))
+    };
+    for (whose, policies) in [("of local pods", here), ("of pods elsewhere", elsewhere)] {
+        let some: Vec<&Policy> =
+            policies.iter().step_by(policies.len() / EVENTS + 1).copied().collect();
+        // Each step leaves the cluster as the next one takes it.
+        let rows: [(&str, Vec<Event>); 4] = [
+            ("changed", some.iter().map(changed).collect()),
+            ("changed back", some.iter().map(whole).collect()),
+            ("deleted", some.iter().map(|policy| deleted(policy)).collect()),
+            ("added", some.iter().map(whole).collect()),
+        ];
+        for (what, events) in rows {
+            bench.measure(&format!("a policy {whose} is {what}"), events.into_iter());
+        }
+    }
+    let mut events = Vec::new();
+    for round in 0..4 {
+        for (name, labels) in cluster.namespaces.iter().step_by(counts.namespaces / 50 + 1) {
+            let mut labels = labels.clone();
+            if round % 2 == 0 {
+                flip(&mut labels, "env", ["prod", "dev"]);
+            }
+            events.push(applied(Known::Namespace(name.clone(), labels)));
+        }
+    }
+    bench.measure("a namespace changes its labels", events.into_iter());
+
     let peak = memory("VmHWM:")? - before;
     drop(world);
     println!(
-        "{} ({locals} addresses) | {elements} | {} | {held:.0} | {peak:.0} |",
-        local.len(),
-        columns.join(" | ")
+        "\nMemory: {held:.0} MB when all is known ({:.0} bytes for a pod), {with_state:.0} MB with \
+         what is in force, {peak:.0} MB at most.\n",
+        held * 1e6 / counts.pods as f64,
     );
     Ok(())
 }
 
-/// How many states have been put in force, and the seconds in all that this took from events on.
-fn enforced(metrics: &Mutex<Metrics>) -> (u64, f64) {
-    let metrics = metrics.lock().unwrap_or_else(PoisonError::into_inner);
-    (metrics.applies(), metrics.event_to_enforced_seconds())
-}
-
-fn objects(cluster: &Cluster, kind: Kind) -> Vec<Object> {
-    let known: Vec<Known> = match kind {
-        Kind::Policy => cluster.policies.iter().cloned().map(Known::Policy).collect(),
-        Kind::Pod => cluster.pods.iter().cloned().map(Known::Pod).collect(),
-        Kind::Node => cluster.nodes.iter().cloned().map(Known::Node).collect(),
+fn all(cluster: &Cluster, kind: Kind, hear: impl FnMut(Known)) {
+    match kind {
+        Kind::Policy => cluster.policies.iter().cloned().map(Known::Policy).for_each(hear),
+        Kind::Pod => cluster.pods.iter().cloned().map(Known::Pod).for_each(hear),
+        Kind::Node => cluster.nodes.iter().cloned().map(Known::Node).for_each(hear),
         Kind::Namespace => {
             let namespaces = cluster.namespaces.iter();
             namespaces
                 .map(|(name, labels)| Known::Namespace(name.clone(), labels.clone()))
-                .collect()
+                .for_each(hear);
         }
-    };
-    known.into_iter().map(|body| Object { body, problems: Vec::new() }).collect()
+    }
 }
 
 /// Megabytes of this process, by a line of its status (proc_pid_status(5)).
@@ -144,4 +265,10 @@ fn memory(line: &str) -> Outcome<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|l| l.strip_prefix(line)).ok_or("no such line")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e3)
+}
+
+/// Gives a label the other one of two values.
+fn flip(labels: &mut Labels, key: &str, [a, b]: [&str; 2]) {
+    let value = if labels.get(key).is_some_and(|value| value == a) { b } else { a };
+    labels.insert(key.to_owned(), value.to_owned());
 }

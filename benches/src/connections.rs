@@ -4,7 +4,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use portcullis_core::Program;
 use portcullis_core::labels::{Labels, Selector};
 use portcullis_core::model::{
     Cluster, IpBlock, Node, Peer, Pod, Policy, PortMatch, PortRule, Rule,
@@ -79,7 +78,7 @@ pub(crate) fn run() -> Outcome {
         (Form::Blocks, 1_000),
     ] {
         let cluster = cluster(&form, count)?;
-        let (state, _) = share(&cluster, &Program::compile(&cluster), NODE);
+        let (state, _) = share(&cluster, NODE);
         let form = match form {
             Form::Pods => "a pod and a port",
             Form::Blocks => "an ipBlock and a port range",

@@ -25,6 +25,17 @@ impl Runs {
     pub(crate) fn median(&self) -> f64 {
         self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
     }
+
+    /// Of a hundred, the one that ninety-nine do not exceed.
+    pub(crate) fn p99(&self) -> f64 {
+        let at = (self.0.len() * 99).div_ceil(100).saturating_sub(1);
+        self.0.get(at).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The greatest.
+    pub(crate) fn greatest(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
 }
 
 impl FromIterator<f64> for Runs {
@@ -46,7 +57,7 @@ impl fmt::Display for Runs {
 }
 
 /// Three digits, or all before the point if they are more.
-struct Digits(f64);
+pub(crate) struct Digits(pub(crate) f64);
 
 impl fmt::Display for Digits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,6 +78,8 @@ mod tests {
     fn runs_are_shown_as_the_median_with_the_least_and_the_greatest() {
         let runs: Runs = [31.26, 4.125, 1234.5].into_iter().collect();
         assert_eq!(runs.to_string(), "31.3 (4.12–1234)");
+        let hundreds: Runs = (1..=200).map(f64::from).collect();
+        assert_eq!((hundreds.p99(), hundreds.greatest()), (198.0, 200.0));
         assert_eq!(Runs::default().to_string(), "not measured");
     }
 }

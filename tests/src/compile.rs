@@ -31,7 +31,7 @@ pub fn check(text: &str) {
             }
         }
         for node in cluster.pods.iter().filter_map(|pod| pod.node.as_ref()).take(MOST_PODS) {
-            let (state, _) = share(cluster, &program, node);
+            let (state, _) = share(cluster, node);
             let applied = Fake::new().apply(&state).map_err(|error| format!("{node}: {error}"));
             assert!(applied.is_ok(), "{applied:?}");
         }

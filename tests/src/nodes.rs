@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portcullis_core::Program;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Traffic};
 use portcullis_dataplane::{Dataplane, Error, Fake, Packet, share};
@@ -26,11 +25,10 @@ impl Nodes {
         for pod in cluster.pods.iter_mut().filter(|pod| !pod.host_network) {
             pod.node.get_or_insert_with(|| "nowhere".to_owned());
         }
-        let program = Program::compile(&cluster);
         let mut fakes = BTreeMap::new();
         for name in cluster.pods.iter().filter_map(|pod| pod.node.as_ref()) {
             let mut fake = Fake::new();
-            fake.apply(&share(&cluster, &program, name).0)?;
+            fake.apply(&share(&cluster, name).0)?;
             fakes.insert(name.clone(), fake);
         }
         Ok(Nodes { cluster, fakes })

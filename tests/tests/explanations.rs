@@ -26,7 +26,7 @@ fn explained(world: &World) -> Result<(), TestCaseError> {
         let verdict = program.verdict(source, destination, flow.traffic);
         let mut fault = (explanation.verdict != verdict).then(|| format!("not {verdict:?}"));
         for path in &explanation.paths {
-            fault = fault.or_else(|| path_fault(world, &flow, path));
+            fault = fault.or_else(|| path_fault(world, &program, &flow, path));
         }
         if let Some(fault) = fault {
             let answers = oracle::allowed(world, flow.source, flow.destination, flow.traffic);
@@ -38,7 +38,12 @@ fn explained(world: &World) -> Result<(), TestCaseError> {
 }
 
 /// What is wrong with the explanation of a path.
-fn path_fault(world: &World, flow: &Flow, path: &PathExplanation) -> Option<String> {
+fn path_fault(
+    world: &World,
+    program: &Program,
+    flow: &Flow,
+    path: &PathExplanation,
+) -> Option<String> {
     let family = path.path.family().unwrap_or(Family::V4);
     // What hangs on facts that are missing is the business of `undetermined`.
     if path.judgement == Judgement::Undetermined {
@@ -77,7 +82,14 @@ fn path_fault(world: &World, flow: &Flow, path: &PathExplanation) -> Option<Stri
         let right = match end {
             EndExplanation::NoSubject | EndExplanation::Open => isolating.is_empty(),
             EndExplanation::Allowed { isolated_by, by } => {
-                *isolated_by == isolating && *by == allowing && !allowing.is_empty()
+                // Where a rule surely allows, those that only perhaps do are not named. The oracle
+                // takes what is not known for what is not there.
+                let doubtful = doubtful(program, path, direction, flow);
+                let mut unnamed = allowing.iter().filter(|origin| !by.contains(origin));
+                *isolated_by == isolating
+                    && !by.is_empty()
+                    && by.iter().all(|origin| allowing.contains(origin))
+                    && unnamed.all(|origin| doubtful.contains(origin))
             }
             EndExplanation::Undetermined { isolated_by, .. } => *isolated_by == isolating,
             EndExplanation::Refused { isolated_by, nearest, .. } => {
@@ -96,6 +108,21 @@ fn path_fault(world: &World, flow: &Flow, path: &PathExplanation) -> Option<Stri
         (!right)
             .then(|| format!("{direction} is isolated by {isolating:?}, allowed by {allowing:?}"))
     })
+}
+
+/// The rules of which it is not known whether they allow.
+fn doubtful(
+    program: &Program,
+    path: &PathExplanation,
+    direction: Direction,
+    flow: &Flow,
+) -> Vec<Origin> {
+    let (subject, _) = path.path.subject_and_remote(direction);
+    let rules = program.isolation(subject, direction).into_iter();
+    rules
+        .flat_map(|rules| program.doubtful(rules, &path.path, direction, flow.traffic))
+        .map(|entry| entry.origin)
+        .collect()
 }
 
 fn passes(world: &World, flow: &Flow, family: Family) -> bool {

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use portcullis_core::Program;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Traffic};
-use portcullis_lab::{Error, Lab, Observation, Options, Plan, Probe, connections, plan};
+use portcullis_lab::{Error, Lab, Observation, Options, Plan, Probe, Topology, connections, plan};
 use portcullis_tests::generate::{self, Counts, Flow, Size};
 use portcullis_tests::oracle::{End, World};
 use portcullis_tests::scenario::Scenario;
@@ -45,8 +46,12 @@ fn main() -> ExitCode {
             }
         };
         for scenario in scenarios {
-            let name = format!("{directory}::{}", scenario.name);
-            tests.push(Trial::test(name, move || scenario_holds(&scenario)));
+            let scenario = Arc::new(scenario);
+            for (topology, way) in [(Topology::Routed, ""), (Topology::Bridged, "::bridged")] {
+                let name = format!("{directory}::{}{way}", scenario.name);
+                let scenario = scenario.clone();
+                tests.push(Trial::test(name, move || scenario_holds(&scenario, topology)));
+            }
         }
     }
     tests.push(Trial::test("random_worlds_are_as_predicted", || random_worlds(1)));
@@ -57,8 +62,8 @@ fn main() -> ExitCode {
 
 /// A scenario in the lab: everything as the engine predicts, and what the file expects as it
 /// expects it. Every flow that it speaks of is tried, but for those that cannot be.
-fn scenario_holds(scenario: &Scenario) -> Result<(), Failed> {
-    let options = Options { nodes: 2, hosts: hosts(scenario), ..Options::default() };
+fn scenario_holds(scenario: &Scenario, topology: Topology) -> Result<(), Failed> {
+    let options = Options { nodes: 2, hosts: hosts(scenario), topology, ..Options::default() };
     let plan = plan(&engine::cluster(&scenario.world), &options)?;
     let flows: Vec<&Flow> = scenario.expectations.iter().map(|e| &e.flow).collect();
     let mut traffics = portcullis_lab::traffics(&plan.cluster);

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use portcullis_core::Program;
 use portcullis_dataplane::{plan, share};
 use portcullis_kube::{Options, Source, load};
 
@@ -13,8 +12,7 @@ fn the_table_in_the_documentation_is_that_of_the_example() {
     let input = load(&[source], &Options::default());
     assert!(!input.has_errors());
     let lab = portcullis_lab::plan(&input.cluster, &portcullis_lab::Options::default()).unwrap();
-    let program = Program::compile(&lab.cluster);
-    let (state, _) = share(&lab.cluster, &program, "node-1");
+    let (state, _) = share(&lab.cluster, "node-1");
     let table = plan::render(&plan::plan(&state).unwrap());
 
     let path = root.join("docs/kernel.md");

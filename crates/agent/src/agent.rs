@@ -4,15 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Hits};
 use portcullis_kube::live::Event;
+use rustc_hash::FxHashMap;
 use tracing::{error, info, warn};
 
-use crate::desired::Desired;
+use crate::desired::PolicyName;
 use crate::{Metrics, Observed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often it is asked whether packets meet what is in the kernel at all.
+const ASK: Duration = Duration::from_secs(2);
+/// How soon what was put aside is looked after again.
+const TIDY: Duration = Duration::from_millis(5);
 /// The first and the longest wait after the data plane refused, and between repairs that do not
 /// last.
 const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
@@ -29,11 +35,15 @@ pub struct Agent<D> {
     /// When the first event came that may not be enforced yet.
     waiting_since: Option<Instant>,
     /// What is in force.
-    in_force: Option<Desired>,
-    /// What has been counted of it, by origin.
-    counted: Vec<u64>,
+    in_force: Option<NodeState>,
+    /// The version of the rules that are in force, and whose their origins are.
+    version: Option<u64>,
+    origins: BTreeMap<u32, PolicyName>,
+    /// What has been counted, by origin.
+    counted: FxHashMap<u32, u64>,
     next_attempt: Instant,
     next_look: Instant,
+    next_ask: Instant,
     /// Failures one after the other.
     failures: u32,
     /// Repairs one after the other: each was in vain.
@@ -48,12 +58,15 @@ impl<D: Dataplane> Agent<D> {
         Agent {
             node: node.to_owned(),
             dataplane,
-            observed: Observed::default(),
+            observed: Observed::new(node),
             waiting_since: None,
             in_force: None,
-            counted: Vec::new(),
+            version: None,
+            origins: BTreeMap::new(),
+            counted: FxHashMap::default(),
             next_attempt: now,
             next_look: now,
+            next_ask: now,
             failures: 0,
             repairs: 0,
             metrics,
@@ -68,12 +81,9 @@ impl<D: Dataplane> Agent<D> {
                 warn!(%kind, why, "cannot hear the API server; what is in force stands");
                 self.metrics().watch_failed(*kind);
             }
-            Event::All(kind, objects) => {
-                info!(%kind, objects = objects.len(), "listed");
-                objects.iter().for_each(say_problems);
-            }
+            Event::Listed(kind) => info!(%kind, objects = self.observed.listed(*kind), "listed"),
             Event::Applied(object) => say_problems(object),
-            Event::Deleted(..) => {}
+            Event::Listing(_) | Event::Deleted(..) => {}
         }
         if self.observed.hear(event) {
             self.waiting_since.get_or_insert(at);
@@ -87,11 +97,22 @@ impl<D: Dataplane> Agent<D> {
             self.enforce();
         }
         let now = Instant::now();
+        let more = self.dataplane.tidy(false);
         if now >= self.next_attempt && now >= self.next_look {
             self.look();
         }
-        self.metrics().alive = Some(Instant::now());
-        self.next_attempt.max(self.next_look)
+        if now >= self.next_ask && self.in_force.is_some() {
+            self.ask();
+        }
+        let now = Instant::now();
+        self.metrics().alive = Some(now);
+        let next = self.next_attempt.max(self.next_look);
+        if more { next.min(now + TIDY) } else { next }
+    }
+
+    /// Leaves nothing behind but what is in force.
+    pub fn stop(&mut self) {
+        self.dataplane.tidy(true);
     }
 
     /// Brings the hits by policy up to date.
@@ -103,13 +124,8 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// What is in force, if anything has been put there.
-    pub fn in_force(&self) -> Option<&Desired> {
+    pub fn in_force(&self) -> Option<&NodeState> {
         self.in_force.as_ref()
-    }
-
-    /// What has been heard.
-    pub fn observed(&self) -> &Observed {
-        &self.observed
     }
 
     /// What enforces.
@@ -118,52 +134,64 @@ impl<D: Dataplane> Agent<D> {
     }
 
     fn enforce(&mut self) {
-        let Some(cluster) = self.observed.cluster() else { return };
-        let Some(since) = self.waiting_since.take() else { return };
-        let is_known = cluster.nodes.iter().any(|node| node.name == self.node);
-        let known = [cluster.policies.len(), cluster.pods.len()];
         let unreadable = self.observed.unreadable().count();
-        let desired = Desired::of(cluster, &self.node);
-        if let Some(in_force) = self.in_force.as_ref().filter(|f| f.state == desired.state) {
-            if in_force.origins != desired.origins {
-                // The same state, of policies of other names: what was counted is the old ones'.
-                self.count_hits();
-            }
-        } else if let Some(at) = self.put(&desired) {
+        let Some(program) = self.observed.program() else { return };
+        let Some(since) = self.waiting_since.take() else { return };
+        let state = program.state().clone();
+        let (version, is_known) = (program.version(), program.node_is_known());
+        let counts = [program.policy_count(), program.pod_count(), program.class_count()];
+        if self.in_force.as_ref() != Some(&state) {
+            let Some(at) = self.put(&state) else {
+                self.waiting_since = Some(since);
+                return;
+            };
             self.metrics().enforced(at.saturating_duration_since(since));
-        } else {
-            self.waiting_since = Some(since);
-            return;
         }
         if !is_known {
             warn!(node = self.node, "the cluster has no node of this name: nothing is enforced");
         }
+        if self.version != Some(version) {
+            // What was counted so far is the old ones'.
+            self.count_hits();
+            self.learn_origins();
+            self.version = Some(version);
+        }
         {
             let mut metrics = self.metrics();
             metrics.node_is_known = is_known;
-            [metrics.policies, metrics.pods] = known;
+            [metrics.policies, metrics.pods, metrics.identities] = counts;
             metrics.unreadable_policies = unreadable;
-            metrics.programmed(&desired);
+            metrics.endpoints = state.endpoints.len();
         }
-        self.in_force = Some(desired);
+        self.in_force = Some(state);
+    }
+
+    /// Learns whose the origins of the rules are.
+    fn learn_origins(&mut self) {
+        let Some(program) = self.observed.program() else { return };
+        let names = program.origins().iter().map(|(number, origin)| {
+            let (namespace, name) = (origin.namespace.to_string(), origin.name.to_string());
+            (*number, PolicyName { namespace, name, direction: origin.direction })
+        });
+        let (names, policies) = (names.collect::<BTreeMap<_, _>>(), program.local_policies());
+        self.counted.retain(|origin, _| names.contains_key(origin));
+        self.metrics().programmed(policies, names.values());
+        self.origins = names;
     }
 
     /// Puts the state in force, and says since when it is. If that fails, it is to be tried again
     /// later.
-    fn put(&mut self, desired: &Desired) -> Option<Instant> {
+    fn put(&mut self, state: &NodeState) -> Option<Instant> {
         let start = Instant::now();
-        match self.dataplane.apply(&desired.state) {
+        match self.dataplane.apply(state) {
             Ok(report) => {
-                let last = self.dataplane.take_final_hits();
-                self.add(&last);
-                self.counted = vec![0; desired.origins.len()];
                 self.failures = 0;
-                self.next_look = Instant::now() + LOOK;
-                self.metrics().applied(report.elapsed);
+                self.next_ask = Instant::now();
+                self.metrics().applied(&report);
                 info!(
-                    endpoints = desired.state.endpoints.len(),
-                    policies = desired.policies,
+                    endpoints = state.endpoints.len(),
                     elements = report.elements,
+                    bytes = report.bytes,
                     seconds = report.elapsed.as_secs_f64(),
                     "enforced"
                 );
@@ -178,6 +206,20 @@ impl<D: Dataplane> Agent<D> {
                 None
             }
         }
+    }
+
+    /// Asks whether packets between the pods of this node meet what is in force.
+    fn ask(&mut self) {
+        self.next_ask = Instant::now() + ASK;
+        let unseen = match self.dataplane.unseen() {
+            Ok(unseen) => unseen.first().map(ToString::to_string),
+            Err(error) => Some(format!("cannot tell whether packets meet the rules: {error}")),
+        };
+        let known = self.metrics().unseen.clone();
+        if let Some(unseen) = unseen.as_ref().filter(|unseen| known.as_ref() != Some(unseen)) {
+            error!("{unseen}");
+        }
+        self.metrics().unseen = unseen;
     }
 
     /// Looks whether what is in force is as it was put there, and puts it there again if not.
@@ -206,19 +248,17 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// Adds what is new of hits that are of what is in force.
+    /// Adds what is new of hits.
     fn add(&mut self, hits: &[Hits]) {
-        let Some(in_force) = &self.in_force else { return };
         let mut new = BTreeMap::new();
         for hits in hits {
-            let index = hits.origin as usize;
-            let (Some(origin), Some(counted)) =
-                (in_force.origins.get(index), self.counted.get_mut(index))
-            else {
-                continue;
-            };
-            *new.entry(origin.clone()).or_default() += hits.packets.saturating_sub(*counted);
+            let Some(policy) = self.origins.get(&hits.origin) else { continue };
+            let counted = self.counted.entry(hits.origin).or_default();
+            let more = hits.packets.saturating_sub(*counted);
             *counted = hits.packets;
+            if more > 0 {
+                *new.entry(policy.clone()).or_default() += more;
+            }
         }
         self.metrics().hit(new);
     }

@@ -1,12 +1,10 @@
 //! What a node must enforce, by what has been observed.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use portcullis_core::Program;
+use portcullis_core::incremental::NodeProgram;
 use portcullis_core::model::{Cluster, Direction};
-use portcullis_dataplane::share;
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
@@ -28,39 +26,32 @@ pub struct Desired {
     pub state: NodeState,
     /// How many policies select a pod of the node.
     pub policies: usize,
-    /// How many classes of addresses the policies of the cluster tell apart.
-    pub identities: usize,
-    /// Whose the origins of the state are.
-    pub(crate) origins: Vec<PolicyName>,
 }
 
 impl Desired {
-    /// What the node must enforce in this cluster. A node that no pod runs on has nothing to
-    /// enforce.
+    /// What the node must enforce in a cluster that is known whole.
     pub fn of(cluster: &Cluster, node: &str) -> Desired {
-        let program = Program::compile(cluster);
-        let (state, origins) = share(cluster, &program, node);
-        let origins = origins.iter().map(|origin| {
-            let policy = &cluster.policies[origin.policy as usize];
-            let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
-            PolicyName { namespace, name, direction: origin.direction }
-        });
-        let mut subjects: BTreeMap<&str, BTreeSet<_>> = BTreeMap::new();
-        for (i, pod) in cluster.pods.iter().enumerate() {
-            if pod.node.as_deref() == Some(node) && program.profile(i).is_some() {
-                subjects.entry(&pod.namespace).or_default().insert(&pod.labels);
-            }
+        let mut program = NodeProgram::new(node);
+        for policy in &cluster.policies {
+            program.policy(&policy.namespace, &policy.name, Some(policy.clone()));
         }
-        let selects = cluster.policies.iter().filter(|policy| {
-            let mut local = subjects.get(&*policy.namespace).into_iter().flatten();
-            local.any(|labels| policy.subject.matches(labels))
-        });
-        Desired {
-            state,
-            policies: selects.count(),
-            identities: program.identity_count(),
-            origins: origins.collect(),
+        for (name, labels) in &cluster.namespaces {
+            program.namespace(name, Some(labels.clone()));
         }
+        for known in &cluster.nodes {
+            program.node(&known.name, Some(&known.addresses));
+        }
+        for pod in &cluster.pods {
+            program.pod(&pod.namespace, &pod.name, Some(pod));
+        }
+        Desired::from(&mut program)
+    }
+}
+
+impl From<&mut NodeProgram> for Desired {
+    fn from(program: &mut NodeProgram) -> Desired {
+        let state = program.state().clone();
+        Desired { state, policies: program.local_policies() }
     }
 }
 
@@ -75,7 +66,7 @@ pub fn desired_once(access: &Access, node: &str, patience: Duration) -> Result<D
     });
     let answer = runtime.block_on(async {
         let mut watch = Box::pin(watch);
-        let mut observed = Observed::default();
+        let mut observed = Observed::new(node);
         let (mut failure, start) = (None, Instant::now());
         loop {
             if let Ok(ended) = tokio::time::timeout(Duration::from_millis(20), &mut watch).await {
@@ -90,12 +81,12 @@ pub fn desired_once(access: &Access, node: &str, patience: Duration) -> Result<D
                 }
                 observed.hear(event);
             }
-            if let Some(cluster) = observed.cluster() {
-                return match cluster.nodes.iter().any(|known| known.name == node) {
-                    true => Ok(Desired::of(cluster, node)),
+            if let Some(program) = observed.program() {
+                return match program.node_is_known() {
+                    true => Ok(Desired::from(program)),
                     false => Err(Error::UnknownNode {
                         node: node.to_owned(),
-                        known: cluster.nodes.iter().map(|known| known.name.clone()).collect(),
+                        known: program.nodes().map(str::to_owned).collect(),
                     }),
                 };
             }

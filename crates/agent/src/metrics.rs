@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use portcullis_dataplane::Report;
 use portcullis_kube::live::Kind;
 
-use crate::desired::{Desired, PolicyName};
+use crate::desired::PolicyName;
 
 /// The most policies whose hits are told one by one.
 const MOST_POLICIES: usize = 1000;
@@ -22,14 +23,18 @@ pub struct Metrics {
     /// When the agent last did anything.
     pub(crate) alive: Option<Instant>,
     pub(crate) node_is_known: bool,
+    /// Why packets between pods of the node do not meet the rules, if so.
+    pub(crate) unseen: Option<String>,
     pub(crate) policies: usize,
     pub(crate) pods: usize,
     pub(crate) unreadable_policies: usize,
     pub(crate) drift_repairs: u64,
     pub(crate) apply_errors: u64,
+    pub(crate) endpoints: usize,
+    pub(crate) identities: usize,
     programmed_policies: usize,
-    endpoints: usize,
-    identities: usize,
+    elements: u64,
+    bytes: u64,
     apply: Histogram,
     enforced: Histogram,
     watch_errors: BTreeMap<Kind, u64>,
@@ -50,10 +55,11 @@ impl Metrics {
     }
 
     /// Whether what the node must enforce is in force; otherwise why not.
-    pub fn readiness(&self) -> Result<(), &'static str> {
-        match (self.apply.count, self.node_is_known) {
-            (0, _) => Err("nothing has been enforced yet"),
-            (_, false) => Err("the cluster has no node of this name"),
+    pub fn readiness(&self) -> Result<(), &str> {
+        match (self.apply.count, self.node_is_known, &self.unseen) {
+            (0, ..) => Err("nothing has been enforced yet"),
+            (_, false, _) => Err("the cluster has no node of this name"),
+            (_, _, Some(unseen)) => Err(unseen),
             _ => Ok(()),
         }
     }
@@ -66,6 +72,11 @@ impl Metrics {
     /// The seconds from the arrival of events to the kernel's word that they are in force, in all.
     pub fn event_to_enforced_seconds(&self) -> f64 {
         self.enforced.sum
+    }
+
+    /// The elements and bytes that were sent to the kernel, in all.
+    pub fn sent(&self) -> (u64, u64) {
+        (self.elements, self.bytes)
     }
 
     /// How often what somebody else had changed was put back.
@@ -87,20 +98,25 @@ impl Metrics {
         *self.watch_errors.entry(kind).or_default() += 1;
     }
 
-    pub(crate) fn applied(&mut self, elapsed: Duration) {
-        self.apply.observe(elapsed);
+    pub(crate) fn applied(&mut self, report: &Report) {
+        self.apply.observe(report.elapsed);
+        self.elements += report.elements as u64;
+        self.bytes += report.bytes as u64;
     }
 
     pub(crate) fn enforced(&mut self, elapsed: Duration) {
         self.enforced.observe(elapsed);
     }
 
-    pub(crate) fn programmed(&mut self, desired: &Desired) {
-        self.programmed_policies = desired.policies;
-        self.endpoints = desired.state.endpoints.len();
-        self.identities = desired.identities;
+    /// These are the policies whose hits are told from now on.
+    pub(crate) fn programmed<'a>(
+        &mut self,
+        count: usize,
+        policies: impl Iterator<Item = &'a PolicyName>,
+    ) {
+        self.programmed_policies = count;
         // What is no longer in force must not be told for ever.
-        let named: BTreeSet<_> = desired.origins.iter().collect();
+        let named: BTreeSet<_> = policies.collect();
         self.hits.retain(|policy, _| named.contains(policy));
         for policy in named {
             if !self.hits.contains_key(policy) {
@@ -127,12 +143,17 @@ impl Metrics {
         page.one("pods", "gauge", "Pods of the cluster.", self.pods);
         let help = "Addresses of pods of this node that are programmed.";
         page.one("endpoints", "gauge", help, self.endpoints);
-        let help = "Classes of addresses that the policies of the cluster tell apart.";
+        let help =
+            "Classes of pods that policies can tell apart: by namespace, labels, named ports.";
         page.one("identities", "gauge", help, self.identities);
         let help = "From a new state to the kernel's word that it is in force.";
         page.histogram("apply_duration_seconds", help, &self.apply);
         let help = "From the arrival of an event to the kernel's word that it is in force.";
         page.histogram("event_to_enforced_seconds", help, &self.enforced);
+        let help = "Elements of sets that were sent to the kernel.";
+        page.one("sent_elements_total", "counter", help, self.elements);
+        let help = "Bytes that were sent to the kernel.";
+        page.one("sent_bytes_total", "counter", help, self.bytes);
         page.one("apply_errors_total", "counter", "States that were refused.", self.apply_errors);
         let help = "Repairs of what somebody else had changed.";
         page.one("drift_repairs_total", "counter", help, self.drift_repairs);
@@ -210,7 +231,8 @@ mod tests {
     #[test]
     fn the_page_is_one_that_prometheus_reads() {
         let mut metrics = Metrics::default();
-        metrics.applied(Duration::from_millis(4));
+        let elapsed = Duration::from_millis(4);
+        metrics.applied(&Report { elapsed, ..Report::default() });
         metrics.watch_failed(Kind::Pod);
         let policy = |name: &str| PolicyName {
             namespace: "shop".to_owned(),

@@ -1,37 +1,56 @@
 //! The cluster as far as the API server has told.
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use portcullis_core::model::Cluster;
+use portcullis_core::incremental::NodeProgram;
 use portcullis_kube::live::{Event, Kind, Known, Object};
 
-/// Everything that decides about connections, as last heard of. It depends on what the last events
+/// What follows for one node from what was heard of the cluster. It depends on what the last events
 /// of each object said and on nothing else: not on their order, number, or what came before.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Observed {
-    /// Policies, pods and nodes are sorted by namespace and name.
-    cluster: Cluster,
+    program: NodeProgram,
     complete: [bool; Kind::ALL.len()],
+    /// While a kind is being listed: what has come of it, by namespace and name.
+    listed: [Option<BTreeSet<(String, String)>>; Kind::ALL.len()],
     /// What is wrong with policies, by namespace and name.
     unreadable: BTreeMap<(String, String), Vec<String>>,
 }
 
 impl Observed {
+    /// Nothing has been heard yet.
+    pub fn new(node: &str) -> Observed {
+        Observed {
+            program: NodeProgram::new(node),
+            complete: Default::default(),
+            listed: Default::default(),
+            unreadable: BTreeMap::new(),
+        }
+    }
+
     /// Takes an event in. Tells whether anything is different now.
     pub fn hear(&mut self, event: Event) -> bool {
         match event {
-            Event::All(kind, objects) => self.replace(kind, objects),
+            Event::Listing(kind) => {
+                self.listed[kind as usize] = Some(BTreeSet::new());
+                false
+            }
+            Event::Listed(kind) => self.sweep(kind),
             Event::Applied(object) => self.put(object),
             Event::Deleted(kind, namespace, name) => self.delete(kind, &namespace, &name),
             Event::Failed(..) => false,
         }
     }
 
-    /// The cluster, once all of it has been told. Before that, half of a state would be taken for
-    /// all of it: policies without the pods that they allow.
-    pub fn cluster(&self) -> Option<&Cluster> {
-        self.complete.iter().all(|complete| *complete).then_some(&self.cluster)
+    /// What the node must enforce, once all of the cluster has been told. Before that, half of a
+    /// state would be taken for all of it: policies without the pods that they allow.
+    pub fn program(&mut self) -> Option<&mut NodeProgram> {
+        self.complete.iter().all(|complete| *complete).then_some(&mut self.program)
+    }
+
+    /// How many objects have been listed of a kind so far; `None` if it is not being listed.
+    pub(crate) fn listed(&self, kind: Kind) -> Option<usize> {
+        self.listed[kind as usize].as_ref().map(BTreeSet::len)
     }
 
     /// The policies that cannot be understood, each with what is wrong with it. They isolate what
@@ -41,129 +60,59 @@ impl Observed {
         unreadable.map(|((namespace, name), why)| (&**namespace, &**name, &**why))
     }
 
-    fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> bool {
-        let first = !std::mem::replace(&mut self.complete[kind as usize], true);
-        let Cluster { namespaces, pods, nodes, policies, .. } = &mut self.cluster;
-        let changed = match kind {
-            Kind::Namespace => {
-                let new = objects.into_iter().filter_map(|object| match object.body {
-                    Known::Namespace(name, labels) => Some((name, labels)),
-                    _ => None,
-                });
-                replace(namespaces, new.collect())
-            }
-            Kind::Pod => {
-                let new = objects.into_iter().filter_map(|object| match object.body {
-                    Known::Pod(pod) => Some(pod),
-                    _ => None,
-                });
-                replace(pods, in_order(new, |pod| (&pod.namespace, &pod.name)))
-            }
-            Kind::Node => {
-                let new = objects.into_iter().filter_map(|object| match object.body {
-                    Known::Node(node) => Some(node),
-                    _ => None,
-                });
-                replace(nodes, in_order(new, |node| ("", &node.name)))
-            }
-            Kind::Policy => {
-                let mut unreadable = BTreeMap::new();
-                let new = objects.into_iter().filter_map(|object| match object.body {
-                    Known::Policy(policy) => {
-                        let name = (policy.namespace.clone(), policy.name.clone());
-                        match object.problems.is_empty() {
-                            true => unreadable.remove(&name),
-                            false => unreadable.insert(name, object.problems),
-                        };
-                        Some(policy)
-                    }
-                    _ => None,
-                });
-                let new = in_order(new, |policy| (&policy.namespace, &policy.name));
-                replace(policies, new) | replace(&mut self.unreadable, unreadable)
-            }
-        };
-        first | changed
-    }
-
     fn put(&mut self, object: Object) -> bool {
-        let Cluster { namespaces, pods, nodes, policies, .. } = &mut self.cluster;
+        let (namespace, name) = object.body.name();
+        let name = (namespace.to_owned(), name.to_owned());
+        if let Some(listed) = &mut self.listed[object.body.kind() as usize] {
+            listed.insert(name.clone());
+        }
         match object.body {
-            Known::Namespace(name, labels) => {
-                namespaces.insert(name, labels.clone()).as_ref() != Some(&labels)
-            }
-            Known::Pod(pod) => put(pods, pod, |pod| (&pod.namespace, &pod.name)),
-            Known::Node(node) => put(nodes, node, |node| ("", &node.name)),
+            Known::Namespace(name, labels) => self.program.namespace(&name, Some(labels)),
+            Known::Pod(pod) => self.program.pod(&pod.namespace, &pod.name, Some(&pod)),
+            Known::Node(node) => self.program.node(&node.name, Some(&node.addresses)),
             Known::Policy(policy) => {
-                let name = (policy.namespace.clone(), policy.name.clone());
                 let problems = object.problems;
+                let changed = self.program.policy(&name.0, &name.1, Some(policy));
                 let reported = match problems.is_empty() {
                     true => self.unreadable.remove(&name).is_some(),
                     false => {
                         self.unreadable.insert(name, problems.clone()).as_ref() != Some(&problems)
                     }
                 };
-                put(policies, policy, |policy| (&policy.namespace, &policy.name)) | reported
+                changed | reported
             }
         }
     }
 
     fn delete(&mut self, kind: Kind, namespace: &str, name: &str) -> bool {
-        let Cluster { namespaces, pods, nodes, policies, .. } = &mut self.cluster;
-        let key = (namespace, name);
+        if let Some(listed) = &mut self.listed[kind as usize] {
+            listed.remove(&(namespace.to_owned(), name.to_owned()));
+        }
         match kind {
-            Kind::Namespace => namespaces.remove(name).is_some(),
-            Kind::Pod => delete(pods, key, |pod| (&pod.namespace, &pod.name)),
-            Kind::Node => delete(nodes, key, |node| ("", &node.name)),
+            Kind::Namespace => self.program.namespace(name, None),
+            Kind::Pod => self.program.pod(namespace, name, None),
+            Kind::Node => self.program.node(name, None),
             Kind::Policy => {
                 self.unreadable.remove(&(namespace.to_owned(), name.to_owned()));
-                delete(policies, key, |policy| (&policy.namespace, &policy.name))
+                self.program.policy(namespace, name, None)
             }
         }
     }
-}
 
-/// Tells whether the new one is another.
-fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
-    let changed = *old != new;
-    *old = new;
-    changed
-}
-
-/// Sorted, each name once: of several with one name, what was said last.
-fn in_order<T>(objects: impl Iterator<Item = T>, name: impl Fn(&T) -> (&str, &str)) -> Vec<T> {
-    let mut objects: Vec<T> = objects.collect();
-    objects.sort_by(|a, b| name(a).cmp(&name(b)));
-    // Of two equal neighbours, `dedup_by` drops the later.
-    objects.reverse();
-    objects.dedup_by(|a, b| name(a) == name(b));
-    objects.reverse();
-    objects.shrink_to_fit();
-    objects
-}
-
-fn find<T>(
-    sorted: &[T],
-    wanted: (&str, &str),
-    name: impl Fn(&T) -> (&str, &str),
-) -> Result<usize, usize> {
-    sorted.binary_search_by(|object| -> Ordering { name(object).cmp(&wanted) })
-}
-
-fn put<T: PartialEq>(sorted: &mut Vec<T>, new: T, name: impl Fn(&T) -> (&str, &str)) -> bool {
-    match find(sorted, name(&new), name) {
-        Ok(index) => replace(&mut sorted[index], new),
-        Err(index) => {
-            sorted.insert(index, new);
-            true
+    /// A list has come to its end: what was not in it is no longer there.
+    fn sweep(&mut self, kind: Kind) -> bool {
+        let listed = self.listed[kind as usize].take().unwrap_or_default();
+        let owned = |(namespace, name): (&str, &str)| (namespace.to_owned(), name.to_owned());
+        let known: Vec<(String, String)> = match kind {
+            Kind::Namespace => self.program.namespaces().map(|name| owned(("", name))).collect(),
+            Kind::Pod => self.program.pods().map(owned).collect(),
+            Kind::Node => self.program.nodes().map(|name| owned(("", name))).collect(),
+            Kind::Policy => self.program.policies().map(owned).collect(),
+        };
+        let mut changed = !std::mem::replace(&mut self.complete[kind as usize], true);
+        for (namespace, name) in known.iter().filter(|name| !listed.contains(*name)) {
+            changed |= self.delete(kind, namespace, name);
         }
+        changed
     }
-}
-
-fn delete<T>(sorted: &mut Vec<T>, wanted: (&str, &str), name: impl Fn(&T) -> (&str, &str)) -> bool {
-    let found = find(sorted, wanted, name);
-    found.is_ok_and(|index| {
-        sorted.remove(index);
-        true
-    })
 }

@@ -186,7 +186,10 @@ fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
                     // Whoever asked may have gone.
                     let _ = done.send(());
                 }
-                Message::Stop => return,
+                Message::Stop => {
+                    agent.stop();
+                    return;
+                }
             }
         }
         next = agent.step();

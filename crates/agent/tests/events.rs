@@ -1,10 +1,11 @@
 //! Whatever the events, what is enforced is what a full compile of the last state says.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use portcullis_agent::{Agent, Desired, Metrics, Observed};
+use portcullis_agent::{Agent, Desired, Metrics};
 use portcullis_core::model::Cluster;
 use portcullis_dataplane::{Dataplane, Fake, plan::plan};
 use portcullis_kube::live::{Event, Kind, Known, Object};
@@ -29,15 +30,6 @@ fn objects(cluster: &Cluster, kind: Kind) -> Vec<Object> {
     known.into_iter().map(|body| Object { body, problems: Vec::new() }).collect()
 }
 
-/// The state by its full set: a list of each kind.
-fn all_at_once(cluster: &Cluster) -> Observed {
-    let mut observed = Observed::default();
-    for kind in Kind::ALL {
-        observed.hear(Event::All(kind, objects(cluster, kind)));
-    }
-    observed
-}
-
 /// The next of a row of numbers that look random.
 fn draw(row: &mut u64, below: usize) -> usize {
     *row = row.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -55,75 +47,68 @@ fn same_object(a: &Object, b: &Object) -> bool {
 }
 
 /// Events that lead from one state to the next: a list of a kind, or what changed, each at least
-/// once and in any order; and sometimes things that were true in between.
+/// once and in any order; and sometimes things that were true in between. Those of one object, and
+/// of one list, keep their order, as those of a watch do; all else is mixed.
 fn events(row: &mut u64, old: &Cluster, new: &Cluster, first: bool) -> Vec<Event> {
-    let mut events = Vec::new();
+    let mut queues: Vec<VecDeque<Event>> = Vec::new();
     for kind in Kind::ALL {
         let (before, mut after) = (objects(old, kind), objects(new, kind));
         if first || draw(row, 3) == 0 {
-            // In a list, an object can come twice: as it was, and as it is.
+            // In a list, an object can come twice: as it was, and as it is. A list can break off,
+            // and begin again.
             let mut listed: Vec<Object> = Vec::new();
             let changed = before.into_iter().filter(|b| after.iter().any(|a| same_object(a, b)));
             listed.extend(changed);
             shuffle(row, &mut after);
             listed.extend(after);
-            events.push(Event::All(kind, listed));
+            let mut list = VecDeque::new();
+            if draw(row, 3) == 0 {
+                list.push_back(Event::Listing(kind));
+                let part = draw(row, listed.len() + 1);
+                list.extend(listed[..part].iter().cloned().map(Event::Applied));
+                list.push_back(Event::Failed(kind, "broken off".to_owned()));
+            }
+            list.push_back(Event::Listing(kind));
+            list.extend(listed.into_iter().map(Event::Applied));
+            list.push_back(Event::Listed(kind));
+            queues.push(list);
             continue;
         }
         let gone = before.iter().filter(|b| !after.iter().any(|a| same_object(a, b)));
         for object in gone {
             let (namespace, name) = object.body.name();
             let deleted = Event::Deleted(kind, namespace.to_owned(), name.to_owned());
+            let mut queue = VecDeque::new();
             if draw(row, 2) == 0 {
-                events.push(Event::Applied(object.clone()));
+                queue.push_back(Event::Applied(object.clone()));
             }
-            events.extend(vec![deleted; 1 + draw(row, 2)]);
+            queue.extend(vec![deleted; 1 + draw(row, 2)]);
+            queues.push(queue);
         }
         for object in &after {
             let old = before.iter().find(|b| same_object(object, b));
             if old != Some(object) || draw(row, 4) == 0 {
+                let mut queue = VecDeque::new();
                 if let Some(old) = old.filter(|_| draw(row, 2) == 0) {
-                    events.push(Event::Applied(old.clone()));
+                    queue.push_back(Event::Applied(old.clone()));
                 }
-                events.extend(vec![Event::Applied(object.clone()); 1 + draw(row, 2)]);
+                queue.extend(vec![Event::Applied(object.clone()); 1 + draw(row, 2)]);
+                queues.push(queue);
             }
         }
         if draw(row, 3) == 0 {
-            events.push(Event::Failed(kind, "gone for a while".to_owned()));
-        }
-    }
-    // Those of one object keep their order, as those of a watch do; all else is mixed.
-    let mut left: Vec<std::collections::VecDeque<Event>> = Vec::new();
-    for event in events {
-        let same = |queue: &&mut std::collections::VecDeque<Event>| {
-            queue.back().is_some_and(|last| about(last) == about(&event))
-        };
-        match left.iter_mut().find(same) {
-            Some(queue) => queue.push_back(event),
-            None => left.push([event].into()),
+            queues.push([Event::Failed(kind, "gone for a while".to_owned())].into());
         }
     }
     let mut mixed = Vec::new();
-    while !left.is_empty() {
-        let i = draw(row, left.len());
-        mixed.extend(left[i].pop_front());
-        if left[i].is_empty() {
-            left.swap_remove(i);
+    while !queues.is_empty() {
+        let i = draw(row, queues.len());
+        mixed.extend(queues[i].pop_front());
+        if queues[i].is_empty() {
+            queues.swap_remove(i);
         }
     }
     mixed
-}
-
-fn about(event: &Event) -> (Option<Kind>, String) {
-    match event {
-        Event::All(kind, _) => (Some(*kind), String::new()),
-        Event::Applied(object) => {
-            let (namespace, name) = object.body.name();
-            (Some(object.body.kind()), format!("{namespace}/{name}"))
-        }
-        Event::Deleted(kind, namespace, name) => (Some(*kind), format!("{namespace}/{name}")),
-        Event::Failed(..) => (None, String::new()),
-    }
 }
 
 #[test]
@@ -146,12 +131,8 @@ fn every_sequence_of_events_ends_in_the_state_of_the_full_set() {
                 }
             }
             agent.step();
-            let wanted = all_at_once(cluster);
-            if *agent.observed() != wanted {
-                return Err(TestCaseError::fail(format!("{:?}\n{wanted:?}", agent.observed())));
-            }
-            let wanted = Desired::of(wanted.cluster().unwrap(), node);
-            if agent.in_force() != Some(&wanted) {
+            let wanted = Desired::of(cluster, node);
+            if agent.in_force() != Some(&wanted.state) {
                 return Err(TestCaseError::fail(format!("{:?}\n{wanted:?}", agent.in_force())));
             }
             let plan = plan(&wanted.state).unwrap();
@@ -170,7 +151,8 @@ fn nothing_is_enforced_before_all_kinds_are_known() {
     for kind in Kind::ALL {
         agent.step();
         assert_eq!(agent.in_force(), None);
-        agent.hear(Event::All(kind, Vec::new()), Instant::now());
+        agent.hear(Event::Listing(kind), Instant::now());
+        agent.hear(Event::Listed(kind), Instant::now());
     }
     agent.step();
     assert!(agent.in_force().is_some());
@@ -181,7 +163,8 @@ fn what_does_not_concern_the_node_is_not_applied() {
     let metrics = Arc::<Mutex<Metrics>>::default();
     let mut agent = Agent::new("n", Fake::new(), metrics.clone());
     for kind in Kind::ALL {
-        agent.hear(Event::All(kind, Vec::new()), Instant::now());
+        agent.hear(Event::Listing(kind), Instant::now());
+        agent.hear(Event::Listed(kind), Instant::now());
     }
     agent.step();
     let labels = [("team".to_owned(), "a".to_owned())].into();

@@ -16,7 +16,7 @@ use crate::select::{self, Select};
 use crate::store::{Compacted, Key, State, Store};
 use crate::table::{self, Include};
 use crate::watching::Watching;
-use crate::{body, discovery, meta, patch, protobuf, schema};
+use crate::{body, discovery, meta, patch, protobuf, review, schema};
 
 /// A request, as far as it matters.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ fn try_answer(store: &Store, call: &Call<'_>) -> Result<Answer, Refusal> {
         };
     }
     let target = Target::read(&path).ok_or_else(Refusal::no_such_path)?;
-    let query = read_query(call.query);
+    let query = pairs(call.query).into_iter().collect();
     let view = View::read(call.accept, &query)?;
     let request = Request { call, target, query, view };
     request.answer(store)
@@ -211,7 +211,7 @@ impl View {
 }
 
 /// `a=b&c=d`, decoded.
-fn read_query(query: &str) -> HashMap<String, String> {
+pub(crate) fn pairs(query: &str) -> Vec<(String, String)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {
@@ -266,6 +266,12 @@ impl Request<'_> {
     fn answer(&self, store: &Store) -> Result<Answer, Refusal> {
         let (name, part) = (&self.target.name, self.target.part.as_deref());
         let some_namespace = self.target.namespace.is_some() || !self.target.resource.namespaced;
+        if !self.target.resource.stored {
+            return match (self.call.method, name) {
+                (&Method::POST, None) => self.review(),
+                _ => Err(Refusal::method_not_allowed()),
+            };
+        }
         match (self.call.method, name, part) {
             (&Method::GET, None, _) if matches!(self.asks("watch"), "true" | "1") => {
                 self.watch(store)
@@ -290,6 +296,15 @@ impl Request<'_> {
             (&Method::DELETE, Some(name), None) => store.write(|state| self.delete(state, name)),
             _ => Err(Refusal::method_not_allowed()),
         }
+    }
+
+    fn review(&self) -> Result<Answer, Refusal> {
+        let resource = self.target.resource;
+        let (mut question, warnings) = self.body(resource.kind, &resource.api_version())?;
+        question["kind"] = json!(resource.kind);
+        question["apiVersion"] = json!(resource.api_version());
+        let body = review::answer(resource.kind, question);
+        Ok(Answer::Json { code: 201, content_type: JSON, body, warnings })
     }
 
     fn key(&self, name: &str) -> Key {

@@ -5,91 +5,96 @@
 //! depends on the state alone, so it does not matter which changes came together.
 
 mod endpoints;
+pub(crate) mod events;
 mod lifecycle;
 mod owners;
 mod pods;
 mod rollout;
 mod stateful;
 
-use std::fmt::Debug;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::containers::Containers;
 use crate::meta;
 use crate::objects;
 use crate::resource::Resource;
 use crate::store::{Key, State, Store};
 use lifecycle::Lifecycle;
 
-/// Where pods get their addresses from.
-///
-/// Called with whole Pod objects, from one thread, with nothing locked.
-pub trait PodNetwork: Send + Sync + Debug {
-    /// Brings up a pod that has been given a node; its addresses, the first one its `podIP`. With
-    /// `hostNetwork` those are the node's. An error is shown in the pod's status, and the pod is
-    /// tried again later.
-    fn up(&self, pod: &Value) -> Result<Vec<IpAddr>, String>;
-
-    /// Takes down a pod that was brought up.
-    fn down(&self, pod: &Value);
-}
-
 /// Changes that come within this time are looked at together.
 const TOGETHER: Duration = Duration::from_millis(5);
 /// What failed is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Events of the past are forgotten this often.
+const FORGET: Duration = Duration::from_secs(60);
 /// A round in which every controller has its turn; many more than any chain of consequences needs.
 const ROUNDS: usize = 200;
 
 /// The objects that every cluster has.
-pub(crate) fn found(store: &Store, port: u16) {
+pub(crate) fn found(store: &Store, endpoint: SocketAddr) {
+    let (address, port) = (endpoint.ip(), endpoint.port());
     store.write(|state| {
         for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
             make(state, "Namespace", "", json!({"metadata": {"name": name}}));
         }
         owners::tend_namespaces(state);
         let labels = json!({"component": "apiserver", "provider": "kubernetes"});
-        make(
-            state,
-            "Service",
-            "default",
-            json!({
-                "metadata": {"name": "kubernetes", "labels": labels},
-                "spec": {
-                    "clusterIP": "10.96.0.1",
-                    "ports": [{"name": "https", "port": 443, "targetPort": port}],
-                },
-            }),
-        );
-        make(
-            state,
-            "Endpoints",
-            "default",
-            json!({
-                "metadata": {"name": "kubernetes"},
-                "subsets": [{
-                    "addresses": [{"ip": "127.0.0.1"}],
-                    "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-                }],
-            }),
-        );
+        let service = json!({
+            "metadata": {"name": "kubernetes", "labels": labels},
+            "spec": {
+                "clusterIP": "10.96.0.1",
+                "ports": [{"name": "https", "port": 443, "targetPort": port}],
+            },
+        });
+        ensure(state, "Service", service, |service| {
+            service["spec"]["ports"][0]["targetPort"] = json!(port);
+        });
+        let ports = json!([{"name": "https", "port": port, "protocol": "TCP"}]);
+        let subsets = json!([{"addresses": [{"ip": address}], "ports": ports}]);
+        let endpoints = json!({"metadata": {"name": "kubernetes"}, "subsets": subsets});
+        ensure(state, "Endpoints", endpoints, |endpoints| endpoints["subsets"] = subsets);
+        let behind = json!([{"addresses": [address], "conditions": {"ready": true}}]);
+        let slice = json!({
+            "metadata": {
+                "name": "kubernetes",
+                "labels": {"kubernetes.io/service-name": "kubernetes"},
+            },
+            "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+            "endpoints": behind,
+            "ports": ports,
+        });
+        ensure(state, "EndpointSlice", slice, |slice| {
+            slice["endpoints"] = behind;
+            slice["ports"] = ports;
+        });
     });
 }
 
+/// Has an object in the namespace `default` that is as it should be, also if it is there already from
+/// before a restart.
+fn ensure(state: &mut State, kind: &str, object: Value, renew: impl FnOnce(&mut Value)) {
+    let Some(resource) = Resource::of_kind(kind) else { return };
+    let key = Key::new(resource, "default", meta::name(&object));
+    make(state, kind, "default", object);
+    objects::amend(state, &key, renew);
+}
+
 /// Runs the controllers until the server goes down.
-pub(crate) async fn run(store: Arc<Store>, network: Arc<dyn PodNetwork>) {
+pub(crate) async fn run(store: Arc<Store>, containers: Arc<Containers>) {
     let mut changes = store.subscribe();
-    let mut lifecycle = Some(Lifecycle::new(network));
+    let mut lifecycle = Some(Lifecycle::new(containers));
+    let mut minutes = tokio::time::interval(FORGET);
     loop {
         changes.borrow_and_update();
         let Some(mut pods) = lifecycle.take() else { return };
-        let store = store.clone();
-        // The network may block: this is no place for a thread that others wait for.
+        let state = store.clone();
+        // The runtime may block: this is no place for a thread that others wait for.
         let round = tokio::task::spawn_blocking(move || {
-            let settled = reconcile(&store, &mut pods);
+            let settled = reconcile(&state, &mut pods);
             (pods, settled)
         });
         let Ok((pods, settled)) = round.await else { return };
@@ -97,6 +102,7 @@ pub(crate) async fn run(store: Arc<Store>, network: Arc<dyn PodNetwork>) {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN), if !settled => {}
+            _ = minutes.tick() => store.write(events::forget),
         }
         tokio::time::sleep(TOGETHER).await;
     }
@@ -114,6 +120,7 @@ fn reconcile(store: &Store, lifecycle: &mut Lifecycle) -> bool {
             stateful::stateful_sets(state);
             stateful::daemon_sets(state);
             lifecycle::schedule(state);
+            lifecycle::forsake(state);
         });
         let settled = lifecycle.run(store);
         store.write(|state| {
@@ -129,10 +136,10 @@ fn reconcile(store: &Store, lifecycle: &mut Lifecycle) -> bool {
 
 /// Creates an object in the name of the cluster. What is there stays as it is; what cannot be
 /// created now (its namespace is going) is not needed.
-fn make(state: &mut State, kind: &str, namespace: &str, object: Value) {
-    if let Some(resource) = Resource::of_kind(kind) {
-        let _ = objects::create(state, resource, namespace, object, false);
-    }
+fn make(state: &mut State, kind: &str, namespace: &str, object: Value) -> Option<Arc<Value>> {
+    let resource = Resource::of_kind(kind)?;
+    let made = objects::create(state, resource, namespace, object, false);
+    made.ok().map(|done| done.object)
 }
 
 /// The objects of a kind, so that the state can be changed while they are looked at.
@@ -173,7 +180,7 @@ fn is_controlled_by(object: &Value, owner: &Value) -> bool {
 }
 
 /// Sets a condition. The time of its last transition changes with its status only.
-fn set_condition(status: &mut Value, kind: &str, is: bool, reason: &str, message: &str) {
+pub(crate) fn set_condition(status: &mut Value, kind: &str, is: bool, reason: &str, message: &str) {
     if !status.is_object() {
         *status = json!({});
     }

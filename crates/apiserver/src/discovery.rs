@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::resource::{RESOURCES, Resource, VERBS};
+use crate::resource::{RESOURCES, Resource};
 use crate::schema::{self, Type};
 
 /// The version of Kubernetes whose API is served.
@@ -68,7 +68,12 @@ fn parts(resource: &Resource) -> Vec<(&'static str, Value, &'static [&'static st
     let change: &[&str] = &["get", "patch", "update"];
     let mut parts: Vec<(_, _, &[&str])> = Vec::new();
     if resource.kind == "Pod" {
+        let reach: &[&str] = &["create", "get"];
+        parts.push(("attach", kind("", "PodAttachOptions"), reach));
         parts.push(("binding", kind("", "Binding"), &["create"]));
+        parts.push(("exec", kind("", "PodExecOptions"), reach));
+        parts.push(("log", kind("", "Pod"), &["get"]));
+        parts.push(("portforward", kind("", "PodPortForwardOptions"), reach));
     }
     if resource.scale {
         parts.push(("scale", kind("autoscaling", "Scale"), change));
@@ -88,7 +93,7 @@ pub(crate) fn resources(group: &str) -> Option<Value> {
             "singularName": resource.singular,
             "namespaced": resource.namespaced,
             "kind": resource.kind,
-            "verbs": VERBS,
+            "verbs": resource.verbs(),
         });
         if !resource.short.is_empty() {
             entry["shortNames"] = json!(resource.short);
@@ -154,7 +159,7 @@ fn aggregated_group(group: &str) -> Value {
                 "responseKind": own,
                 "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
                 "singularResource": resource.singular,
-                "verbs": VERBS,
+                "verbs": resource.verbs(),
             });
             if !resource.short.is_empty() {
                 entry["shortNames"] = json!(resource.short);

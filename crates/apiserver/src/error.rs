@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No address to listen on.
-    #[error("cannot listen on 127.0.0.1: {0}")]
+    #[error("cannot listen: {0}")]
     Listen(#[source] io::Error),
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
@@ -15,6 +15,14 @@ pub enum Error {
     /// The certificate was made, and TLS will not have it.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The state of before could not be read, or no new one could be made.
+    #[error("cannot keep the state in {}: {why}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The kubeconfig could not be written.
     #[error("cannot write the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
@@ -22,5 +30,23 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// An object of a kind that is not served.
+    #[error("no {kind} of {version} is served here")]
+    NotServed {
+        /// Its kind.
+        kind: String,
+        /// Its `apiVersion`.
+        version: String,
+    },
+    /// An object that the API refuses.
+    #[error("{kind} {name}: {why}")]
+    Refused {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What the API says.
+        why: String,
     },
 }

@@ -2,35 +2,49 @@
 //! for what is served, and that controllers and agents find what they watch.
 //!
 //! [`Server::start`] listens on the loopback address with TLS and a token. The state is a
-//! [`Store`] in memory. Small controllers make the pods of workloads, give them nodes, and keep
-//! endpoints; where pods get addresses from is up to a [`PodNetwork`].
+//! [`Store`], in memory and if so wished on disk. Small controllers make the pods of workloads, give them nodes, and keep
+//! endpoints; what a pod is, its network and what runs in it, is up to a [`Runtime`].
 #![forbid(unsafe_code)]
 
 mod api;
 mod apply;
 mod body;
+mod containers;
 mod control;
 mod defaults;
 mod discovery;
+mod disk;
 mod error;
+mod fake;
+mod forward;
+mod log;
+mod manifest;
 mod meta;
 mod node;
 mod objects;
 mod patch;
+mod process;
 mod protobuf;
 mod refusal;
+mod remote;
 mod resource;
+mod review;
+mod runtime;
 mod schema;
 mod select;
 mod serve;
+mod services;
+mod session;
+mod spdy;
 mod store;
 mod table;
 mod validate;
 mod watching;
 
-pub use control::PodNetwork;
 pub use error::Error;
-pub use node::{FakeNetwork, Node};
+pub use fake::FakeRuntime;
+pub use node::Node;
 pub use resource::{RESOURCES, Resource};
+pub use runtime::{Control, Exec, Input, Output, Process, Runtime};
 pub use serve::{Options, Server};
 pub use store::{Change, Compacted, Key, State, Store};

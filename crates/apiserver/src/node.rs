@@ -1,12 +1,9 @@
-//! Nodes: those that a cluster is given, and a network that is none.
+//! Nodes as they join a cluster.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Mutex, PoisonError};
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::control::PodNetwork;
 use crate::discovery::MINOR;
 use crate::resource::Resource;
 use crate::serve::Server;
@@ -17,10 +14,10 @@ use crate::{meta, objects};
 pub struct Node {
     /// Its name, which is also its host name.
     pub name: String,
-    /// Its address towards other nodes.
-    pub address: IpAddr,
-    /// Where its pods have their addresses: `10.244.1.0/24`.
-    pub pod_cidr: String,
+    /// Its addresses towards other nodes, one of a family.
+    pub addresses: Vec<IpAddr>,
+    /// Where its pods have their addresses, one of a family: `10.244.1.0/24`.
+    pub pod_cidrs: Vec<String>,
 }
 
 impl Server {
@@ -34,14 +31,15 @@ impl Server {
         });
         let object = json!({
             "metadata": {"name": node.name, "labels": labels},
-            "spec": {"podCIDR": node.pod_cidr, "podCIDRs": [node.pod_cidr]},
+            "spec": {"podCIDR": node.pod_cidrs.first(), "podCIDRs": node.pod_cidrs},
         });
         let capacity = json!({"cpu": "2", "memory": "4Gi", "pods": "250"});
+        let internal = node.addresses.iter();
+        let mut addresses: Vec<Value> =
+            internal.map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        addresses.push(json!({"type": "Hostname", "address": node.name}));
         let status = json!({
-            "addresses": [
-                {"type": "InternalIP", "address": node.address},
-                {"type": "Hostname", "address": node.name},
-            ],
+            "addresses": addresses,
             "capacity": capacity,
             "allocatable": capacity,
             "conditions": [{
@@ -71,37 +69,18 @@ impl Server {
                 let key = crate::Key::new(resource, "", meta::name(&done.object));
                 objects::amend(state, &key, |node| node["status"] = status);
             }
+            if let Some(leases) = Resource::of_kind("Lease") {
+                let lease = json!({
+                    "metadata": {"name": node.name},
+                    "spec": {
+                        "holderIdentity": node.name,
+                        "leaseDurationSeconds": 40,
+                        "renewTime": meta::now(),
+                    },
+                });
+                // One that is there says the same.
+                let _ = objects::create(state, leases, "kube-node-lease", lease, false);
+            }
         });
-    }
-}
-
-/// A network without packets: pods get the addresses 10.244.N.2 and on, where N is the number at the
-/// end of the name of their node.
-#[derive(Debug, Default)]
-pub struct FakeNetwork {
-    /// Who has which address, by uid.
-    given: Mutex<HashMap<String, Ipv4Addr>>,
-}
-
-impl PodNetwork for FakeNetwork {
-    fn up(&self, pod: &Value) -> Result<Vec<IpAddr>, String> {
-        let node = meta::text(pod, "/spec/nodeName");
-        let digits = node.trim_start_matches(|c: char| !c.is_ascii_digit());
-        let number: u8 = digits.parse().unwrap_or_default();
-        if pod.pointer("/spec/hostNetwork") == Some(&json!(true)) {
-            return Ok(vec![[192, 0, 2, number].into()]);
-        }
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (2..=254)
-            .map(|last| Ipv4Addr::new(10, 244, number, last))
-            .find(|address| given.values().all(|taken| taken != address));
-        let address = free.ok_or_else(|| format!("10.244.{number}.0/24 has no address left"))?;
-        given.insert(meta::uid(pod).to_owned(), address);
-        Ok(vec![address.into()])
-    }
-
-    fn down(&self, pod: &Value) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.remove(meta::uid(pod));
     }
 }

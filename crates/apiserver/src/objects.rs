@@ -1,6 +1,5 @@
 //! What it means to create, update and delete an object.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use crate::meta;
 use crate::refusal::{Cause, Refusal};
 use crate::resource::Resource;
 use crate::store::{Key, State};
-use crate::{defaults, validate};
+use crate::{defaults, services, validate};
 
 /// Which part of an object a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,9 +75,13 @@ pub(crate) fn create(
     object["apiVersion"] = json!(resource.api_version());
     object["kind"] = json!(resource.kind);
     defaults::fill(resource, &mut object);
-    let warnings = judge(resource, &object, Vec::new())?;
+    let mut causes = Vec::new();
     if resource.kind == "Service" {
-        allocate(state, &mut object)?;
+        causes = services::families(&mut object);
+    }
+    let warnings = judge(resource, &object, causes)?;
+    if resource.kind == "Service" {
+        services::allocate(state, &mut object)?;
     }
     let key = Key::new(resource, namespace, &name);
     if state.get(&key).is_some() {
@@ -111,90 +114,6 @@ fn judge(resource: &Resource, object: &Value, more: Vec<Cause>) -> Result<Vec<St
         true => Ok(judgement.warnings),
         false => Err(Refusal::invalid(resource, meta::name(object), &judgement.causes)),
     }
-}
-
-/// The addresses of Services.
-const SERVICES: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 96, 0, 0), 1 << 16);
-/// The ports of Services on nodes.
-const NODE_PORTS: std::ops::RangeInclusive<i64> = 30000..=32767;
-
-/// Gives a Service its address and its node ports.
-fn allocate(state: &State, object: &mut Value) -> Result<(), Refusal> {
-    let Some(resource) = Resource::of_kind("Service") else { return Ok(()) };
-    let name = meta::name(object).to_owned();
-    let invalid = |cause| Refusal::invalid(resource, &name, &[cause]);
-    let others = || {
-        state.list(resource, None).map(|(_, service)| service).filter(|service| {
-            (meta::name(service), meta::namespace(service)) != (&*name, meta::namespace(object))
-        })
-    };
-    let spec = &object["spec"];
-    let kind = meta::text(spec, "/type").to_owned();
-    let mut address = meta::text(spec, "/clusterIP").to_owned();
-    if address.is_empty() {
-        address = meta::text(spec, "/clusterIPs/0").to_owned();
-    }
-    if kind != "ExternalName" && address != "None" {
-        let used: Vec<&str> = others().map(|s| meta::text(s, "/spec/clusterIP")).collect();
-        if address.is_empty() {
-            let first = u32::from(SERVICES.0);
-            let free = (10..SERVICES.1 - 1).map(|i| Ipv4Addr::from(first + i).to_string());
-            let Some(free) = free.into_iter().find(|free| !used.contains(&&**free)) else {
-                let detail = "failed to allocate IP: range is full";
-                return Err(invalid(Cause::forbidden("spec.clusterIPs[0]", detail)));
-            };
-            address = free;
-        } else {
-            let given: Option<Ipv4Addr> = address.parse().ok();
-            let first = u32::from(SERVICES.0);
-            let inside =
-                given.is_some_and(|a| (first + 1..first + SERVICES.1 - 1).contains(&u32::from(a)));
-            if !inside || used.contains(&&*address) {
-                let detail = match inside {
-                    true => "failed to allocate IP: provided IP is already allocated",
-                    false => "the provided IP is not in the valid range 10.96.0.0/16",
-                };
-                let cause = Cause::invalid("spec.clusterIPs", &json!([address]), detail);
-                return Err(invalid(cause));
-            }
-        }
-    }
-    let mut taken: Vec<i64> = others()
-        .flat_map(|service| meta::list(service, "/spec/ports"))
-        .filter_map(|port| port["nodePort"].as_i64())
-        .collect();
-    if !address.is_empty() && kind != "ExternalName" {
-        object["spec"]["clusterIP"] = json!(address);
-        object["spec"]["clusterIPs"] = json!([address]);
-    }
-    let on_nodes = matches!(&*kind, "NodePort" | "LoadBalancer");
-    let ports = object["spec"].get_mut("ports").and_then(Value::as_array_mut);
-    for (i, port) in ports.into_iter().flatten().enumerate().filter(|_| on_nodes) {
-        let field = format!("spec.ports[{i}].nodePort");
-        let number = match port["nodePort"].as_i64() {
-            None | Some(0) => NODE_PORTS.clone().find(|n| !taken.contains(n)),
-            Some(n) if !NODE_PORTS.contains(&n) => {
-                let detail = "provided port is not in the valid range. The range of valid ports \
-                              is 30000-32767";
-                return Err(invalid(Cause::invalid(&field, &json!(n), detail)));
-            }
-            Some(n) if taken.contains(&n) => {
-                let detail = "provided port is already allocated";
-                return Err(invalid(Cause::invalid(&field, &json!(n), detail)));
-            }
-            given => given,
-        };
-        let Some(number) = number else {
-            let detail = "failed to allocate a nodePort: range is full";
-            return Err(invalid(Cause::forbidden(&field, detail)));
-        };
-        taken.push(number);
-        port["nodePort"] = json!(number);
-    }
-    if let Some(map) = object.as_object_mut() {
-        map.entry("status").or_insert_with(|| json!({"loadBalancer": {}}));
-    }
-    Ok(())
 }
 
 /// Replaces an object, or its status. With the `resourceVersion` of another state of it this is a
@@ -239,9 +158,14 @@ pub(crate) fn update(
     let mut warnings = Vec::new();
     if part == Part::Whole {
         defaults::fill(resource, &mut object);
-        warnings = judge(resource, &object, validate::update(resource, &old, &object))?;
+        let mut causes = validate::update(resource, &old, &object);
         if resource.kind == "Service" {
-            allocate(state, &mut object)?;
+            causes.extend(services::families(&mut object));
+            causes.extend(services::update(&old, &object));
+        }
+        warnings = judge(resource, &object, causes)?;
+        if resource.kind == "Service" {
+            services::allocate(state, &mut object)?;
         }
         if resource.generation && object.get("spec") != old.get("spec") {
             object["metadata"]["generation"] =
@@ -288,30 +212,8 @@ fn keep_what_is_not_the_authors(resource: &Resource, old: &Value, mut new: Value
     if resource.status {
         keep("status", old, &mut new);
     }
-    if resource.kind == "Service" {
-        drop_what_the_type_has_not(old, &mut new);
-    }
     match resource.kind {
-        "Service" if new["spec"].is_object() && new["spec"]["type"] != "ExternalName" => {
-            for field in ["clusterIP", "clusterIPs"] {
-                if new["spec"].get(field).is_none() {
-                    keep(field, &old["spec"], &mut new["spec"]);
-                }
-            }
-            let on_nodes = matches!(meta::text(&new, "/spec/type"), "NodePort" | "LoadBalancer");
-            let before = meta::list(old, "/spec/ports");
-            for port in
-                new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten()
-            {
-                let same = before.iter().find(|old| old["port"] == port["port"]);
-                if let Some(number) = same.and_then(|old| old.get("nodePort"))
-                    && on_nodes
-                    && port.get("nodePort").is_none()
-                {
-                    port["nodePort"] = number.clone();
-                }
-            }
-        }
+        "Service" => services::keep(old, &mut new),
         "Namespace" => keep("spec", old, &mut new),
         "Pod" if new["spec"].is_object() && new["spec"].get("nodeName").is_none() => {
             keep("nodeName", &old["spec"], &mut new["spec"]);
@@ -319,40 +221,6 @@ fn keep_what_is_not_the_authors(resource: &Resource, old: &Value, mut new: Value
         _ => {}
     }
     new
-}
-
-/// A Service that changes its type loses what only the old type has, unless its author changed it.
-fn drop_what_the_type_has_not(old: &Value, new: &mut Value) {
-    let (before, now) = (&old["spec"]["type"], new["spec"]["type"].clone());
-    let on_nodes = |kind: &Value| *kind == "NodePort" || *kind == "LoadBalancer";
-    let mut fields: Vec<&str> = Vec::new();
-    if on_nodes(before) && !on_nodes(&now) {
-        fields.extend(["externalTrafficPolicy", "allocateLoadBalancerNodePorts"]);
-        let ports = meta::list(old, "/spec/ports").to_vec();
-        for port in new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten()
-        {
-            let kept = ports.iter().any(|old| old["nodePort"] == port["nodePort"]);
-            if let Some(port) = port.as_object_mut().filter(|_| kept) {
-                port.shift_remove("nodePort");
-            }
-        }
-    }
-    if now == "ExternalName" && *before != "ExternalName" {
-        fields.extend([
-            "clusterIP",
-            "clusterIPs",
-            "ipFamilies",
-            "ipFamilyPolicy",
-            "internalTrafficPolicy",
-        ]);
-    }
-    for field in fields {
-        if new["spec"].get(field) == old["spec"].get(field)
-            && let Some(spec) = new["spec"].as_object_mut()
-        {
-            spec.shift_remove(field);
-        }
-    }
 }
 
 /// Stores an object, or removes it where it was only waiting for its last finalizer to go.

@@ -152,6 +152,11 @@ impl Refusal {
         Refusal::new(406, "NotAcceptable", message)
     }
 
+    /// Nothing that the client could have done better.
+    pub(crate) fn internal(why: &str) -> Refusal {
+        Refusal::new(500, "InternalError", format!("Internal error occurred: {why}"))
+    }
+
     pub(crate) fn unprocessable(message: impl Into<String>) -> Refusal {
         Refusal::new(422, "Invalid", message)
     }

@@ -27,6 +27,8 @@ pub struct Resource {
     pub scale: bool,
     /// Whether `metadata.generation` counts its specs.
     pub generation: bool,
+    /// Whether objects of it are kept; those of the others are questions, answered at once.
+    pub stored: bool,
 }
 
 const PLAIN: Resource = Resource {
@@ -41,10 +43,13 @@ const PLAIN: Resource = Resource {
     status: false,
     scale: false,
     generation: false,
+    stored: true,
 };
 
 const WORKLOAD: Resource =
     Resource { group: "apps", in_all: true, status: true, generation: true, ..PLAIN };
+
+const QUESTION: Resource = Resource { namespaced: false, stored: false, ..PLAIN };
 
 /// Every resource, in the order of discovery.
 pub static RESOURCES: &[Resource] = &[
@@ -139,6 +144,34 @@ pub static RESOURCES: &[Resource] = &[
         ..WORKLOAD
     },
     Resource {
+        group: "authentication.k8s.io",
+        plural: "selfsubjectreviews",
+        singular: "selfsubjectreview",
+        kind: "SelfSubjectReview",
+        ..QUESTION
+    },
+    Resource {
+        group: "authorization.k8s.io",
+        plural: "selfsubjectaccessreviews",
+        singular: "selfsubjectaccessreview",
+        kind: "SelfSubjectAccessReview",
+        ..QUESTION
+    },
+    Resource {
+        group: "authorization.k8s.io",
+        plural: "selfsubjectrulesreviews",
+        singular: "selfsubjectrulesreview",
+        kind: "SelfSubjectRulesReview",
+        ..QUESTION
+    },
+    Resource {
+        group: "coordination.k8s.io",
+        plural: "leases",
+        singular: "lease",
+        kind: "Lease",
+        ..PLAIN
+    },
+    Resource {
         group: "discovery.k8s.io",
         plural: "endpointslices",
         singular: "endpointslice",
@@ -167,8 +200,8 @@ pub static RESOURCES: &[Resource] = &[
     },
 ];
 
-/// What every resource can be asked to do.
-pub(crate) const VERBS: &[&str] =
+/// What every resource that is stored can be asked to do.
+const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 impl Resource {
@@ -178,6 +211,11 @@ impl Resource {
             "" => self.version.to_owned(),
             group => format!("{group}/{}", self.version),
         }
+    }
+
+    /// What can be done with it.
+    pub(crate) fn verbs(&self) -> &'static [&'static str] {
+        if self.stored { VERBS } else { &["create"] }
     }
 
     /// The one of a group and plural.

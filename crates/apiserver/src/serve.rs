@@ -1,11 +1,11 @@
-//! HTTPS on the loopback address: certificates, the token, connections, the kubeconfig.
+//! HTTPS: listeners, certificates, the token, connections, the kubeconfig.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,32 +25,48 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::{self, Answer, Call};
-use crate::control::{self, PodNetwork};
+use crate::containers::Containers;
 use crate::refusal::Refusal;
+use crate::remote::{Reached, Remote};
+use crate::runtime::Runtime;
 use crate::store::Store;
-use crate::{Error, meta};
+use crate::{Error, control, meta};
 
 /// The most bytes of a request, as the API server has it.
 const MAX_BODY: usize = 3 << 20;
 
 /// How to start a server.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
-    /// The port on 127.0.0.1; 0 for any that is free.
-    pub port: u16,
+    /// Where it listens; the first one is for people (the kubeconfig leads there). None for any port
+    /// of 127.0.0.1 that is free. A listener stays in the network that it was opened in.
+    pub listeners: Vec<TcpListener>,
+    /// By what other addresses and names clients reach these listeners: they are in the certificate
+    /// too.
+    pub names: Vec<String>,
+    /// Where pods reach it: the endpoint of the Service `kubernetes`. The first listener if there is
+    /// none.
+    pub endpoint: Option<SocketAddr>,
     /// How many changes are remembered for watches and lists of the past.
     pub history: usize,
+    /// The directory in which the state is kept; none for memory only.
+    pub state: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { port: 0, history: 20_000 }
+        Options {
+            listeners: Vec::new(),
+            names: Vec::new(),
+            endpoint: None,
+            history: 20_000,
+            state: None,
+        }
     }
 }
 
@@ -58,7 +74,8 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Server {
     store: Arc<Store>,
-    address: SocketAddr,
+    /// Never empty.
+    addresses: Vec<SocketAddr>,
     certificate: String,
     token: String,
     tasks: Vec<JoinHandle<()>>,
@@ -67,23 +84,36 @@ pub struct Server {
 impl Server {
     /// Starts a server with a new certificate authority and a new token, on a runtime that this is
     /// called in. The namespaces that every cluster has are there when this returns.
-    pub async fn start(options: Options, network: Arc<dyn PodNetwork>) -> Result<Server, Error> {
-        let store = Arc::new(Store::new(options.history));
+    pub async fn start(options: Options, runtime: Arc<dyn Runtime>) -> Result<Server, Error> {
+        let store = Arc::new(match &options.state {
+            Some(directory) => Store::open(directory, options.history)?,
+            None => Store::new(options.history),
+        });
         let token = meta::random::<32>().iter().fold(String::new(), |mut token, byte| {
             let _ = write!(token, "{byte:02x}");
             token
         });
-        let (certificate, tls) = certificates()?;
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await.map_err(Error::Listen)?;
-        let address = listener.local_addr().map_err(Error::Listen)?;
-        control::found(&store, address.port());
-        let shared = Arc::new(Shared { store: store.clone(), token: token.clone(), address });
-        let tasks = vec![
-            tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(tls)), shared)),
-            tokio::spawn(control::run(store.clone(), network)),
-        ];
-        Ok(Server { store, address, certificate, token, tasks })
+        let mut listeners = options.listeners;
+        if listeners.is_empty() {
+            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::Listen)?);
+        }
+        let addresses: Result<Vec<SocketAddr>, _> =
+            listeners.iter().map(TcpListener::local_addr).collect();
+        let addresses = addresses.map_err(Error::Listen)?;
+        let (certificate, tls) = certificates(&addresses, options.names)?;
+        control::found(&store, options.endpoint.unwrap_or(addresses[0]));
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let containers = Arc::new(Containers::new(runtime, store.clone()));
+        let mut tasks = vec![tokio::spawn(control::run(store.clone(), containers.clone()))];
+        for (listener, address) in listeners.into_iter().zip(&addresses) {
+            listener.set_nonblocking(true).map_err(Error::Listen)?;
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(Error::Listen)?;
+            let (store, containers) = (store.clone(), containers.clone());
+            let (token, address) = (token.clone(), *address);
+            let shared = Arc::new(Shared { store, containers, token, address });
+            tasks.push(tokio::spawn(accept(listener, tls.clone(), shared)));
+        }
+        Ok(Server { store, addresses, certificate, token, tasks })
     }
 
     /// The state, for those who are in the same process.
@@ -91,9 +121,9 @@ impl Server {
         &self.store
     }
 
-    /// Where it listens.
+    /// Where it listens first of all.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses[0]
     }
 
     /// The certificate of its authority, in PEM.
@@ -106,9 +136,14 @@ impl Server {
         &self.token
     }
 
-    /// A kubeconfig for it.
+    /// A kubeconfig for people.
     pub fn kubeconfig(&self) -> String {
-        let (address, token) = (self.address, &self.token);
+        self.kubeconfig_at(&self.address().to_string())
+    }
+
+    /// A kubeconfig for those who reach it at this `host:port`, which the certificate has to name.
+    pub fn kubeconfig_at(&self, address: &str) -> String {
+        let token = &self.token;
         let authority = STANDARD.encode(&self.certificate);
         format!(
             "apiVersion: v1\n\
@@ -154,15 +189,33 @@ impl Drop for Server {
     }
 }
 
+/// What a server is called by those who are in the cluster.
+const NAMES: [&str; 8] = [
+    "127.0.0.1",
+    "::1",
+    "10.96.0.1",
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
+
 /// A new authority, in PEM, and what a server of it needs.
-fn certificates() -> Result<(String, rustls::ServerConfig), Error> {
+fn certificates(
+    addresses: &[SocketAddr],
+    mut names: Vec<String>,
+) -> Result<(String, rustls::ServerConfig), Error> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     params.distinguished_name.push(DnType::CommonName, "portcullis");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let names = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default"];
-    let mut params = CertificateParams::new(names.map(str::to_owned))?;
+    names.extend(NAMES.map(str::to_owned));
+    names.extend(addresses.iter().map(|address| address.ip().to_string()));
+    names.sort();
+    names.dedup();
+    let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, "portcullis-apiserver");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = KeyPair::generate()?;
@@ -180,11 +233,12 @@ fn certificates() -> Result<(String, rustls::ServerConfig), Error> {
 #[derive(Debug)]
 struct Shared {
     store: Arc<Store>,
+    containers: Arc<Containers>,
     token: String,
     address: SocketAddr,
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
+async fn accept(listener: tokio::net::TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
     // They end with this task.
     let mut connections = JoinSet::new();
     loop {
@@ -205,7 +259,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new());
             // A client that breaks off has nobody to tell.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
         });
     }
 }
@@ -213,11 +267,24 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
 type Reply = Response<Either<Full<Bytes>, Events>>;
 
 async fn respond(shared: &Shared, request: Request<Incoming>) -> Reply {
-    let (head, body) = request.into_parts();
-    let given = text(&head.headers, header::AUTHORIZATION);
+    let given = text(request.headers(), header::AUTHORIZATION);
     if !is_token(given, &shared.token) {
         return reply(&shared.store, Answer::refused(&Refusal::unauthorized()));
     }
+    let query = request.uri().query().unwrap_or_default();
+    if let Some(remote) = Remote::read(request.uri().path(), query) {
+        return match remote.answer(&shared.store, &shared.containers, request) {
+            Ok(Reached::Upgrade(answer)) => answer.map(|()| Either::Left(Full::default())),
+            Ok(Reached::Text(text)) => {
+                let mut reply = Response::new(Either::Right(Events(text)));
+                let plain = HeaderValue::from_static("text/plain");
+                reply.headers_mut().insert(header::CONTENT_TYPE, plain);
+                reply
+            }
+            Err(refusal) => reply(&shared.store, Answer::refused(&refusal)),
+        };
+    }
+    let (head, body) = request.into_parts();
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return reply(&shared.store, Answer::refused(&Refusal::too_large(MAX_BODY)));
     };
@@ -232,7 +299,11 @@ async fn respond(shared: &Shared, request: Request<Incoming>) -> Reply {
         body: &body.to_bytes(),
         address: &address,
     };
-    let answer = api::answer(&shared.store, &call);
+    let mut answer = api::answer(&shared.store, &call);
+    if let Some(why) = shared.store.broken() {
+        let why = format!("the state cannot be written to disk any more: {why}");
+        answer = Answer::refused(&Refusal::internal(&why));
+    }
     reply(&shared.store, answer)
 }
 

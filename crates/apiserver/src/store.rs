@@ -1,15 +1,18 @@
 //! The objects, one counter of changes, and the changes of late.
 //!
 //! Everything that changes goes through [`State::put`] and [`State::remove`], which both end in
-//! [`State::commit`]: whoever wants to keep the state on disk writes there what is committed.
+//! [`State::commit`]. A store that is kept on disk writes what was committed there before it answers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::Error;
+use crate::disk::Disk;
 use crate::resource::Resource;
 
 /// Where an object is.
@@ -29,6 +32,11 @@ impl Key {
         let namespace = if resource.namespaced { namespace } else { "" };
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         Key { plural: resource.plural, group: resource.group, namespace, name }
+    }
+
+    /// The group and the plural of its resource.
+    pub(crate) fn resource(&self) -> (&'static str, &'static str) {
+        (self.group, self.plural)
     }
 
     /// Whether it is an object of this resource.
@@ -62,6 +70,8 @@ pub struct State {
     /// The latest changes, oldest first. Their revisions are consecutive.
     history: VecDeque<Change>,
     capacity: usize,
+    /// What is not on disk yet; `None` for a state that is kept in memory only.
+    unsaved: Option<Vec<Change>>,
 }
 
 /// The state, shared: any number of readers and writers, each of which sees it whole.
@@ -69,6 +79,9 @@ pub struct State {
 pub struct Store {
     state: Mutex<State>,
     revision: watch::Sender<u64>,
+    disk: Option<Disk>,
+    /// Why it cannot be written any more. Memory may be ahead of the disk then.
+    broken: OnceLock<String>,
 }
 
 impl Store {
@@ -78,10 +91,31 @@ impl Store {
     /// revision from before a restart is too old here, and its owner starts anew instead of waiting
     /// for changes that it believes to have seen.
     pub fn new(capacity: usize) -> Store {
-        let revision = jiff::Timestamp::now().as_microsecond().unsigned_abs();
-        let state =
-            State { objects: BTreeMap::new(), revision, history: VecDeque::new(), capacity };
-        Store { state: Mutex::new(state), revision: watch::Sender::new(revision) }
+        Store::of(BTreeMap::new(), beginning(), capacity, None)
+    }
+
+    /// One that is kept in a directory, with what is there from before. Its revisions go on.
+    pub fn open(directory: &Path, capacity: usize) -> Result<Store, Error> {
+        let (disk, (objects, revision)) = Disk::open(directory)?;
+        let objects = objects.into_iter().collect();
+        Ok(Store::of(objects, revision.unwrap_or_else(beginning), capacity, Some(disk)))
+    }
+
+    fn of(
+        objects: BTreeMap<Key, Arc<Value>>,
+        revision: u64,
+        capacity: usize,
+        disk: Option<Disk>,
+    ) -> Store {
+        let unsaved = disk.as_ref().map(|_| Vec::new());
+        let state = State { objects, revision, history: VecDeque::new(), capacity, unsaved };
+        let (state, revision) = (Mutex::new(state), watch::Sender::new(revision));
+        Store { state, revision, disk, broken: OnceLock::new() }
+    }
+
+    /// Why nothing can be written any more, if that is so. What was answered since is not kept.
+    pub fn broken(&self) -> Option<&str> {
+        self.broken.get().map(String::as_str)
     }
 
     /// Looks at the state.
@@ -89,11 +123,18 @@ impl Store {
         look(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes the state, with nobody between its reads and its writes.
+    /// Changes the state, with nobody between its reads and its writes. Where it is kept on disk it is
+    /// there when this returns, unless the store is [`broken`](Store::broken).
     pub fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = change(&mut state);
         let now = state.revision;
+        if let (Some(disk), Some(unsaved)) = (&self.disk, &mut state.unsaved)
+            && self.broken.get().is_none()
+            && let Err(error) = disk.save(&std::mem::take(unsaved))
+        {
+            let _ = self.broken.set(error.to_string());
+        }
         drop(state);
         self.revision.send_if_modified(|revision| {
             let later = now > *revision;
@@ -210,9 +251,17 @@ impl State {
 
     fn commit(&mut self, change: Change) {
         self.revision = change.revision;
+        if let Some(unsaved) = &mut self.unsaved {
+            unsaved.push(change.clone());
+        }
         self.history.push_back(change);
         self.compact(self.capacity);
     }
+}
+
+/// The first revision of a new store: the time, in microseconds.
+fn beginning() -> u64 {
+    jiff::Timestamp::now().as_microsecond().unsigned_abs()
 }
 
 /// The same object at another `resourceVersion`.
@@ -256,6 +305,30 @@ mod tests {
         store.write(|s| s.compact(2));
         assert_eq!(at(then, None), Err(Compacted));
         assert_eq!(at(then + 1, None).expect("known"), ["a/x 2", "b/y 1"]);
+    }
+
+    #[test]
+    fn what_was_written_is_there_when_it_is_opened_again() {
+        let directory =
+            std::env::temp_dir().join(format!("portcullis-store-{}", std::process::id()));
+        let store = Store::open(&directory, 10).expect("opens");
+        put(&store, "a", "x", 1);
+        put(&store, "a", "y", 1);
+        put(&store, "a", "x", 2);
+        store.write(|s| s.remove(&Key::new(pods(), "a", "y")));
+        let then = store.read(State::revision);
+        let second = Store::open(&directory, 10).expect_err("it is in use");
+        assert!(second.to_string().contains("already open"), "{second}");
+        drop(store);
+        let store = Store::open(&directory, 10).expect("opens again");
+        assert_eq!(store.read(State::revision), then);
+        let all =
+            |s: &State| names(s.list(pods(), None).map(|(k, o)| (k.clone(), o.clone())).collect());
+        assert_eq!(store.read(all), ["a/x 2"]);
+        assert!(store.read(|s| s.changes_after(then).is_ok()), "a watch goes on from there");
+        assert!(store.read(|s| s.changes_after(then - 1).is_err()), "and from nowhere before");
+        drop(store);
+        std::fs::remove_dir_all(directory).expect("removed");
     }
 
     #[test]

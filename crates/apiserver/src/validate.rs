@@ -282,11 +282,6 @@ pub(crate) fn update(resource: &Resource, old: &Value, new: &Value) -> Vec<Cause
                 causes.push(Cause::forbidden("spec", detail));
             }
         }
-        "Service"
-            if new["spec"]["type"] != "ExternalName" && old["spec"].get("clusterIP").is_some() =>
-        {
-            immutable("/spec/clusterIP", &mut causes);
-        }
         "Secret" => immutable("/type", &mut causes),
         _ => {}
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::net::TcpListener;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +15,18 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Config, Error, ResourceExt as _};
-use portcullis_apiserver::{FakeNetwork, Node, Options, Server, State};
+use portcullis_apiserver::{FakeRuntime, Node, Options, Server, State};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(120);
 
 async fn start(options: Options) -> (Server, Client) {
-    let server = Server::start(options, Arc::new(FakeNetwork::default())).await.expect("starts");
+    let server = Server::start(options, Arc::new(FakeRuntime::default())).await.expect("starts");
     server.add_node(&Node {
         name: "node-1".to_owned(),
-        address: [192, 0, 2, 1].into(),
-        pod_cidr: "10.244.1.0/24".to_owned(),
+        addresses: vec![[192, 0, 2, 1].into()],
+        pod_cidrs: vec!["10.244.1.0/24".to_owned()],
     });
     let client = client(&server).await;
     (server, client)
@@ -197,16 +198,18 @@ fn a_revision_from_before_a_restart_is_too_old() {
     run(async {
         let (server, _) = start(Options::default()).await;
         let old = server.store().read(State::revision).to_string();
-        let port = server.address().port();
+        let address = server.address();
         drop(server);
         // The port is free as soon as the task that listened has ended.
-        let server = loop {
-            let options = Options { port, ..Options::default() };
-            match Server::start(options, Arc::new(FakeNetwork::default())).await {
-                Ok(server) => break server,
+        let listener = loop {
+            match TcpListener::bind(address) {
+                Ok(listener) => break listener,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
+        let options = Options { listeners: vec![listener], ..Options::default() };
+        let runtime = Arc::new(FakeRuntime::default());
+        let server = Server::start(options, runtime).await.expect("starts");
         let maps: Api<ConfigMap> = Api::default_namespaced(client(&server).await);
         let mut events = pin!(maps.watch(&WatchParams::default(), &old).await.expect("a watch"));
         let first = events.next().await.expect("an event").expect("readable");
@@ -324,6 +327,65 @@ fn nothing_is_answered_without_the_token() {
             }
         }
         assert!(server.address().ip().is_loopback());
+    });
+}
+
+#[test]
+fn a_client_that_speaks_spdy_only_is_told_so() {
+    run(async {
+        let (_server, client) = start(Options::default()).await;
+        let pods = "/api/v1/namespaces/default/pods";
+        let pod = json!({
+            "metadata": {"name": "a"},
+            "spec": {"containers": [{"name": "a", "image": "a"}]},
+        });
+        ask(&client, Method::POST, pods, pod).await.expect("created");
+        loop {
+            let pod = ask(&client, Method::GET, &format!("{pods}/a"), Value::Null).await;
+            if pod.expect("there")["status"]["phase"] == "Running" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for path in ["exec?command=true&stdout=true", "attach?stdout=true", "portforward"] {
+            let request = Request::post(format!("{pods}/a/{path}"))
+                .header("connection", "Upgrade")
+                .header("upgrade", "SPDY/3.1")
+                .body(Vec::new())
+                .expect("a request");
+            let refused = client.request::<Value>(request).await.expect_err("no SPDY");
+            let Error::Api(status) = refused else { panic!("{refused}") };
+            assert_eq!(status.code, 400, "{path}");
+            assert!(status.message.contains("WebSocket"), "{path}: {status}");
+        }
+    });
+}
+
+#[test]
+fn a_server_listens_wherever_it_is_told_to() {
+    run(async {
+        let bind = |address: &str| TcpListener::bind(address).expect("free");
+        let listeners = vec![bind("127.0.0.1:0"), bind("127.0.0.2:0")];
+        let second = listeners[1].local_addr().expect("bound");
+        let options = Options {
+            listeners,
+            names: vec!["lab.example".to_owned()],
+            endpoint: Some(second),
+            ..Options::default()
+        };
+        let server = Server::start(options, Arc::new(FakeRuntime::default())).await;
+        let server = server.expect("starts");
+        let texts = [server.kubeconfig(), server.kubeconfig_at(&second.to_string())];
+        for text in texts {
+            let kubeconfig = Kubeconfig::from_yaml(&text).expect("a kubeconfig");
+            let options = KubeConfigOptions::default();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+            let client = Client::try_from(config.expect("a config")).expect("a client");
+            let path = "/api/v1/namespaces/default/endpoints/kubernetes";
+            let found = ask(&client, Method::GET, path, Value::Null).await.expect("there");
+            assert_eq!(found["subsets"][0]["addresses"][0]["ip"], "127.0.0.2");
+            assert_eq!(found["subsets"][0]["ports"][0]["port"], second.port());
+        }
     });
 }
 
@@ -634,7 +696,7 @@ struct Reluctant {
     down: std::sync::Mutex<Vec<String>>,
 }
 
-impl portcullis_apiserver::PodNetwork for Reluctant {
+impl portcullis_apiserver::Runtime for Reluctant {
     fn up(&self, _: &Value) -> Result<Vec<std::net::IpAddr>, String> {
         match self.there.load(std::sync::atomic::Ordering::SeqCst) {
             false => Err("no cable".to_owned()),
@@ -677,8 +739,8 @@ fn a_pod_without_a_network_waits_and_says_why_and_its_network_goes_before_it_doe
         assert_eq!(condition(&unplaced, "PodScheduled")["message"], "0/0 nodes are available.");
         server.add_node(&Node {
             name: "node-1".to_owned(),
-            address: [192, 0, 2, 1].into(),
-            pod_cidr: "10.0.0.0/24".to_owned(),
+            addresses: vec![[192, 0, 2, 1].into()],
+            pod_cidrs: vec!["10.0.0.0/24".to_owned()],
         });
         let waiting = until(&|pod| condition(pod, "Ready")["message"] == "no cable").await;
         let state = &waiting["status"]["containerStatuses"][0]["state"];
@@ -720,7 +782,7 @@ fn a_service_has_one_address_for_life_and_loses_what_its_type_has_not() {
         };
         let moved = patch(json!({"clusterIP": "10.96.0.77"})).await.expect_err("immutable");
         let field = moved.details.expect("details").causes[0].field.clone();
-        assert_eq!((moved.code, &*field), (422, "spec.clusterIP"));
+        assert_eq!((moved.code, &*field), (422, "spec.clusterIPs[0]"));
         let inside = patch(json!({"type": "ClusterIP"})).await.expect("another type");
         assert_eq!(inside["spec"]["ports"][0].get("nodePort"), None);
         assert_eq!(inside["spec"]["clusterIP"], made["spec"]["clusterIP"]);

@@ -1,5 +1,7 @@
 //! `portcullis lab`: policies tried with real packets, without a cluster and without root.
 
+mod up;
+
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
@@ -13,8 +15,8 @@ use portcullis_core::net::{Protocol, Traffic};
 use portcullis_core::program::{End, Origin};
 use portcullis_kube::{Input, ObjectRef};
 use portcullis_lab::{
-    Control, Endpoint, Enforcement, Event, Families, Kind, Lab as Network, Observation, Options,
-    Outcome, Plan, Step, Trial,
+    Control, Endpoint, Families, Kind, Lab as Network, Observation, Options, Outcome, Plan, Step,
+    Topology, Trial,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,13 +26,14 @@ use crate::matrix;
 use crate::output::{Output, json, plural, print, terminal_width};
 use crate::style::{ALLOWED, BOLD, DIM, ERROR, REFUSED, WARNING};
 use crate::trouble::Trouble;
+use up::Up;
 
 /// Real packets without a cluster
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Lab {
     /// Up, try every pair and port with real packets, compare with the prediction, down
     Run(Run),
-    /// Bring a lab up with its policies in force, and keep it until Ctrl-C or `lab down`
+    /// Bring a cluster up that kubectl can talk to, and keep it until Ctrl-C or `lab down`
     Up(Up),
     /// Try a connection in a lab that is up, or all of them
     Probe(Probe),
@@ -63,6 +66,17 @@ struct LabArgs {
     /// repeated
     #[arg(long = "host", value_name = "IP")]
     hosts: Vec<IpAddr>,
+    /// How the pods of a node are joined
+    #[arg(long, value_enum, default_value_t = TopologyName::Routed)]
+    topology: TopologyName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TopologyName {
+    /// A route to each pod, as Calico does it
+    Routed,
+    /// Ports of a bridge, as Flannel does it
+    Bridged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -79,7 +93,12 @@ impl LabArgs {
     /// Reads the input and plans the lab for it. No namespace is made yet.
     fn plan(&self) -> Result<(Input, Plan), Trouble> {
         let input = self.input.read_sound()?;
-        let options = Options {
+        let plan = portcullis_lab::plan(&input.cluster, &self.options())?;
+        Ok((input, plan))
+    }
+
+    fn options(&self) -> Options {
+        Options {
             nodes: self.nodes,
             families: match self.ip_families {
                 FamiliesName::Dual => Families::Both,
@@ -87,9 +106,11 @@ impl LabArgs {
                 FamiliesName::Ipv6 => Families::V6,
             },
             hosts: self.hosts.clone(),
-        };
-        let plan = portcullis_lab::plan(&input.cluster, &options)?;
-        Ok((input, plan))
+            topology: match self.topology {
+                TopologyName::Routed => Topology::Routed,
+                TopologyName::Bridged => Topology::Bridged,
+            },
+        }
     }
 }
 
@@ -146,23 +167,11 @@ impl Run {
     }
 }
 
-/// Bring a lab up with its policies in force, and keep it until Ctrl-C or `lab down`
-#[derive(Debug, clap::Args)]
-pub(crate) struct Up {
-    #[command(flatten)]
-    lab: LabArgs,
-    #[command(flatten)]
-    name: Name,
-    /// Output format of the list of what is there
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
 /// Which of several labs.
 #[derive(Debug, clap::Args)]
 struct Name {
     /// Name of the lab; labs of one user with different names live side by side
-    #[arg(long = "name", default_value = "default", value_name = "NAME")]
+    #[arg(long = "name", env = "PORTCULLIS_LAB", default_value = "default", value_name = "NAME")]
     lab_name: String,
 }
 
@@ -215,54 +224,6 @@ struct Ends {
     port: String,
 }
 
-impl Up {
-    fn run(self) -> Result<ExitCode, Trouble> {
-        let (input, plan) = self.lab.plan()?;
-        let mut control = Control::bind(&self.name.lab_name)?;
-        portcullis_lab::enter()?;
-        let mut progress = Progress::new();
-        let mut network = Network::up(&plan, |done, all| progress.show(Step::Up, done, all))?;
-        let program = Program::compile(&plan.cluster);
-        let enforcement =
-            network.enforce(program, &mut |step, done, all| progress.show(step, done, all))?;
-        progress.clear();
-        let ports = ports(&portcullis_lab::traffics(&plan.cluster));
-        network.listen(&ports)?;
-        let page = Page { input: &input, plan: &plan, program: &enforcement.program };
-        match self.output {
-            Output::Json => {
-                // A list of endpoints has no place for it.
-                anstream::eprint!("{}", page.left_out());
-                json(&page.endpoints())?;
-            }
-            Output::Table => print(&page.welcome(&self.name.lab_name))?,
-        }
-        loop {
-            let mut connection = match control.next_event()? {
-                Event::Stop => break,
-                Event::Connection(connection) => connection,
-            };
-            // A command that goes away before its answer is no reason to end the lab.
-            let Ok(Some(line)) = connection.receive() else { continue };
-            let (code, text) = match serde_json::from_str(&line) {
-                Err(error) => (2, format!("error: this lab does not understand {line:?}: {error}")),
-                Ok(Request::Down) => {
-                    let _ = connection.send("0");
-                    break;
-                }
-                Ok(Request::Probe { ends, namespace, verbose, json, width }) => {
-                    let asked = Asked { ends, namespace, verbose, json, width };
-                    let answer = page.probe(&mut network, &enforcement, asked);
-                    network.listen(&ports)?;
-                    answer.unwrap_or_else(|trouble| (2, format!("error: {trouble}")))
-                }
-            };
-            let _ = connection.send(&code.to_string()).and_then(|()| connection.send(&text));
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
 impl Probe {
     fn run(self) -> Result<ExitCode, Trouble> {
         let ends = match (self.source, self.destination, self.port) {
@@ -309,14 +270,6 @@ fn ask(name: &str, request: &Request) -> Result<(u8, String), Trouble> {
         text.push('\n');
     }
     Ok((code, text))
-}
-
-fn ports(traffics: &BTreeSet<Traffic>) -> BTreeSet<(Protocol, u16)> {
-    let port = |traffic: &Traffic| match traffic {
-        Traffic::Port(protocol, port) => Some((*protocol, *port)),
-        Traffic::Other => None,
-    };
-    traffics.iter().filter_map(port).collect()
 }
 
 struct Asked {
@@ -383,32 +336,8 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// What is there, and what can be done with it.
-    fn welcome(&self, lab: &str) -> String {
-        let endpoints = self.endpoints();
-        let name = endpoints.iter().map(|e| e.name.len()).max().unwrap_or(0).max(4);
-        let mut text = format!("{BOLD}{:<name$}  KIND      NODE      ADDRESSES{BOLD:#}\n", "NAME");
-        for e in &endpoints {
-            let (node, addresses) = (e.node.unwrap_or("-"), e.addresses.join(", "));
-            text.push_str(&format!("{:<name$}  {:<8}  {node:<8}  {addresses}\n", e.name, e.kind));
-        }
-        text.push_str(&self.left_out());
-        let option = if lab == "default" { String::new() } else { format!(" --name {lab}") };
-        text + &format!(
-            "\nThe lab is up, its policies are in force. In another terminal:\n  \
-             portcullis lab probe SRC DST PORT{option}    a connection, with real packets\n  \
-             portcullis lab probe{option}                 all of them\n\
-             Ctrl-C, or portcullis lab down{option}, ends it.\n"
-        )
-    }
-
     /// Answers `lab probe`: the exit code and the text.
-    fn probe(
-        &self,
-        network: &mut Network,
-        enforcement: &Enforcement,
-        asked: Asked,
-    ) -> Result<(u8, String), Trouble> {
+    fn probe(&self, network: &mut Network, asked: Asked) -> Result<(u8, String), Trouble> {
         let started = Instant::now();
         let connections = match &asked.ends {
             None => {
@@ -417,7 +346,7 @@ impl Page<'_> {
             }
             Some(ends) => self.connections(ends, &asked.namespace)?,
         };
-        let observations = network.observe(enforcement, connections, &mut |_, _, _| {})?;
+        let observations = network.observe(self.program, connections, &mut |_, _, _| {})?;
         let differences = self.differences(&observations);
         let code = if differences.is_empty() { 0 } else { 1 };
         if asked.json {

@@ -31,6 +31,16 @@ mod why;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A lab starts the commands of its pods in this way.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == portcullis_lab::POD_COMMAND) {
+        return portcullis_lab::run_pod_command(&arguments.collect::<Vec<_>>());
+    }
+    // In these pods, this binary is also `wget` and others, by the name it is called by.
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    if let Some(code) = portcullis_lab::tools::run(&arguments.collect::<Vec<_>>()) {
+        return code.into();
+    }
     let outcome = args::parse().and_then(args::Command::run);
     match outcome {
         Ok(code) => code,

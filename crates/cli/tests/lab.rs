@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 fn portcullis(arguments: &[&str]) -> Command {
@@ -118,4 +119,11 @@ spec:
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("a host outside cannot have the address 127.0.0.1"), "{text}");
     std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn the_binary_is_a_program_of_pods_by_the_name_it_is_called_by() {
+    let output = portcullis(&["-z", "127.0.0.1"]).arg0("/usr/bin/nc").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stderr.starts_with(b"nc: Usage: nc "), "{output:?}");
 }

@@ -4,6 +4,7 @@
 //! dependency that could creeps in.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod api;
 pub mod change;
 mod compile;
@@ -11,10 +12,12 @@ pub mod diff;
 pub mod equivalent;
 pub mod explain;
 pub mod fold;
+pub mod incremental;
 mod index;
 pub mod labels;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod portset;
 mod possible;
 pub mod potential;

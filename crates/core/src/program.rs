@@ -651,11 +651,15 @@ impl Program {
         }
     }
 
-    /// For every peer that is of pods, the addresses of its pods, ascending.
+    /// For every peer that is of pods, the addresses that its pods own, ascending.
     pub fn peer_addresses(&self) -> Vec<Vec<IpAddr>> {
         let mut members: Vec<Vec<IpAddr>> = vec![Vec::new(); self.peers.len()];
-        for entry in self.pods.iter().filter(|e| e.profile.is_some()) {
+        for (i, entry) in self.pods.iter().enumerate().filter(|(_, e)| e.profile.is_some()) {
             for (address, identity) in &entry.addresses {
+                if !matches!(self.owners.get(address), Some((Owner::Pod(owner), _)) if *owner == i)
+                {
+                    continue;
+                }
                 for peer in &self.identities[identity.0 as usize] {
                     if self.peers[peer.index()] == PeerClass::Pods {
                         members[peer.index()].push(*address);

@@ -16,14 +16,15 @@ const FAMILY_HEADER_BYTES: usize = 4;
 
 /// A message to or from the netfilter subsystem.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Message {
+pub struct Message {
     /// The message type, with the subsystem in the high byte.
-    pub(crate) kind: u16,
+    pub kind: u16,
     /// The protocol family, `NFPROTO_*`.
-    pub(crate) family: u8,
+    pub family: u8,
     /// Names a subsystem where a batch begins or ends.
-    pub(crate) resource: u16,
-    pub(crate) attributes: Attributes,
+    pub resource: u16,
+    /// What it says.
+    pub attributes: Attributes,
 }
 
 impl NetlinkSerializable for Message {
@@ -59,19 +60,21 @@ impl NetlinkDeserializable for Message {
 
 /// A sequence of attributes. Numbers are in network byte order, as nf_tables wants them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Attributes(Vec<u8>);
+pub struct Attributes(Vec<u8>);
 
 impl Attributes {
-    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Attributes {
+    /// Some bytes.
+    pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Attributes {
         self.value(kind, |buffer| buffer.extend_from_slice(value))
     }
 
-    pub(crate) fn u32(&mut self, kind: u16, value: u32) -> &mut Attributes {
+    /// A number.
+    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Attributes {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// A text and the zero byte that ends it.
-    pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Attributes {
+    pub fn text(&mut self, kind: u16, value: &str) -> &mut Attributes {
         self.value(kind, |buffer| {
             buffer.extend_from_slice(value.as_bytes());
             buffer.push(0);
@@ -79,11 +82,7 @@ impl Attributes {
     }
 
     /// Attributes within an attribute.
-    pub(crate) fn nest(
-        &mut self,
-        kind: u16,
-        write: impl FnOnce(&mut Attributes),
-    ) -> &mut Attributes {
+    pub fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Attributes)) -> &mut Attributes {
         self.value(kind | NLA_F_NESTED, |buffer| {
             let mut inner = Attributes(std::mem::take(buffer));
             write(&mut inner);

@@ -120,7 +120,7 @@ pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference
     differences
 }
 
-fn without_generation(name: &str) -> &str {
+pub(crate) fn without_generation(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(name, _)| name)
 }
 
@@ -149,21 +149,15 @@ fn same_rule(wanted: &Message, found: &Message) -> bool {
     let (wanted, found) = (encode::expressions(wanted), encode::expressions(found));
     wanted.len() == found.len()
         && wanted.iter().zip(&found).all(|(wanted, found)| {
-            // A set is named in a request by a number too, which means nothing later.
             let (name, wanted) = encode::expression_parts(wanted);
             let (same, found) = encode::expression_parts(found);
-            let number = (name == b"lookup\0").then_some(encode::LOOKUP_SET_ID);
-            name == same && holds_but(wanted, found, number)
+            name == same && holds(wanted, found)
         })
 }
 
 /// Whether every attribute of the first is among those of the second.
 fn holds(wanted: &[u8], found: &[u8]) -> bool {
-    holds_but(wanted, found, None)
-}
-
-fn holds_but(wanted: &[u8], found: &[u8], spared: Option<u16>) -> bool {
-    flagged(wanted).filter(|(kind, _)| Some(*kind) != spared).all(|(kind, value)| {
+    flagged(wanted).all(|(kind, value)| {
         let Some(there) = find(found, kind & !NLA_F_NESTED) else {
             return value.is_empty();
         };

@@ -2,6 +2,7 @@
 //!
 //! The numbers are those of `linux/netfilter/nf_tables.h`; an enumeration there is a `u16` here.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NetlinkSerializable};
@@ -14,7 +15,7 @@ use crate::plan::{
 };
 
 /// A request and its flags.
-pub(crate) type Request = (Message, u16);
+pub type Request = (Message, u16);
 
 const FAMILY_INET: u8 = 1;
 const FAMILY_V4: u8 = 2;
@@ -38,6 +39,7 @@ const GET_SET: u16 = NEW_TABLE + 10;
 const DELETE_SET: u16 = NEW_TABLE + 11;
 const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
 const GET_ELEMENTS: u16 = NEW_TABLE + 13;
+const DELETE_ELEMENTS: u16 = NEW_TABLE + 14;
 const GET_GENERATION: u16 = NEW_TABLE + 16;
 
 /// In every kind of message of ours.
@@ -81,7 +83,6 @@ const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 
 const ELEMENTS_SET: u16 = 2;
 const ELEMENTS_LIST: u16 = 3;
-const ELEMENTS_SET_ID: u16 = 4;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_FLAGS: u16 = 3;
@@ -108,9 +109,6 @@ const KEY_REGISTER: u32 = 1;
 /// The 4-byte registers over the same memory begin here.
 const SMALL_REGISTERS: u32 = 8;
 
-/// The number of a set within a transaction, at a lookup.
-pub(crate) const LOOKUP_SET_ID: u16 = 4;
-
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
@@ -121,14 +119,40 @@ const NOT_EQUAL: u32 = 1;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
 
-/// Writes a plan as requests.
-///
-/// A plan is put into the kernel beside the one that is enforced. So that both can be there, names
-/// end with a generation, except that of the base chain: `p0-egress.1`.
+/// The names in the kernel of what a plan has. So that the old and the new can be there at the same
+/// time, they end with a generation, except that of the base chain: `p0000002a-egress.1`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Names {
+    pub(crate) sets: BTreeMap<SetId, u32>,
+    pub(crate) chains: BTreeMap<ChainId, u32>,
+}
+
+impl Names {
+    /// All of a plan in one generation.
+    pub(crate) fn all(plan: &Plan, generation: u32) -> Names {
+        Names {
+            sets: plan.sets.keys().map(|id| (*id, generation)).collect(),
+            chains: plan.chains.keys().map(|id| (*id, generation)).collect(),
+        }
+    }
+
+    pub(crate) fn set(&self, id: SetId) -> String {
+        format!("{id}.{}", self.sets.get(&id).copied().unwrap_or_default())
+    }
+
+    pub(crate) fn chain(&self, id: ChainId) -> String {
+        match id {
+            ChainId::Base => BASE_CHAIN.to_owned(),
+            _ => format!("{id}.{}", self.chains.get(&id).copied().unwrap_or_default()),
+        }
+    }
+}
+
+/// Writes parts of a plan as requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Encoder<'a> {
     pub(crate) plan: &'a Plan,
-    pub(crate) generation: u32,
+    pub(crate) names: &'a Names,
 }
 
 /// The generation in the name of a set or chain; 0, which is none of ours, if there is none.
@@ -137,42 +161,57 @@ pub(crate) fn generation(name: &str) -> u32 {
 }
 
 impl Encoder<'_> {
-    /// The name in the kernel of a set, or of a chain other than the base chain.
-    pub(crate) fn name(&self, name: &str) -> String {
-        format!("{name}.{}", self.generation)
-    }
-
-    fn chain_name(&self, id: ChainId) -> String {
-        match self.plan.chain(id) {
-            Some(chain) if id.0 == 0 => chain.name.clone(),
-            Some(chain) => self.name(&chain.name),
-            None => String::new(),
-        }
-    }
-
-    fn set_name(&self, id: SetId) -> String {
-        self.plan.set(id).map(|set| self.name(&set.name)).unwrap_or_default()
-    }
-
-    /// Adds everything that no packet sees yet.
-    pub(crate) fn prepare(&self) -> Vec<Request> {
+    /// Adds sets and chains that no packet sees yet.
+    pub(crate) fn prepare(
+        &self,
+        sets: impl Iterator<Item = SetId>,
+        chains: impl Iterator<Item = ChainId> + Clone,
+    ) -> Vec<Request> {
+        let chains = chains.filter(|id| *id != ChainId::Base);
         let mut requests = vec![table(NEW_TABLE)];
-        let chains = || (1..self.plan.chains.len() as u32).map(ChainId);
-        requests.extend(chains().map(|id| new_chain(&self.chain_name(id), false)));
-        for (set, id) in self.plan.sets.iter().zip(0..) {
-            requests.push(self.new_set(set, SetId(id)));
-            self.new_elements(set, SetId(id), &mut requests);
+        requests.extend(chains.clone().map(|id| new_chain(&self.names.chain(id), false)));
+        for id in sets {
+            let Some(set) = self.plan.set(id) else { continue };
+            requests.push(self.new_set(set, id));
+            self.change_elements(NEW_ELEMENTS, set, id, set.elements(), &mut requests);
         }
-        chains().for_each(|id| self.new_rules(id, &mut requests));
+        chains.for_each(|id| self.new_rules(id, &mut requests));
         requests
     }
 
-    /// Points the base chain to what was prepared. The kernel exchanges all of its rules at once:
-    /// a packet goes through the old ones to the end, or through the new ones.
-    pub(crate) fn switch(&self) -> Vec<Request> {
-        let base = self.chain_name(ChainId(0));
-        let mut requests = vec![new_chain(&base, true), flush_chain(&base)];
-        self.new_rules(ChainId(0), &mut requests);
+    /// Exchanges the rules of chains. The kernel does that for all of them at once: a packet goes
+    /// through the old ones to the end, or through the new ones.
+    pub(crate) fn switch(&self, chains: impl Iterator<Item = ChainId>) -> Vec<Request> {
+        let mut requests = Vec::new();
+        for id in chains {
+            let name = self.names.chain(id);
+            if id == ChainId::Base {
+                requests.push(new_chain(&name, true));
+            }
+            requests.push(flush_chain(&name));
+            self.new_rules(id, &mut requests);
+        }
+        requests
+    }
+
+    /// Adds elements to a set and removes some, in place.
+    pub(crate) fn change(
+        &self,
+        id: SetId,
+        added: &[Element],
+        removed: &[Element],
+        requests: &mut Vec<Request>,
+    ) {
+        let Some(set) = self.plan.set(id) else { return };
+        self.change_elements(DELETE_ELEMENTS, set, id, removed.iter().copied(), requests);
+        self.change_elements(NEW_ELEMENTS, set, id, added.iter().copied(), requests);
+    }
+
+    /// All that is there when the plan is in force.
+    pub(crate) fn all(&self) -> Vec<Request> {
+        let mut requests =
+            self.prepare(self.plan.sets.keys().copied(), self.plan.chains.keys().copied());
+        requests.extend(self.switch([ChainId::Base].into_iter()));
         requests
     }
 
@@ -195,14 +234,15 @@ impl Encoder<'_> {
         let mut attributes = Attributes::default();
         attributes
             .text(TABLE_NAME, TABLE)
-            .text(SET_NAME, &self.name(&set.name))
+            .text(SET_NAME, &self.names.set(id))
             .u32(SET_FLAGS, flags);
         attributes.u32(SET_KEY_TYPE, key_type);
         attributes.u32(SET_KEY_LENGTH, set.key.iter().map(length).sum());
         if set.map {
             attributes.u32(SET_DATA_TYPE, DATA_TYPE_VERDICT).u32(SET_DATA_LENGTH, 0);
         }
-        attributes.u32(SET_ID, set_number(id));
+        // Wanted, and looked at only where a name is not found.
+        attributes.u32(SET_ID, 1);
         if set.interval && concatenation {
             attributes.nest(SET_DESCRIPTION, |description| {
                 description.nest(DESCRIPTION_CONCATENATION, |fields| {
@@ -223,23 +263,31 @@ impl Encoder<'_> {
         (message(NEW_SET, attributes), NLM_F_CREATE)
     }
 
-    /// The elements of a set, in as many messages as they need.
-    fn new_elements(&self, set: &Set, id: SetId, requests: &mut Vec<Request>) {
-        let mut rest = set.elements.iter().peekable();
+    /// Elements of a set that come or go, in as many messages as they need.
+    fn change_elements(
+        &self,
+        kind: u16,
+        set: &Set,
+        id: SetId,
+        elements: impl Iterator<Item = Element>,
+        requests: &mut Vec<Request>,
+    ) {
+        let name = self.names.set(id);
+        let mut rest = elements.peekable();
         let mut key = Vec::with_capacity(64);
         while rest.peek().is_some() {
             let mut attributes = Attributes::default();
-            attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, &self.name(&set.name));
-            attributes.u32(ELEMENTS_SET_ID, set_number(id));
+            attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, &name);
             attributes.nest(ELEMENTS_LIST, |list| {
                 let start = list.len();
                 while list.len() - start < ELEMENT_LIST_BYTES
                     && let Some(element) = rest.next()
                 {
-                    self.new_element(set, element, &mut key, list);
+                    self.new_element(set, &element, &mut key, list);
                 }
             });
-            requests.push((message(NEW_ELEMENTS, attributes), NLM_F_CREATE));
+            let flags = if kind == NEW_ELEMENTS { NLM_F_CREATE } else { 0 };
+            requests.push((message(kind, attributes), flags));
         }
     }
 
@@ -277,7 +325,7 @@ impl Encoder<'_> {
     }
 
     fn new_rules(&self, id: ChainId, requests: &mut Vec<Request>) {
-        let name = self.chain_name(id);
+        let name = self.names.chain(id);
         let rules = self.plan.chain(id).map_or(&[][..], |chain| &chain.rules);
         requests.extend(rules.iter().map(|rule| self.new_rule(&name, rule)));
     }
@@ -334,11 +382,10 @@ impl Encoder<'_> {
             offset += length.next_multiple_of(4);
         }
         expression(list, "lookup", |lookup| {
-            lookup.text(1, &self.set_name(id)).u32(2, KEY_REGISTER);
+            lookup.text(1, &self.names.set(id)).u32(2, KEY_REGISTER);
             if map {
                 lookup.u32(3, VERDICT_REGISTER);
             }
-            lookup.u32(LOOKUP_SET_ID, set_number(id));
         });
     }
 
@@ -353,7 +400,7 @@ impl Encoder<'_> {
         data.nest(DATA_VERDICT, |attributes| {
             attributes.bytes(VERDICT_CODE, &code.to_be_bytes());
             if let Some(chain) = chain {
-                attributes.text(VERDICT_CHAIN, &self.chain_name(chain));
+                attributes.text(VERDICT_CHAIN, &self.names.chain(chain));
             }
         });
     }
@@ -380,7 +427,7 @@ pub(crate) fn remove_objects(sets: &[String], chains: &[String]) -> Vec<Request>
 
 /// Makes the requests one transaction. It asks for an acknowledgement of the last only, which
 /// comes when all is done. (Kernels before 6.10 acknowledge neither end of a batch.)
-pub(crate) fn transaction(mut requests: Vec<Request>) -> Vec<Request> {
+pub fn transaction(mut requests: Vec<Request>) -> Vec<Request> {
     if let Some((_, flags)) = requests.last_mut() {
         *flags |= NLM_F_ACK;
     }
@@ -479,15 +526,6 @@ pub(crate) fn expression_parts(expression: &[u8]) -> (&[u8], &[u8]) {
     (part(EXPRESSION_NAME), part(EXPRESSION_DATA))
 }
 
-/// The set that the first rule of a list that looks into one of ours looks into.
-pub(crate) fn looked_up(rules: &[Message]) -> Option<&str> {
-    let base = rules.iter().filter(|rule| rule_chain(rule) == Some(BASE_CHAIN));
-    let parts = base.flat_map(expressions).map(expression_parts);
-    let lookups = parts.filter(|(name, _)| *name == b"lookup\0");
-    let mut sets = lookups.filter_map(|(_, data)| std::str::from_utf8(find(data, 1)?).ok());
-    sets.next().map(|name| name.trim_end_matches('\0'))
-}
-
 /// Each element in a message as bytes that are equal if the elements are, whatever they count.
 pub(crate) fn elements(message: &Message) -> Vec<Vec<u8>> {
     let list = find(message.attributes.as_bytes(), ELEMENTS_LIST).unwrap_or_default();
@@ -519,11 +557,30 @@ fn name_in_table(message: &Message, kind: u16) -> Option<&str> {
     text(kind).filter(|_| text(TABLE_NAME) == Some(TABLE))
 }
 
-/// Asks for all rules of the table.
-pub(crate) fn get_rules() -> Message {
+/// Asks for all rules of the table, or those of one chain.
+pub(crate) fn get_rules(chain: Option<&str>) -> Message {
     let mut attributes = Attributes::default();
     attributes.text(TABLE_NAME, TABLE);
+    if let Some(chain) = chain {
+        attributes.text(RULE_CHAIN, chain);
+    }
     message(GET_RULE, attributes)
+}
+
+/// Asks for the elements of a set with these keys, all of which must be there.
+pub(crate) fn get_some_elements(set: &str, keys: &[Key]) -> Message {
+    let mut attributes = Attributes::default();
+    attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, set);
+    attributes.nest(ELEMENTS_LIST, |list| {
+        for key in keys {
+            list.nest(LIST_ELEMENT, |element| {
+                element.nest(ELEMENT_KEY, |data| {
+                    data.bytes(DATA_VALUE, &element_key(*key));
+                });
+            });
+        }
+    });
+    message(GET_ELEMENTS, attributes)
 }
 
 /// Asks for all elements of a set.
@@ -648,11 +705,6 @@ fn byte_order(concatenation: bool) -> [u8; 6] {
     [0, 4, a, b, c, d]
 }
 
-/// 0 is taken to mean no number.
-fn set_number(id: SetId) -> u32 {
-    id.0 + 1
-}
-
 fn type_number(part: Type) -> u32 {
     match part {
         Type::Address(Family::V4) => 7,
@@ -671,7 +723,8 @@ fn type_length(part: Type) -> u32 {
     }
 }
 
-fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Attributes)) {
+/// Adds an expression to those of a rule: its name, and its attributes.
+pub fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Attributes)) {
     list.nest(LIST_ELEMENT, |attributes| {
         attributes.text(EXPRESSION_NAME, name).nest(EXPRESSION_DATA, write);
     });
@@ -711,20 +764,22 @@ fn neighbor_discovery(list: &mut Attributes) {
     compare(list, AT_MOST, &[137]);
 }
 
-fn load_meta(list: &mut Attributes, key: u32, register: u32) {
+/// Loads what the kernel knows of a packet, by its `NFT_META_*` number, into a register.
+pub fn load_meta(list: &mut Attributes, key: u32, register: u32) {
     expression(list, "meta", |meta| {
         meta.u32(1, register).u32(2, key);
     });
 }
 
-fn load_payload(list: &mut Attributes, header: u32, at: u32, length: u32, register: u32) {
+/// Loads bytes of a packet into a register: from a header (`NFT_PAYLOAD_*_HEADER`), at an offset.
+pub fn load_payload(list: &mut Attributes, header: u32, at: u32, length: u32, register: u32) {
     expression(list, "payload", |payload| {
         payload.u32(1, register).u32(2, header).u32(3, at).u32(4, length);
     });
 }
 
-/// Ends the rule unless the register has such a value.
-fn compare(list: &mut Attributes, operation: u32, value: &[u8]) {
+/// Ends the rule unless register 1 compares so (`NFT_CMP_*`) with the value.
+pub fn compare(list: &mut Attributes, operation: u32, value: &[u8]) {
     expression(list, "cmp", |cmp| {
         cmp.u32(1, KEY_REGISTER).u32(2, operation).nest(3, |data| {
             data.bytes(DATA_VALUE, value);

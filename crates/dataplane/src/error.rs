@@ -8,15 +8,13 @@ use crate::fake::Violation;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The state names something by an index that it does not have.
-    #[error("{place} names {what} {index}, but there are {count}")]
+    /// The state names something by a number that stands for nothing in it.
+    #[error("{place} names {what} {number}, which is not there")]
     Dangling {
-        /// What the index is of.
+        /// What the number is of.
         what: &'static str,
-        /// The index.
-        index: u32,
-        /// How many there are.
-        count: usize,
+        /// The number.
+        number: u32,
         /// Where in the state.
         place: String,
     },

@@ -1,15 +1,14 @@
 //! A data plane without a kernel: it holds a plan to the kernel's rules and interprets it as the
 //! kernel would.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use portcullis_core::net::{Family, IpRange, Protocol};
 
 use crate::plan::{
-    Chain, ChainId, Element, Expression, Field, Key, OriginsId, Plan, Set, SetId, Type, Verdict,
-    plan,
+    ChainId, Element, Expression, Field, Key, OriginsId, Plan, Planner, Set, SetId, Type, Verdict,
 };
 use crate::state::{NodeState, Ports};
 use crate::{Dataplane, Difference, Error, Hits, Report};
@@ -17,11 +16,11 @@ use crate::{Dataplane, Difference, Error, Hits, Report};
 /// Stands in for [`Nftables`](crate::Nftables) in tests.
 #[derive(Debug, Default)]
 pub struct Fake {
+    planner: Planner,
     plan: Plan,
     /// The elements of each set.
-    elements: Vec<BTreeMap<Key, Element>>,
+    elements: BTreeMap<SetId, BTreeMap<Key, Element>>,
     hits: BTreeMap<u32, Hits>,
-    final_hits: Vec<Hits>,
 }
 
 /// The first packet of a connection, as it is at the hook: after Service DNAT.
@@ -46,33 +45,27 @@ pub enum Violation {
     /// No base chain.
     #[error("the plan has no base chain")]
     NoBaseChain,
-    /// Two sets, or two chains, of one name.
-    #[error("two sets or two chains have the name {0}")]
-    DuplicateName(String),
-    /// A name of no byte, or of more bytes than the kernel's limit.
-    #[error("the name {0:?} does not have 1 to {NAME_LIMIT} bytes")]
-    NameLength(String),
     /// A rule looks into a set that is not there.
-    #[error("chain {chain} looks into {set:?}, which is not in the plan")]
+    #[error("chain {chain} looks into {set}, which is not in the plan")]
     DanglingSet {
         /// The chain of the rule.
-        chain: String,
-        /// The bad index.
+        chain: ChainId,
+        /// The set.
         set: SetId,
     },
     /// A verdict leads to a chain that is not there, or to the base chain.
-    #[error("{place} leads to {chain:?}, which is not in the plan or is the base chain")]
+    #[error("{place} leads to {chain}, which is not in the plan or is the base chain")]
     DanglingChain {
         /// The chain or map with the verdict.
         place: String,
-        /// The bad index.
+        /// The chain that is not there.
         chain: ChainId,
     },
-    /// A counter stands for a list of origins that is not there.
-    #[error("{place} counts for {origins:?}, which is not in the plan")]
+    /// The counter of an element stands for a list of origins that is not there.
+    #[error("an element of {set} counts for {origins:?}, which the set does not have")]
     DanglingOrigins {
-        /// The chain or set with the counter.
-        place: String,
+        /// The set.
+        set: SetId,
         /// The bad index.
         origins: OriginsId,
     },
@@ -80,15 +73,15 @@ pub enum Violation {
     #[error("chain {chain} does not look for what {set} holds")]
     WrongLookup {
         /// The chain of the rule.
-        chain: String,
+        chain: ChainId,
         /// The set.
-        set: String,
+        set: SetId,
     },
     /// An element that does not belong into its set by its type, verdict or counter.
     #[error("{key:?} does not fit the set {set}")]
     WrongElement {
         /// The set.
-        set: String,
+        set: SetId,
         /// The element.
         key: Key,
     },
@@ -96,20 +89,18 @@ pub enum Violation {
     #[error("{key:?} is in the set {set} already")]
     Overlap {
         /// The set.
-        set: String,
+        set: SetId,
         /// The element.
         key: Key,
     },
     /// Chains that lead to themselves, or deeper than the kernel's stack.
     #[error("chain {0} leads to itself, or deeper than {DEPTH_LIMIT} chains")]
-    Depth(String),
+    Depth(ChainId),
     /// Parts of a rule after its verdict, or no part at all.
     #[error("a rule of chain {0} does not end with its verdict")]
-    Unreachable(String),
+    Unreachable(ChainId),
 }
 
-/// `NFT_NAME_MAXLEN`, less the zero byte.
-const NAME_LIMIT: usize = 255;
 /// `NFT_JUMP_STACK_SIZE`.
 const DEPTH_LIMIT: usize = 16;
 
@@ -126,16 +117,15 @@ impl Fake {
 
     /// Applies a plan that was made elsewhere. The error is [`Error::Contract`].
     pub fn apply_plan(&mut self, plan: Plan) -> Result<(), Error> {
-        let elements = contract(&plan)?;
-        let final_hits = std::mem::take(&mut self.hits).into_values().collect();
-        *self = Fake { plan, elements, hits: BTreeMap::new(), final_hits };
+        self.elements = contract(&plan)?;
+        self.plan = plan;
         Ok(())
     }
 
     /// Whether a new connection passes. It is counted.
     pub fn passes(&mut self, packet: &Packet) -> bool {
         let mut returns = Vec::new();
-        let mut at = (ChainId(0), 0);
+        let mut at = (ChainId::Base, 0);
         loop {
             let (chain, rule) = at;
             let verdict = match self.plan.chain(chain).map(|chain| chain.rules.get(rule).cloned()) {
@@ -173,7 +163,7 @@ impl Fake {
                 self.lookup(fields, *set, packet).map(|element| element.verdict)
             }
             Expression::Count(origins) => {
-                self.count(*origins, packet);
+                self.count(origins, packet);
                 Some(None)
             }
             Expression::Verdict(verdict) => Some(Some(*verdict)),
@@ -182,19 +172,21 @@ impl Fake {
 
     fn lookup(&mut self, fields: &[Field], id: SetId, packet: &Packet) -> Option<Element> {
         let wanted = packet.key(fields)?;
-        let elements = self.elements.get(id.0 as usize)?;
-        let element = if self.plan.set(id)?.interval {
+        let elements = self.elements.get(&id)?;
+        let set = self.plan.set(id)?;
+        let element = if set.interval {
             let (_, element) = elements.range(..=from(wanted)).next_back()?;
             holds(element.key, wanted).then_some(*element)?
         } else {
             *elements.get(&wanted)?
         };
-        self.count(element.origins, packet);
+        let origins = set.origins(element.origins).to_vec();
+        self.count(&origins, packet);
         Some(element)
     }
 
-    fn count(&mut self, origins: OriginsId, packet: &Packet) {
-        for origin in self.plan.origins(origins) {
+    fn count(&mut self, origins: &[u32], packet: &Packet) {
+        for origin in origins {
             let hits = self.hits.entry(*origin).or_default();
             hits.origin = *origin;
             hits.packets += 1;
@@ -206,16 +198,18 @@ impl Fake {
 impl Dataplane for Fake {
     fn apply(&mut self, state: &NodeState) -> Result<Report, Error> {
         let start = Instant::now();
-        self.apply_plan(plan(state)?)?;
-        Ok(self.plan.report(0, start.elapsed()))
+        let plan = self.planner.plan(state)?;
+        self.apply_plan(plan)?;
+        let elements = self.elements.values().map(BTreeMap::len).sum();
+        Ok(self.plan.report(elements, 0, start.elapsed()))
     }
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
         Ok(self.hits.values().copied().collect())
     }
 
-    fn take_final_hits(&mut self) -> Vec<Hits> {
-        std::mem::take(&mut self.final_hits)
+    fn tidy(&mut self, _wait: bool) -> bool {
+        false
     }
 
     fn differences(&mut self) -> Result<Vec<Difference>, Error> {
@@ -284,36 +278,22 @@ fn holds(range: Key, wanted: Key) -> bool {
 }
 
 /// Holds the plan to the kernel's rules. Returns the elements by key.
-fn contract(plan: &Plan) -> Result<Vec<BTreeMap<Key, Element>>, Violation> {
-    for names in [
-        plan.sets.iter().map(|set| &set.name).collect::<Vec<_>>(),
-        plan.chains.iter().map(|chain| &chain.name).collect(),
-    ] {
-        let mut seen = BTreeSet::new();
-        for name in names {
-            if name.is_empty() || name.len() > NAME_LIMIT {
-                return Err(Violation::NameLength(name.clone()));
-            }
-            if !seen.insert(name) {
-                return Err(Violation::DuplicateName(name.clone()));
-            }
-        }
+fn contract(plan: &Plan) -> Result<BTreeMap<SetId, BTreeMap<Key, Element>>, Violation> {
+    let elements = plan.sets.iter().map(|(id, set)| Ok((*id, set_contract(plan, *id, set)?)));
+    let elements = elements.collect::<Result<_, _>>()?;
+    for id in plan.chains.keys() {
+        chain_contract(plan, *id)?;
     }
-    let elements = plan.sets.iter().map(|set| set_contract(plan, set)).collect::<Result<_, _>>()?;
-    for chain in &plan.chains {
-        chain_contract(plan, chain)?;
-    }
-    if plan.chains.is_empty() {
+    if !plan.chains.contains_key(&ChainId::Base) {
         return Err(Violation::NoBaseChain);
     }
-    let mut depths = vec![Depth::Unknown; plan.chains.len()];
-    depth(plan, ChainId(0), &mut depths)?;
+    depth(plan, ChainId::Base, &mut BTreeMap::new())?;
     Ok(elements)
 }
 
-fn set_contract(plan: &Plan, set: &Set) -> Result<BTreeMap<Key, Element>, Violation> {
+fn set_contract(plan: &Plan, id: SetId, set: &Set) -> Result<BTreeMap<Key, Element>, Violation> {
     let mut elements = BTreeMap::new();
-    for element in &set.elements {
+    for element in set.elements() {
         let key = element.key;
         let of = Family::of;
         let (parts, exact, upright) = match key {
@@ -337,12 +317,15 @@ fn set_contract(plan: &Plan, set: &Set) -> Result<BTreeMap<Key, Element>, Violat
             && set.map == element.verdict.is_some()
             && (set.counted || element.origins == OriginsId::default());
         if !fits {
-            return Err(Violation::WrongElement { set: set.name.clone(), key });
+            return Err(Violation::WrongElement { set: id, key });
         }
-        verdict_contract(plan, &set.name, element.verdict)?;
-        origins_contract(plan, &set.name, element.origins)?;
-        if elements.insert(key, *element).is_some() {
-            return Err(Violation::Overlap { set: set.name.clone(), key });
+        verdict_contract(plan, &id, element.verdict)?;
+        let origins = element.origins;
+        if set.counted && origins.0 as usize >= set.origins.len() {
+            return Err(Violation::DanglingOrigins { set: id, origins });
+        }
+        if elements.insert(key, element).is_some() {
+            return Err(Violation::Overlap { set: id, key });
         }
     }
     if set.interval {
@@ -353,86 +336,79 @@ fn set_contract(plan: &Plan, set: &Set) -> Result<BTreeMap<Key, Element>, Violat
                 _ => false,
             };
             if overlap {
-                return Err(Violation::Overlap { set: set.name.clone(), key: *higher });
+                return Err(Violation::Overlap { set: id, key: *higher });
             }
         }
     }
     Ok(elements)
 }
 
-fn chain_contract(plan: &Plan, chain: &Chain) -> Result<(), Violation> {
-    for rule in &chain.rules {
+fn chain_contract(plan: &Plan, id: ChainId) -> Result<(), Violation> {
+    for rule in plan.chain(id).iter().flat_map(|chain| &chain.rules) {
         for part in &rule.0 {
             match part {
-                Expression::Lookup(fields, id) | Expression::Map(fields, id) => {
-                    let dangling =
-                        || Violation::DanglingSet { chain: chain.name.clone(), set: *id };
-                    let set = plan.set(*id).ok_or_else(dangling)?;
+                Expression::Lookup(fields, looked) | Expression::Map(fields, looked) => {
+                    let dangling = || Violation::DanglingSet { chain: id, set: *looked };
+                    let set = plan.set(*looked).ok_or_else(dangling)?;
                     let map = matches!(part, Expression::Map(..));
                     if set.map != map
                         || !fields.iter().map(|f| f.kind()).eq(set.key.iter().copied())
                     {
-                        let (chain, set) = (chain.name.clone(), set.name.clone());
-                        return Err(Violation::WrongLookup { chain, set });
+                        return Err(Violation::WrongLookup { chain: id, set: *looked });
                     }
                 }
-                Expression::Count(origins) => origins_contract(plan, &chain.name, *origins)?,
-                Expression::Verdict(verdict) => {
-                    verdict_contract(plan, &chain.name, Some(*verdict))?
-                }
-                Expression::KnownConnection | Expression::NeighborDiscovery => {}
+                Expression::Verdict(verdict) => verdict_contract(plan, &id, Some(*verdict))?,
+                Expression::Count(_)
+                | Expression::KnownConnection
+                | Expression::NeighborDiscovery => {}
             }
         }
         let ends = |part: &Expression| matches!(part, Expression::Verdict(_) | Expression::Map(..));
         if rule.0.iter().position(ends).map(|index| index + 1) != Some(rule.0.len()) {
-            return Err(Violation::Unreachable(chain.name.clone()));
+            return Err(Violation::Unreachable(id));
         }
     }
     Ok(())
 }
 
-fn verdict_contract(plan: &Plan, place: &str, verdict: Option<Verdict>) -> Result<(), Violation> {
+fn verdict_contract(
+    plan: &Plan,
+    place: &impl ToString,
+    verdict: Option<Verdict>,
+) -> Result<(), Violation> {
     match verdict {
         Some(Verdict::Jump(chain) | Verdict::Goto(chain))
-            if chain.0 == 0 || plan.chain(chain).is_none() =>
+            if chain == ChainId::Base || plan.chain(chain).is_none() =>
         {
-            Err(Violation::DanglingChain { place: place.to_owned(), chain })
+            Err(Violation::DanglingChain { place: place.to_string(), chain })
         }
         _ => Ok(()),
     }
 }
 
-fn origins_contract(plan: &Plan, place: &str, origins: OriginsId) -> Result<(), Violation> {
-    if (origins.0 as usize) < plan.origins.len() {
-        return Ok(());
-    }
-    Err(Violation::DanglingOrigins { place: place.to_owned(), origins })
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Depth {
-    Unknown,
-    /// Being walked: to come here again is a loop.
-    Open,
-    /// So many chains follow at most.
-    Known(usize),
-}
-
-fn depth(plan: &Plan, id: ChainId, depths: &mut [Depth]) -> Result<usize, Violation> {
-    let index = id.0 as usize;
-    let chain = &plan.chains[index];
-    match depths[index] {
-        Depth::Known(depth) => return Ok(depth),
-        Depth::Open => return Err(Violation::Depth(chain.name.clone())),
-        Depth::Unknown => depths[index] = Depth::Open,
+/// How many chains follow a chain at most; `None` while that is being found out, so that to come
+/// there again is a loop.
+fn depth(
+    plan: &Plan,
+    id: ChainId,
+    depths: &mut BTreeMap<ChainId, Option<usize>>,
+) -> Result<usize, Violation> {
+    match depths.insert(id, None) {
+        Some(Some(depth)) => {
+            depths.insert(id, Some(depth));
+            return Ok(depth);
+        }
+        Some(None) => return Err(Violation::Depth(id)),
+        None => {}
     }
     let mut deepest = 0;
-    for part in chain.rules.iter().flat_map(|rule| &rule.0) {
+    let rules = plan.chain(id).map_or(&[][..], |chain| &chain.rules);
+    for part in rules.iter().flat_map(|rule| &rule.0) {
         let verdicts = match part {
             Expression::Verdict(verdict) => vec![*verdict],
             Expression::Map(_, map) => {
-                let elements = plan.set(*map).map_or(&[][..], |set| &set.elements);
-                elements.iter().filter_map(|element| element.verdict).collect()
+                let elements = plan.set(*map).into_iter().flat_map(Set::elements);
+                elements.filter_map(|element| element.verdict).collect()
             }
             _ => Vec::new(),
         };
@@ -443,8 +419,8 @@ fn depth(plan: &Plan, id: ChainId, depths: &mut [Depth]) -> Result<usize, Violat
         }
     }
     if deepest >= DEPTH_LIMIT {
-        return Err(Violation::Depth(chain.name.clone()));
+        return Err(Violation::Depth(id));
     }
-    depths[index] = Depth::Known(deepest);
+    depths.insert(id, Some(deepest));
     Ok(deepest)
 }

@@ -11,69 +11,169 @@
 //! 3. the rest by port: a verdict map from ports to chains with the lookups of 2.
 //!
 //! What is allowed returns, so that the other end is judged too.
+//!
+//! States come one after the other, and most of one is in the next: what belongs to a profile is
+//! laid out again only if its entries are others, or peer sets of which it has copies.
 
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hash};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use portcullis_core::net::{Family, IpRange, Protocol};
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxHashMap;
 
 use crate::Error;
 use crate::plan::{
-    BASE_CHAIN, Chain, ChainId, Element, Expression, Field, Key, OriginsId, Plan, Rule, Set, SetId,
-    Type, Verdict,
+    Chain, ChainId, Direction, Element, Elements, Expression, Field, Key, OriginsId, Plan, Rule,
+    Set, SetId, Type, Verdict,
 };
-use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use crate::state::{Addresses, Entry, NodeState, PeerSet, Ports, Profile};
 
 /// A peer set of more addresses is not copied into the sets of a chain, nor multiplied with ports.
 const COPY_LIMIT: usize = 512;
 /// A chain looks into so many shared sets; what is beyond is copied after all.
 const SHARED_LIMIT: usize = 8;
 
-/// Lays out the state. Equal states give equal plans. An error says which index of the state is
-/// out of bounds or which range is upside down.
+/// Lays out the state. Equal states give equal plans. An error says which number of the state
+/// stands for nothing or which range is upside down.
 pub fn plan(state: &NodeState) -> Result<Plan, Error> {
-    check(state)?;
-    let mut layout = Layout::new(state);
-    let mut chains = Vec::with_capacity(state.profiles.len());
-    for (number, profile) in state.profiles.iter().enumerate() {
-        chains.push(Direction::BOTH.map(|direction| {
-            let entries = direction.entries(profile)?;
-            Some(layout.profile_chain(
-                direction,
-                &format!("p{number}-{}", direction.name()),
-                entries,
-            ))
-        }));
-    }
-    layout.base_chain(&chains);
-    Ok(layout.plan)
+    Planner::default().plan(state)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Direction {
-    Egress,
-    Ingress,
+/// Lays out states one after the other. It gives the same as [`plan`], and takes over what it can.
+#[derive(Debug, Default)]
+pub struct Planner {
+    /// What was laid out last.
+    state: NodeState,
+    local: Arc<BTreeSet<IpAddr>>,
+    shared: BTreeMap<u32, Arc<Shared>>,
+    parts: BTreeMap<(u32, Direction), Arc<Part>>,
+}
+
+/// The sets of a large peer set.
+#[derive(Debug)]
+struct Shared {
+    sets: Vec<(SetId, Arc<Set>)>,
+}
+
+/// What belongs to one profile and direction.
+#[derive(Debug, Default)]
+struct Part {
+    chains: Vec<(ChainId, Arc<Chain>)>,
+    sets: Vec<(SetId, Arc<Set>)>,
+    /// The peer sets of which it has copies.
+    copied: BTreeSet<u32>,
+    /// Those that it looks into, with the names of their sets.
+    looked_into: BTreeMap<u32, Vec<SetId>>,
+}
+
+impl Planner {
+    /// Lays out the state. After an error, what was laid out last is still that.
+    pub fn plan(&mut self, state: &NodeState) -> Result<Plan, Error> {
+        let dangling = |what, number, place: String| Error::Dangling { what, number, place };
+        for (address, profile) in &state.endpoints {
+            if !state.profiles.contains_key(profile) {
+                return Err(dangling("profile", *profile, format!("endpoint {address}")));
+            }
+        }
+        let local_is_new = !state.endpoints.keys().eq(self.local.iter());
+        let local = match local_is_new {
+            true => Arc::new(state.endpoints.keys().copied().collect()),
+            false => self.local.clone(),
+        };
+
+        let mut layout = Layout { state, local: &local, shared: BTreeMap::new() };
+        for (number, peers) in &state.peers {
+            let PeerSet::Addresses(addresses) = peers else { continue };
+            if !addresses.exceed(COPY_LIMIT) {
+                continue;
+            }
+            let same = !local_is_new && self.state.peers.get(number).is_some_and(|p| p.same(peers));
+            let shared = match self.shared.get(number).filter(|_| same) {
+                Some(shared) => shared.clone(),
+                None => layout.shared(*number, addresses),
+            };
+            layout.shared.insert(*number, shared);
+        }
+
+        let mut parts = BTreeMap::new();
+        let mut first_with = FxHashMap::<(Direction, &[Entry]), u32>::default();
+        let mut chain_of = FxHashMap::<(u32, Direction), ChainId>::default();
+        for (number, profile) in &state.profiles {
+            for direction in Direction::BOTH {
+                let Some(entries) = entries(profile, direction) else { continue };
+                // Profiles with equal rules share a chain.
+                let owner = *first_with.entry((direction, entries)).or_insert(*number);
+                chain_of.insert((*number, direction), ChainId::Profile(owner, direction));
+                if owner != *number {
+                    continue;
+                }
+                let key = (*number, direction);
+                let old = self.parts.get(&key).filter(|part| {
+                    self.state.profiles.get(number).is_some_and(|old| {
+                        same_entries(old, profile, direction)
+                            && self.is_as_it_was(part, state, &layout.shared)
+                    })
+                });
+                let part = match old {
+                    Some(part) => part.clone(),
+                    None => {
+                        check(state, *number, direction, entries)?;
+                        Arc::new(layout.part(*number, direction, entries))
+                    }
+                };
+                parts.insert(key, part);
+            }
+        }
+
+        let mut plan = Plan { local: local.clone(), ..Plan::default() };
+        for part in parts.values() {
+            plan.chains.extend(part.chains.iter().cloned());
+            plan.sets.extend(part.sets.iter().cloned());
+            for number in part.looked_into.keys() {
+                let shared = layout.shared.get(number);
+                plan.sets.extend(shared.iter().flat_map(|shared| shared.sets.iter().cloned()));
+            }
+        }
+        layout.base_chain(&mut plan, &chain_of);
+        let shared = layout.shared;
+        *self = Planner { state: state.clone(), local, shared, parts };
+        Ok(plan)
+    }
+
+    /// Whether what a part was made from, beside its entries, is as it was.
+    fn is_as_it_was(
+        &self,
+        part: &Part,
+        state: &NodeState,
+        shared: &BTreeMap<u32, Arc<Shared>>,
+    ) -> bool {
+        part.copied.iter().all(|number| {
+            let old = self.state.peers.get(number).zip(state.peers.get(number));
+            old.is_some_and(|(old, new)| old.same(new))
+        }) && part.looked_into.iter().all(|(number, sets)| {
+            let now = shared.get(number).map(|shared| shared.sets.iter().map(|(id, _)| id));
+            now.is_some_and(|now| now.eq(sets))
+        })
+    }
+}
+
+fn entries(profile: &Profile, direction: Direction) -> Option<&[Entry]> {
+    match direction {
+        Direction::Egress => profile.egress.as_deref(),
+        Direction::Ingress => profile.ingress.as_deref(),
+    }
+}
+
+fn same_entries(old: &Profile, new: &Profile, direction: Direction) -> bool {
+    let (old, new) = (entries(old, direction), entries(new, direction));
+    match (old, new) {
+        (Some(old), Some(new)) => std::ptr::eq(old, new) || old == new,
+        _ => false,
+    }
 }
 
 impl Direction {
-    const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
-
-    fn name(self) -> &'static str {
-        match self {
-            Direction::Egress => "egress",
-            Direction::Ingress => "ingress",
-        }
-    }
-
-    fn entries(self, profile: &Profile) -> Option<&[Entry]> {
-        match self {
-            Direction::Egress => profile.egress.as_deref(),
-            Direction::Ingress => profile.ingress.as_deref(),
-        }
-    }
-
     fn local(self, family: Family) -> Field {
         match self {
             Direction::Egress => Field::Source(family),
@@ -91,29 +191,13 @@ impl Direction {
 
 struct Layout<'a> {
     state: &'a NodeState,
-    plan: Plan,
-    origins: FxHashMap<Vec<u32>, OriginsId>,
-    /// By the hash of the content.
-    sets: FxHashMap<u64, Vec<SetId>>,
-    chains: FxHashMap<(Direction, Vec<Rule>), ChainId>,
-    /// By peer set and family; `None` if it has no address of the family.
-    shared: FxHashMap<(u32, Family), Option<SetId>>,
+    local: &'a Arc<BTreeSet<IpAddr>>,
+    /// By the number of the peer set: every large one.
+    shared: BTreeMap<u32, Arc<Shared>>,
 }
 
-impl<'a> Layout<'a> {
-    fn new(state: &'a NodeState) -> Layout<'a> {
-        let base = Chain { name: BASE_CHAIN.to_owned(), rules: Vec::new() };
-        Layout {
-            state,
-            plan: Plan { chains: vec![base], origins: vec![Vec::new()], ..Plan::default() },
-            origins: FxHashMap::from_iter([(Vec::new(), OriginsId(0))]),
-            sets: FxHashMap::default(),
-            chains: FxHashMap::default(),
-            shared: FxHashMap::default(),
-        }
-    }
-
-    fn base_chain(&mut self, chains: &[[Option<ChainId>; 2]]) {
+impl Layout<'_> {
+    fn base_chain(&self, plan: &mut Plan, chains: &FxHashMap<(u32, Direction), ChainId>) {
         // Neighbour discovery is how pods on one bridge find each other. It comes here where the
         // kernel hands bridged packets to IP hooks, and is of no known connection.
         let passing = [Expression::KnownConnection, Expression::NeighborDiscovery];
@@ -123,37 +207,43 @@ impl<'a> Layout<'a> {
             // A pod reaches itself: through a Service, the packet comes back to it by the node.
             let selves =
                 self.endpoints(family).map(|(address, _)| (Key::Pair(address, address), None));
-            let set = self.set(format!("self{}", digit(family)), plain(selves));
+            let set = plan.add(SetId::Selves(family), plain(selves));
             let fields = vec![Field::Source(family), Field::Destination(family)];
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Accept)));
         }
-        for (index, direction) in Direction::BOTH.into_iter().enumerate() {
+        for direction in Direction::BOTH {
             for family in Family::ALL {
                 let isolated = self.endpoints(family).filter_map(|(address, profile)| {
-                    let chain = chains.get(profile as usize)?[index]?;
+                    let chain = *chains.get(&(profile, direction))?;
                     Some((Key::Address(address), Some(Verdict::Jump(chain))))
                 });
-                let map =
-                    self.set(format!("{}{}", direction.name(), digit(family)), plain(isolated));
+                let map = plan.add(SetId::Isolated(direction, family), plain(isolated));
                 let fields = vec![direction.local(family)];
                 rules.extend(map.map(|map| Rule(vec![Expression::Map(fields, map)])));
             }
         }
-        self.plan.chains[0].rules = rules;
+        plan.chains.insert(ChainId::Base, Arc::new(Chain { rules }));
     }
 
-    fn endpoints(&self, family: Family) -> impl Iterator<Item = (IpAddr, u32)> + use<'a> {
+    fn endpoints(&self, family: Family) -> impl Iterator<Item = (IpAddr, u32)> {
         let endpoints = self.state.endpoints.iter().map(|(address, profile)| (*address, *profile));
         endpoints.filter(move |(address, _)| Family::of(*address) == family)
     }
 
-    fn profile_chain(&mut self, direction: Direction, name: &str, entries: &[Entry]) -> ChainId {
+    fn part(&self, profile: u32, direction: Direction, entries: &[Entry]) -> Part {
+        let mut part = Part::default();
+        let chain = ChainId::Profile(profile, direction);
         let mut exact = Vec::new();
         let mut every_port = Peers::default();
         let mut by_port = Vec::new();
         for entry in entries {
+            if let Some(peers) = entry.peers
+                && !self.shared.contains_key(&peers)
+            {
+                part.copied.insert(peers);
+            }
             match entry.ports {
-                None => every_port.add(self.state, entry.peers, entry.origin),
+                None => every_port.add(self, entry.peers, entry.origin),
                 Some(ports) => {
                     let all =
                         self.exact_keys(entry.peers, ports, |key| exact.push((key, entry.origin)));
@@ -168,26 +258,27 @@ impl<'a> Layout<'a> {
         for family in Family::ALL {
             let of_family =
                 exact.iter().copied().filter(|(key, _)| key_family(key) == Some(family));
-            let set = self.counted(format!("{name}-exact{}", digit(family)), of_family);
+            let set = part.add(SetId::Exact(profile, direction, family), counted(of_family));
             let fields = vec![direction.remote(family), Field::Protocol, Field::Port];
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Return)));
         }
-        self.peer_rules(direction, name, &every_port, &mut rules);
-        rules.extend(self.port_map(direction, name, &by_port, &every_port.any));
-        rules.push(self.last_rule(&every_port.any));
-        self.chain(direction, name.to_owned(), rules)
+        self.peer_rules(&mut part, direction, chain, &every_port, &mut rules);
+        rules.extend(self.port_map(&mut part, profile, direction, &by_port, &every_port.any));
+        rules.push(last_rule(&every_port.any));
+        part.chains.push((chain, Arc::new(Chain { rules })));
+        part
     }
 
     /// Gives the keys of an entry with a port that fit the exact set. False if something is left.
     fn exact_keys(&self, peers: Option<u32>, ports: Ports, mut give: impl FnMut(Key)) -> bool {
         let exact = ports.first == ports.last;
         let mut key = |address| give(Key::Service(address, ports.protocol.number(), ports.first));
-        match peers.map(|peers| &self.state.peers[peers as usize]) {
+        match peers.and_then(|peers| self.state.peers.get(&peers)) {
             None => false,
             Some(PeerSet::Addresses(addresses)) => {
-                let fits = exact && addresses.len() <= COPY_LIMIT;
+                let fits = exact && !addresses.exceed(COPY_LIMIT);
                 if fits {
-                    addresses.iter().copied().for_each(key);
+                    addresses.iter().for_each(key);
                 }
                 fits
             }
@@ -206,9 +297,10 @@ impl<'a> Layout<'a> {
     /// The map from ports to chains, for entries that the exact set cannot hold. `any` are the
     /// origins that allow every address and port.
     fn port_map(
-        &mut self,
+        &self,
+        part: &mut Part,
+        profile: u32,
         direction: Direction,
-        name: &str,
         entries: &[(Ports, &Entry)],
         any: &[u32],
     ) -> Option<Rule> {
@@ -225,14 +317,14 @@ impl<'a> Layout<'a> {
                         let mut peers = Peers::default();
                         for index in &piece.labels {
                             let (_, entry) = entries[*index as usize];
-                            peers.add(self.state, entry.peers, entry.origin);
+                            peers.add(self, entry.peers, entry.origin);
                         }
                         peers.any.extend(any);
-                        let name = format!("{name}-ports{}", chains.len());
+                        let chain = ChainId::Ports(profile, direction, chains.len() as u32);
                         let mut rules = Vec::new();
-                        self.peer_rules(direction, &name, &peers, &mut rules);
-                        rules.push(self.last_rule(&peers.any));
-                        let chain = self.chain(direction, name, rules);
+                        self.peer_rules(part, direction, chain, &peers, &mut rules);
+                        rules.push(last_rule(&peers.any));
+                        part.chains.push((chain, Arc::new(Chain { rules })));
                         chains.insert(piece.labels, chain);
                         chain
                     }
@@ -241,7 +333,7 @@ impl<'a> Layout<'a> {
                 elements.push((Key::Ports(ports), Some(Verdict::Goto(chain))));
             }
         }
-        let map = self.set(format!("{name}-ports"), plain(elements))?;
+        let map = part.add(SetId::Ports(profile, direction), plain(elements))?;
         // The kernel compares part by part, and goes on with every element that fits so far. All
         // may be of one protocol, so the port comes first.
         Some(Rule(vec![Expression::Map(vec![Field::Port, Field::Protocol], map)]))
@@ -249,141 +341,176 @@ impl<'a> Layout<'a> {
 
     /// The lookups of addresses that are not tied to a port.
     fn peer_rules(
-        &mut self,
+        &self,
+        part: &mut Part,
         direction: Direction,
-        name: &str,
+        chain: ChainId,
         peers: &Peers,
         rules: &mut Vec<Rule>,
     ) {
         let mut shared = Vec::new();
         let mut copied = peers.addresses.clone();
-        for (set, origins) in &peers.large {
+        for (number, origins) in &peers.large {
+            let Some(sets) = self.shared.get(number) else { continue };
             if shared.len() < SHARED_LIMIT {
-                shared.push((*set, self.origins(origins)));
-            } else if let PeerSet::Addresses(addresses) = &self.state.peers[*set as usize] {
-                let keys = addresses.iter().map(|address| Key::Address(*address));
+                let names = sets.sets.iter().map(|(id, _)| *id).collect();
+                part.looked_into.insert(*number, names);
+                shared.push((*number, origins));
+            } else if let Some(PeerSet::Addresses(addresses)) = self.state.peers.get(number) {
+                part.copied.insert(*number);
+                let keys = addresses.iter().map(Key::Address);
                 copied.extend(keys.flat_map(|key| origins.iter().map(move |o| (key, *o))));
             }
         }
         for family in Family::ALL {
             let fields = vec![direction.remote(family)];
             let copied = copied.iter().copied().filter(|(key, _)| key_family(key) == Some(family));
-            let set = self.counted(format!("{name}-addresses{}", digit(family)), copied);
+            let set = part.add(SetId::Addresses(chain, family), counted(copied));
             rules.extend(set.map(|set| lookup(fields.clone(), set, None, Verdict::Return)));
-            for (peers, origins) in &shared {
-                let set = self.shared(*peers, family);
-                let origins = Some(*origins);
-                rules.extend(set.map(|set| lookup(fields.clone(), set, origins, Verdict::Return)));
+            for (number, origins) in &shared {
+                let sets = self.shared.get(number).into_iter().flat_map(|shared| &shared.sets);
+                for (id, _) in sets {
+                    if matches!(id, SetId::Remote(_, f) | SetId::Local(_, f) if *f == family) {
+                        let origins = Some(sorted(origins));
+                        rules.push(lookup(fields.clone(), *id, origins, Verdict::Return));
+                    }
+                }
             }
             let ranges = peers.ranges.iter().filter(|(range, _)| Family::of(range.first) == family);
+            let mut origins = OriginLists::default();
             let pieces =
                 cut(ranges.map(|(range, o)| (number(range.first), number(range.last), *o)));
             let elements = pieces.into_iter().map(|piece| Element {
-                key: Key::Addresses(IpRange {
-                    first: address(family, piece.first),
-                    last: address(family, piece.last),
-                }),
-                origins: self.origins(&piece.labels),
+                key: Key::Addresses(piece.range(family)),
+                origins: origins.number(&piece.labels),
                 verdict: None,
             });
             let elements = elements.collect();
-            let set = self.set(format!("{name}-blocks{}", digit(family)), (elements, true));
+            let set = part.add(SetId::Blocks(chain, family), (elements, Some(origins)));
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Return)));
         }
     }
 
-    fn last_rule(&mut self, any: &[u32]) -> Rule {
-        let verdict = if any.is_empty() { Verdict::Drop } else { Verdict::Return };
-        Rule(vec![Expression::Count(self.origins(any)), Expression::Verdict(verdict)])
-    }
-
-    fn origins(&mut self, origins: &[u32]) -> OriginsId {
-        let mut origins = origins.to_vec();
-        origins.sort_unstable();
-        origins.dedup();
-        if let Some(id) = self.origins.get(&origins) {
-            return *id;
-        }
-        let id = OriginsId(self.plan.origins.len() as u32);
-        self.plan.origins.push(origins.clone());
-        self.origins.insert(origins, id);
-        id
-    }
-
-    /// A large peer set's addresses of one family.
-    fn shared(&mut self, peers: u32, family: Family) -> Option<SetId> {
-        if let Some(set) = self.shared.get(&(peers, family)) {
-            return *set;
-        }
-        let addresses = match &self.state.peers[peers as usize] {
-            PeerSet::Addresses(addresses) => addresses.as_slice(),
-            PeerSet::Ranges(_) => &[],
-        };
-        let of_family = addresses.iter().filter(|address| Family::of(**address) == family);
-        let keys = of_family.map(|address| (Key::Address(*address), None));
-        let set = self.set(format!("peers{peers}-{}", digit(family)), plain(keys));
-        self.shared.insert((peers, family), set);
-        set
-    }
-
-    /// A hash set with a counter for each element: equal keys become one with all their origins.
-    fn counted(&mut self, name: String, keys: impl Iterator<Item = (Key, u32)>) -> Option<SetId> {
-        let mut keys: Vec<_> = keys.collect();
-        keys.sort_unstable();
-        let mut elements = Vec::with_capacity(keys.len());
-        let mut origins = Vec::new();
-        for group in keys.chunk_by(|(a, _), (b, _)| a == b) {
-            origins.clear();
-            origins.extend(group.iter().map(|(_, origin)| *origin));
-            let origins = self.origins(&origins);
-            elements.push(Element { key: group[0].0, origins, verdict: None });
-        }
-        self.set(name, (elements, true))
-    }
-
-    /// The set with these elements, which is not made again if there is one. `None` if there are no elements.
-    fn set(&mut self, name: String, (elements, counted): (Vec<Element>, bool)) -> Option<SetId> {
-        let first = elements.first()?;
-        let key = match first.key {
-            Key::Pair(address, _) => vec![Type::Address(Family::of(address)); 2],
-            Key::Address(address) => vec![Type::Address(Family::of(address))],
-            Key::Addresses(range) => vec![Type::Address(Family::of(range.first))],
-            Key::Service(address, ..) => {
-                vec![Type::Address(Family::of(address)), Type::Protocol, Type::Port]
+    /// A large peer set as sets, of each family what is remote and what is local.
+    fn shared(&self, number: u32, addresses: &Addresses) -> Arc<Shared> {
+        let mut sets = Vec::new();
+        for family in Family::ALL {
+            let (of, local) = (addresses.clone(), self.local.clone());
+            let remote = Set {
+                key: vec![Type::Address(family)],
+                interval: false,
+                counted: false,
+                map: false,
+                elements: Elements::Remote { of, family, local },
+                origins: vec![Vec::new()],
+            };
+            if !remote.is_empty() {
+                sets.push((SetId::Remote(number, family), Arc::new(remote)));
             }
-            Key::Ports(_) => vec![Type::Port, Type::Protocol],
-        };
-        let interval = elements.iter().any(|element| match element.key {
-            Key::Addresses(_) => true,
-            Key::Ports(ports) => ports.first != ports.last,
-            _ => false,
-        });
-        let map = first.verdict.is_some();
-        let hash = FxBuildHasher.hash_one((counted, &elements));
-        let same = self.sets.entry(hash).or_default();
-        let sets = &mut self.plan.sets;
-        let is_same = |id: &&SetId| {
-            let set = &sets[id.0 as usize];
-            set.counted == counted && set.elements == elements
-        };
-        if let Some(id) = same.iter().find(is_same) {
-            return Some(*id);
+            let local = self.local.iter().copied();
+            let local = local.filter(|a| Family::of(*a) == family && addresses.contains(*a));
+            let local = plain(local.map(|address| (Key::Address(address), None)));
+            if let Some(set) = set(local) {
+                sets.push((SetId::Local(number, family), Arc::new(set)));
+            }
         }
-        let id = SetId(sets.len() as u32);
-        same.push(id);
-        sets.push(Set { name, key, interval, counted, map, elements });
+        Arc::new(Shared { sets })
+    }
+}
+
+impl Part {
+    /// Adds the set, unless it would be empty.
+    fn add(&mut self, id: SetId, content: Content) -> Option<SetId> {
+        self.sets.push((id, Arc::new(set(content)?)));
         Some(id)
     }
+}
 
-    /// The chain with these rules, which is not made again if there is one for the direction.
-    fn chain(&mut self, direction: Direction, name: String, rules: Vec<Rule>) -> ChainId {
-        let next = ChainId(self.plan.chains.len() as u32);
-        let id = *self.chains.entry((direction, rules.clone())).or_insert(next);
-        if id == next {
-            self.plan.chains.push(Chain { name, rules });
-        }
-        id
+impl Plan {
+    /// Adds the set, unless it would be empty.
+    fn add(&mut self, id: SetId, content: Content) -> Option<SetId> {
+        self.sets.insert(id, Arc::new(set(content)?));
+        Some(id)
     }
+}
+
+/// Elements sorted by key, and what their counters stand for if they have any.
+type Content = (Vec<Element>, Option<OriginLists>);
+
+/// Numbers equal lists of origins equally.
+#[derive(Debug)]
+struct OriginLists {
+    lists: Vec<Vec<u32>>,
+    numbers: FxHashMap<Vec<u32>, u32>,
+}
+
+impl Default for OriginLists {
+    fn default() -> Self {
+        OriginLists { lists: vec![Vec::new()], numbers: FxHashMap::from_iter([(Vec::new(), 0)]) }
+    }
+}
+
+impl OriginLists {
+    fn number(&mut self, origins: &[u32]) -> OriginsId {
+        let origins = sorted(origins);
+        if let Some(number) = self.numbers.get(&origins) {
+            return OriginsId(*number);
+        }
+        let number = self.lists.len() as u32;
+        self.lists.push(origins.clone());
+        self.numbers.insert(origins, number);
+        OriginsId(number)
+    }
+}
+
+fn sorted(origins: &[u32]) -> Vec<u32> {
+    let mut origins = origins.to_vec();
+    origins.sort_unstable();
+    origins.dedup();
+    origins
+}
+
+fn last_rule(any: &[u32]) -> Rule {
+    let verdict = if any.is_empty() { Verdict::Drop } else { Verdict::Return };
+    Rule(vec![Expression::Count(sorted(any)), Expression::Verdict(verdict)])
+}
+
+/// With a counter for each element: equal keys become one with all their origins.
+fn counted(keys: impl Iterator<Item = (Key, u32)>) -> Content {
+    let mut keys: Vec<_> = keys.collect();
+    keys.sort_unstable();
+    let mut elements = Vec::with_capacity(keys.len());
+    let mut lists = OriginLists::default();
+    let mut origins = Vec::new();
+    for group in keys.chunk_by(|(a, _), (b, _)| a == b) {
+        origins.clear();
+        origins.extend(group.iter().map(|(_, origin)| *origin));
+        let origins = lists.number(&origins);
+        elements.push(Element { key: group[0].0, origins, verdict: None });
+    }
+    (elements, Some(lists))
+}
+
+/// The set with these elements. `None` if there are no elements.
+fn set((elements, origins): Content) -> Option<Set> {
+    let first = elements.first()?;
+    let key = match first.key {
+        Key::Pair(address, _) => vec![Type::Address(Family::of(address)); 2],
+        Key::Address(address) => vec![Type::Address(Family::of(address))],
+        Key::Addresses(range) => vec![Type::Address(Family::of(range.first))],
+        Key::Service(address, ..) => {
+            vec![Type::Address(Family::of(address)), Type::Protocol, Type::Port]
+        }
+        Key::Ports(_) => vec![Type::Port, Type::Protocol],
+    };
+    let interval = elements.iter().any(|element| match element.key {
+        Key::Addresses(_) => true,
+        Key::Ports(ports) => ports.first != ports.last,
+        _ => false,
+    });
+    let (map, counted) = (first.verdict.is_some(), origins.is_some());
+    let origins = origins.unwrap_or_default().lists;
+    Some(Set { key, interval, counted, map, elements: Elements::Listed(elements), origins })
 }
 
 /// Remote ends that are looked up by address alone.
@@ -399,16 +526,20 @@ struct Peers {
 }
 
 impl Peers {
-    fn add(&mut self, state: &NodeState, peers: Option<u32>, origin: u32) {
-        let Some(index) = peers else { return self.any.push(origin) };
-        match &state.peers[index as usize] {
-            PeerSet::Addresses(addresses) if addresses.len() > COPY_LIMIT => {
-                self.large.entry(index).or_default().push(origin);
+    fn add(&mut self, layout: &Layout<'_>, peers: Option<u32>, origin: u32) {
+        let Some(number) = peers else { return self.any.push(origin) };
+        match layout.state.peers.get(&number) {
+            Some(PeerSet::Addresses(_)) if layout.shared.contains_key(&number) => {
+                self.large.entry(number).or_default().push(origin);
             }
-            PeerSet::Addresses(addresses) => {
-                self.addresses.extend(addresses.iter().map(|a| (Key::Address(*a), origin)));
+            Some(PeerSet::Addresses(addresses)) => {
+                self.addresses.extend(addresses.iter().map(|a| (Key::Address(a), origin)));
             }
-            PeerSet::Ranges(ranges) => self.ranges.extend(ranges.iter().map(|r| (*r, origin))),
+            Some(PeerSet::Ranges(ranges)) => {
+                self.ranges.extend(ranges.iter().map(|r| (*r, origin)));
+            }
+            // Refused before.
+            None => {}
         }
     }
 }
@@ -418,6 +549,13 @@ struct Piece {
     first: u128,
     last: u128,
     labels: Vec<u32>,
+}
+
+impl Piece {
+    /// The addresses that the numbers are.
+    fn range(&self, family: Family) -> IpRange {
+        IpRange { first: address(family, self.first), last: address(family, self.last) }
+    }
 }
 
 /// Cuts ranges (first, last, label) so that none overlap, in order. Neighbours with equal labels
@@ -459,12 +597,12 @@ fn cut(ranges: impl Iterator<Item = (u128, u128, u32)>) -> Vec<Piece> {
     pieces
 }
 
-fn plain(keys: impl IntoIterator<Item = (Key, Option<Verdict>)>) -> (Vec<Element>, bool) {
-    let element = |(key, verdict)| Element { key, origins: OriginsId(0), verdict };
-    (keys.into_iter().map(element).collect(), false)
+fn plain(keys: impl IntoIterator<Item = (Key, Option<Verdict>)>) -> Content {
+    let element = |(key, verdict)| Element { key, origins: OriginsId::default(), verdict };
+    (keys.into_iter().map(element).collect(), None)
 }
 
-fn lookup(fields: Vec<Field>, set: SetId, count: Option<OriginsId>, verdict: Verdict) -> Rule {
+fn lookup(fields: Vec<Field>, set: SetId, count: Option<Vec<u32>>, verdict: Verdict) -> Rule {
     let mut rule = vec![Expression::Lookup(fields, set)];
     rule.extend(count.map(Expression::Count));
     rule.push(Expression::Verdict(verdict));
@@ -478,13 +616,6 @@ fn key_family(key: &Key) -> Option<Family> {
         }
         Key::Addresses(range) => Some(Family::of(range.first)),
         Key::Ports(_) => None,
-    }
-}
-
-fn digit(family: Family) -> char {
-    match family {
-        Family::V4 => '4',
-        Family::V6 => '6',
     }
 }
 
@@ -502,42 +633,40 @@ fn address(family: Family, number: u128) -> IpAddr {
     }
 }
 
-fn check(state: &NodeState) -> Result<(), Error> {
-    let index = |what, index: u32, count: usize, place: &dyn Fn() -> String| {
-        if (index as usize) < count {
-            return Ok(());
-        }
-        Err(Error::Dangling { what, index, count, place: place() })
-    };
-    for (address, profile) in &state.endpoints {
-        let place = || format!("endpoint {address}");
-        index("profile", *profile, state.profiles.len(), &place)?;
-    }
-    for (number, profile) in state.profiles.iter().enumerate() {
-        for direction in Direction::BOTH {
-            for (entry, n) in direction.entries(profile).into_iter().flatten().zip(0..) {
-                let place = || format!("profile {number}, {} entry {n}", direction.name());
-                index("origin", entry.origin, state.origins as usize, &place)?;
-                if let Some(peers) = entry.peers {
-                    index("peer set", peers, state.peers.len(), &place)?;
-                }
-                if let Some(ports) = entry.ports
-                    && ports.first > ports.last
-                {
-                    let range = format!("{}-{}", ports.first, ports.last);
-                    return Err(Error::UpsideDown { range, place: place() });
-                }
+/// Whether the entries make sense in the state.
+fn check(
+    state: &NodeState,
+    profile: u32,
+    direction: Direction,
+    entries: &[Entry],
+) -> Result<(), Error> {
+    for (entry, nth) in entries.iter().zip(0..) {
+        let place = || format!("profile {profile}, {direction} entry {nth}");
+        match entry.peers.map(|number| (number, state.peers.get(&number))) {
+            Some((number, None)) => {
+                return Err(Error::Dangling { what: "peer set", number, place: place() });
             }
-        }
-    }
-    for (number, peers) in state.peers.iter().enumerate() {
-        let PeerSet::Ranges(ranges) = peers else { continue };
-        for range in ranges {
-            if !range.contains(range.first) || !range.contains(range.last) {
-                let range = format!("{}-{}", range.first, range.last);
-                return Err(Error::UpsideDown { range, place: format!("peer set {number}") });
+            Some((number, Some(PeerSet::Ranges(ranges)))) => {
+                check_ranges(ranges, || format!("peer set {number}"))?;
             }
+            _ => {}
+        }
+        if let Some(ports) = entry.ports
+            && ports.first > ports.last
+        {
+            let range = format!("{}-{}", ports.first, ports.last);
+            return Err(Error::UpsideDown { range, place: place() });
         }
     }
     Ok(())
+}
+
+fn check_ranges(ranges: &[IpRange], place: impl Fn() -> String) -> Result<(), Error> {
+    let upright = |range: &IpRange| range.contains(range.first) && range.contains(range.last);
+    match ranges.iter().find(|range| !upright(range)) {
+        Some(IpRange { first, last }) => {
+            Err(Error::UpsideDown { range: format!("{first}-{last}"), place: place() })
+        }
+        None => Ok(()),
+    }
 }

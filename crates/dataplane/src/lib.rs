@@ -5,7 +5,9 @@
 //! sends it to the kernel, renders it as text or interprets it has nothing left to decide.
 
 mod attributes;
+mod bridge;
 mod compare;
+mod counts;
 mod encode;
 mod error;
 mod fake;
@@ -17,10 +19,22 @@ mod render;
 mod seam;
 mod share;
 pub mod state;
+mod update;
 
+/// How messages of nf_tables are written, for tables beside the one of the policies.
+pub mod nf_tables {
+    pub use crate::attributes::{Attributes, Message};
+    pub use crate::encode::{Request, compare, expression, load_meta, load_payload, transaction};
+}
+
+pub use bridge::Unseen;
 pub use compare::Difference;
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;
+
+// The random states of the tests are written for both sides of the crate's border.
+#[cfg(test)]
+extern crate self as portcullis_dataplane;

@@ -1,68 +1,110 @@
 //! Enforcement by nf_tables, over netlink.
 
-use std::collections::BTreeMap;
-use std::thread;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::thread::{MembarrierCommand, membarrier};
 
+use crate::bridge;
 use crate::compare::{self, Listing};
-use crate::encode::{self, Counted, Encoder, Request};
-use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
-use crate::plan::{BASE_CHAIN, Expression, OriginsId, Plan, plan};
+use crate::counts::Counts;
+use crate::encode::{self, Encoder, Names, Request};
+use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
+use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
-use crate::{Dataplane, Difference, Error, Hits, Report};
+use crate::update::Update;
+use crate::{Dataplane, Difference, Error, Hits, Report, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
 /// `inet portcullis` and touches nothing else.
 #[derive(Debug)]
 pub struct Nftables {
     socket: NetlinkSocket,
+    planner: Planner,
     /// What was applied last.
-    plan: Plan,
-    /// The generation of its names.
+    installed: Option<Installed>,
+    /// Whether what is in the kernel may be something else.
+    disturbed: bool,
+    /// The last generation of names.
     generation: u32,
     /// The kernel's number for the state in which all was last seen to be as applied.
     seen: Option<u32>,
-    final_hits: Vec<Hits>,
+    /// Asked for routes; `None` where it is not known in which namespace that would be.
+    routes: Option<NetlinkSocket>,
+    /// The addresses of the endpoints of what was applied last.
+    endpoints: Vec<IpAddr>,
+    /// What is to be removed, the oldest first.
+    aside: VecDeque<Aside>,
+    counts: Counts,
 }
+
+#[derive(Debug, Default)]
+struct Installed {
+    plan: Plan,
+    names: Names,
+}
+
+/// What the rules no longer lead to.
+#[derive(Debug)]
+struct Aside {
+    /// Ends when no packet is in it any more.
+    left: JoinHandle<()>,
+    /// By name; `None` if what is in it is not ours to know.
+    sets: Vec<(String, Option<Arc<Set>>)>,
+    chains: Vec<(String, Option<Arc<Chain>>)>,
+}
+
+/// So many elements are asked for at once.
+const ASKED: usize = 256;
+/// The rules of more chains are read with those of all others.
+const CHAINS: usize = 32;
 
 impl Nftables {
     /// Works in the network namespace of the calling thread. What is in the kernel stays until the
     /// first [`apply`](Dataplane::apply).
     pub fn open() -> Result<Nftables, Error> {
-        Ok(Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?))
+        let routes = Some(NetlinkSocket::open(NETLINK_ROUTE)?);
+        Ok(Nftables { routes, ..Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?) })
     }
 
     /// Works over a socket of [`NETLINK_NETFILTER`], in its namespace.
     pub fn over(socket: NetlinkSocket) -> Nftables {
         Nftables {
             socket,
-            plan: Plan::default(),
+            planner: Planner::default(),
+            installed: None,
+            disturbed: false,
             generation: 0,
             seen: None,
-            final_hits: Vec::new(),
+            routes: None,
+            endpoints: Vec::new(),
+            aside: VecDeque::new(),
+            counts: Counts::default(),
         }
-    }
-
-    /// What was applied last; empty before the first time.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
     }
 
     /// How what is in the kernel differs from what an apply of the state would put there.
     pub fn compare(&mut self, state: &NodeState) -> Result<Vec<Difference>, Error> {
         let plan = plan(state)?;
         let found = self.listing()?;
-        let names = found.chains.iter().filter_map(encode::chain_name);
-        let in_use = encode::looked_up(&found.rules).or_else(|| {
-            let mut ours = names.filter(|name| encode::generation(name) > 0);
-            ours.next()
-        });
-        let generation = in_use.map_or(1, encode::generation);
-        Ok(compare::differences(&wanted(&plan, generation), &found))
+        // Of several generations, the last is the one in force.
+        let mut last: FxHashMap<&str, u32> = FxHashMap::default();
+        let sets = found.sets.iter().filter_map(encode::set_name);
+        for name in sets.chain(found.chains.iter().filter_map(encode::chain_name)) {
+            let (base, generation) = (compare::without_generation(name), encode::generation(name));
+            let known = last.entry(base).or_default();
+            *known = generation.max(*known);
+        }
+        let mut names = Names::all(&plan, 1);
+        let in_force = |id: &dyn ToString| last.get(&*id.to_string()).copied().unwrap_or(1);
+        names.sets.iter_mut().for_each(|(id, generation)| *generation = in_force(id));
+        names.chains.iter_mut().for_each(|(id, generation)| *generation = in_force(id));
+        Ok(compare::differences(&Encoder { plan: &plan, names: &names }.all(), &found))
     }
 
     /// Everything in our table. A set that somebody deletes meanwhile is not in it.
@@ -74,7 +116,7 @@ impl Nftables {
             sets: self.socket.dump(encode::get_sets())?,
             ..Listing::default()
         };
-        match self.socket.dump(encode::get_rules()) {
+        match self.socket.dump(encode::get_rules(None)) {
             Ok(rules) => listing.rules = rules,
             Err(error) if absent(&error) => {}
             Err(error) => return Err(error),
@@ -95,22 +137,12 @@ impl Nftables {
         Ok(answers.iter().find_map(encode::kernel_generation))
     }
 
-    /// A generation that no set or chain in the table is of.
-    fn free_generation(&mut self) -> Result<u32, Error> {
-        let (sets, chains) = self.names()?;
-        let used = sets.iter().chain(&chains).map(|name| encode::generation(name));
-        let used: FxHashSet<u32> = used.collect();
-        let mut generation = 1;
-        while used.contains(&generation) {
-            generation += 1;
-        }
-        Ok(generation)
-    }
-
-    /// Puts everything beside what is enforced, and then leads packets there in one transaction.
-    fn put(&mut self, prepare: Vec<Request>, switch: Vec<Request>) -> Result<(), Error> {
-        self.in_pieces(prepare)?;
-        self.socket.transaction(encode::transaction(switch))
+    /// One transaction. As long as nobody else makes any, the kernel's number is known after it.
+    fn transaction(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        self.socket.transaction(encode::transaction(requests))?;
+        // 0 is never used.
+        self.seen = self.seen.map(|seen| seen.wrapping_add(1).max(1));
+        Ok(())
     }
 
     /// Sends requests in as few transactions as they fit into.
@@ -121,7 +153,7 @@ impl Nftables {
         for request in requests {
             let more = encode::bytes([&request]) - encode::bytes([]);
             if size + more > limit && !piece.is_empty() {
-                self.socket.transaction(encode::transaction(std::mem::take(&mut piece)))?;
+                self.transaction(std::mem::take(&mut piece))?;
                 size = encode::bytes([]);
             }
             size += more;
@@ -130,22 +162,200 @@ impl Nftables {
         if piece.is_empty() {
             return Ok(());
         }
-        self.socket.transaction(encode::transaction(piece))
+        self.transaction(piece)
     }
 
-    /// Removes what the base chain does not lead to, when no packet is in it any more.
-    ///
-    /// Never in the transaction that switches: an element ends with the transaction that deletes
-    /// it even for a packet that began in the old base chain, which would then find nothing there
-    /// and pass.
-    fn remove_generations(&mut self, old: impl Fn(u32) -> bool) -> Result<(), Error> {
-        let (mut sets, mut chains) = self.names()?;
-        sets.retain(|name| old(encode::generation(name)));
-        chains.retain(|name| old(encode::generation(name)));
-        if sets.is_empty() && chains.is_empty() {
-            return Ok(());
+    /// Puts a plan there whole, in place of whatever is there.
+    fn install(&mut self, plan: Plan, start: Instant) -> Result<Report, Error> {
+        self.disturbed = true;
+        self.seen = self.kernel_generation()?;
+        let (sets, chains) = self.names()?;
+        let found = sets.iter().chain(&chains).map(|name| encode::generation(name));
+        // Somebody else's name may end with the largest number.
+        let last = found.filter(|generation| *generation < u32::MAX / 2).max().unwrap_or_default();
+        self.generation = self.generation.max(last) + 1;
+        let names = Names::all(&plan, self.generation);
+        let encoder = Encoder { plan: &plan, names: &names };
+        let prepare = encoder.prepare(plan.sets.keys().copied(), plan.chains.keys().copied());
+        let switch = encoder.switch([ChainId::Base].into_iter());
+        let bytes = encode::bytes(prepare.iter().chain(&switch));
+        let done = self.in_pieces(prepare).and_then(|()| self.transaction(switch));
+        let elapsed = start.elapsed();
+        if let Err(error) = done {
+            self.seen = None;
+            let sets = names.sets.keys().map(|id| names.set(*id)).collect::<Vec<_>>();
+            let chains = names.chains.keys().filter(|id| **id != ChainId::Base);
+            let chains = chains.map(|id| names.chain(*id)).collect::<Vec<_>>();
+            self.abandon(&sets, &chains);
+            return Err(error);
         }
-        self.in_pieces(encode::remove_objects(&sets, &chains))
+        let old = self.installed.take().unwrap_or_default();
+        let known: FxHashMap<String, Arc<Set>> =
+            old.plan.sets.iter().map(|(id, set)| (old.names.set(*id), set.clone())).collect();
+        let known_chains: FxHashMap<String, Arc<Chain>> = old
+            .plan
+            .chains
+            .iter()
+            .map(|(id, chain)| (old.names.chain(*id), chain.clone()))
+            .collect();
+        // What was put aside before is among what was found.
+        self.aside.clear();
+        let with_set = |name: String| {
+            let set = known.get(&name).cloned();
+            (name, set)
+        };
+        let with_chain = |name: String| {
+            let chain = known_chains.get(&name).cloned();
+            (name, chain)
+        };
+        self.put_aside(
+            sets.into_iter().map(with_set).collect(),
+            chains.into_iter().map(with_chain).collect(),
+        );
+        let elements = plan.sets.values().map(|set| set.len()).sum();
+        let report = plan.report(elements, bytes, elapsed);
+        self.installed = Some(Installed { plan, names });
+        self.disturbed = false;
+        Ok(report)
+    }
+
+    /// Leads from what is installed to a plan.
+    fn update(
+        &mut self,
+        installed: Installed,
+        plan: &Plan,
+        start: Instant,
+    ) -> Result<Report, Error> {
+        let limit = self.socket.send_limit()?;
+        let mut step = Step::new(&installed, plan, self.generation + 1, true);
+        if encode::bytes(&step.switch) > limit {
+            step = Step::new(&installed, plan, self.generation + 1, false);
+        }
+        let Step { update, names, prepare, switch } = step;
+        let elements = update.elements(plan);
+        let bytes = match prepare.is_empty() && switch.is_empty() {
+            true => 0,
+            false => encode::bytes(prepare.iter().chain(&switch)),
+        };
+        if !update.new_sets.is_empty() || !update.new_chains.is_empty() {
+            self.generation += 1;
+        }
+        let done = self.count_before(&installed, &update).and_then(|counts| {
+            self.in_pieces(prepare)?;
+            if !switch.is_empty() {
+                self.transaction(switch)?;
+            }
+            Ok(counts)
+        });
+        let elapsed = start.elapsed();
+        match done {
+            Ok(counts) => self.counts = counts,
+            Err(error) => {
+                self.seen = None;
+                let sets: Vec<_> = update.new_sets.iter().map(|id| names.set(*id)).collect();
+                let chains: Vec<_> = update.new_chains.iter().map(|id| names.chain(*id)).collect();
+                self.abandon(&sets, &chains);
+                self.installed = Some(installed);
+                return Err(error);
+            }
+        }
+        let set = |id: &SetId| (installed.names.set(*id), installed.plan.sets.get(id).cloned());
+        let chain =
+            |id: &ChainId| (installed.names.chain(*id), installed.plan.chains.get(id).cloned());
+        self.put_aside(
+            update.old_sets.iter().map(set).collect(),
+            update.old_chains.iter().map(chain).collect(),
+        );
+        self.installed = Some(Installed { plan: plan.clone(), names });
+        Ok(plan.report(elements, bytes, elapsed))
+    }
+
+    /// What will have been counted once an update is done, of what it ends or makes count for
+    /// others.
+    fn count_before(&mut self, installed: &Installed, update: &Update) -> Result<Counts, Error> {
+        let mut counts = std::mem::take(&mut self.counts);
+        let counted = self.count_into(&mut counts, installed, update);
+        if let Err(error) = counted {
+            self.counts = counts;
+            return Err(error);
+        }
+        Ok(counts)
+    }
+
+    fn count_into(
+        &mut self,
+        counts: &mut Counts,
+        installed: &Installed,
+        update: &Update,
+    ) -> Result<(), Error> {
+        let removed = update.in_place.iter().map(|(id, delta)| {
+            (id, delta.removed.iter().map(|element| element.key).collect::<Vec<_>>(), false)
+        });
+        let anew = update.count_anew.iter().map(|(id, keys)| (id, keys.clone(), true));
+        for (id, keys, stays) in removed.chain(anew) {
+            let Some(set) = installed.plan.set(*id).filter(|set| set.counted) else { continue };
+            let name = installed.names.set(*id);
+            for keys in keys.chunks(ASKED) {
+                let message = encode::get_some_elements(&name, keys);
+                for answer in self.socket.request(message, 0)? {
+                    let found = encode::element_counters(&answer);
+                    counts.add_elements(&name, set, found.iter().copied());
+                    for (key, counter) in found {
+                        let begun = counts.begun.entry(name.clone()).or_default();
+                        match stays {
+                            true => _ = begun.insert(key.to_vec(), counter),
+                            false => _ = begun.remove(key),
+                        }
+                    }
+                }
+            }
+        }
+        let changed = || update.changed_chains.iter().filter(|id| **id != ChainId::Base);
+        let chains = || {
+            changed().filter_map(|id| {
+                Some((installed.names.chain(*id), installed.plan.chains.get(id)?.clone()))
+            })
+        };
+        let messages = match changed().count() {
+            0 => Vec::new(),
+            count if count > CHAINS => self.socket.dump(encode::get_rules(None))?,
+            _ => {
+                let mut messages = Vec::new();
+                for (name, _) in chains() {
+                    messages.extend(self.socket.dump(encode::get_rules(Some(&name)))?);
+                }
+                messages
+            }
+        };
+        counts.add_rules(&messages, chains());
+        Ok(())
+    }
+
+    /// Has things removed when no packet is in them any more.
+    ///
+    /// Never in the transaction that takes the rules away from them: an element ends with the
+    /// transaction that deletes it even for a packet in the old rules, which would then find
+    /// nothing in its map, and pass.
+    fn put_aside(
+        &mut self,
+        sets: Vec<(String, Option<Arc<Set>>)>,
+        chains: Vec<(String, Option<Arc<Chain>>)>,
+    ) {
+        if !sets.is_empty() || !chains.is_empty() {
+            let left = thread::spawn(wait_for_packets_under_way);
+            self.aside.push_back(Aside { left, sets, chains });
+        }
+    }
+
+    /// Removes what no packet has come to. What that leaves behind harms nobody, and the next
+    /// install takes it along.
+    fn abandon(&mut self, sets: &[String], chains: &[String]) {
+        let (found_sets, found_chains) = self.names().unwrap_or_default();
+        let found: FxHashSet<String> = found_sets.into_iter().chain(found_chains).collect();
+        let there = |names: &[String]| -> Vec<String> {
+            names.iter().filter(|name| found.contains(*name)).cloned().collect()
+        };
+        let _ = self.in_pieces(encode::remove_objects(&there(sets), &there(chains)));
     }
 
     /// The sets in our table, and the chains other than the base chain.
@@ -157,114 +367,158 @@ impl Nftables {
             chains.iter().filter_map(encode::chain_name).filter(|name| *name != BASE_CHAIN);
         Ok((sets.map(str::to_owned).collect(), chains.map(str::to_owned).collect()))
     }
+
+    /// Adds what the counters of these sets and chains say now.
+    fn count(
+        &mut self,
+        counts: &mut Counts,
+        sets: &[(String, Arc<Set>)],
+        chains: &[(String, Arc<Chain>)],
+    ) -> Result<(), Error> {
+        if !chains.is_empty() {
+            let rules = self.socket.dump(encode::get_rules(None))?;
+            counts.add_rules(&rules, chains.iter().cloned());
+        }
+        for (name, set) in sets.iter().filter(|(_, set)| set.counted) {
+            for message in self.socket.dump(encode::get_elements(name))? {
+                counts.add_elements(name, set, encode::element_counters(&message).into_iter());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an update sends.
+struct Step {
+    update: Update,
+    names: Names,
+    prepare: Vec<Request>,
+    switch: Vec<Request>,
+}
+
+impl Step {
+    fn new(installed: &Installed, plan: &Plan, generation: u32, in_place: bool) -> Step {
+        let update = Update::between(&installed.plan, plan, in_place);
+        let mut names = installed.names.clone();
+        names.sets.retain(|id, _| plan.sets.contains_key(id));
+        names.chains.retain(|id, _| plan.chains.contains_key(id));
+        names.sets.extend(update.new_sets.iter().map(|id| (*id, generation)));
+        names.chains.extend(update.new_chains.iter().map(|id| (*id, generation)));
+        let encoder = Encoder { plan, names: &names };
+        let prepare = match update.new_sets.is_empty() && update.new_chains.is_empty() {
+            true => Vec::new(),
+            false => {
+                encoder.prepare(update.new_sets.iter().copied(), update.new_chains.iter().copied())
+            }
+        };
+        let mut switch = Vec::new();
+        for (id, delta) in &update.in_place {
+            encoder.change(*id, &delta.added, &delta.removed, &mut switch);
+        }
+        switch.extend(encoder.switch(update.changed_chains.iter().copied()));
+        Step { update, names, prepare, switch }
+    }
 }
 
 impl Dataplane for Nftables {
     fn apply(&mut self, state: &NodeState) -> Result<Report, Error> {
         let start = Instant::now();
-        let plan = plan(state)?;
-        let generation = self.free_generation()?;
-        let encoder = Encoder { plan: &plan, generation };
-        let (prepare, switch) = (encoder.prepare(), encoder.switch());
-        let bytes = encode::bytes(prepare.iter().chain(&switch));
-        let done = self.put(prepare, switch);
-        let elapsed = start.elapsed();
-        self.seen = None;
-        if done.is_ok() {
-            wait_for_packets_under_way();
-            self.final_hits = self.hits().unwrap_or_default();
+        let plan = self.planner.plan(state)?;
+        self.endpoints = state.endpoints.keys().copied().collect();
+        if !self.disturbed
+            && let Some(installed) = self.installed.take()
+            && let Ok(report) = self.update(installed, &plan, start)
+        {
+            return Ok(report);
         }
-        // What a failed removal leaves behind harms nobody, and the next one takes it along.
-        let _ = self.remove_generations(|other| (other == generation) == done.is_err());
-        done?;
-        self.generation = generation;
-        self.plan = plan;
-        Ok(self.plan.report(bytes, elapsed))
+        // An update is refused where somebody else has been.
+        self.install(plan, start)
+    }
+
+    fn tidy(&mut self, wait: bool) -> bool {
+        while let Some(aside) = self.aside.pop_front_if(|aside| wait || aside.left.is_finished()) {
+            let Aside { left, sets, chains } = aside;
+            // It does not panic.
+            let _ = left.join();
+            let known = sets.iter().filter_map(|(name, set)| Some((name.clone(), set.clone()?)));
+            let known_sets: Vec<_> = known.collect();
+            let known = chains.iter().filter_map(|(name, c)| Some((name.clone(), c.clone()?)));
+            let known_chains: Vec<_> = known.collect();
+            let mut counts = std::mem::take(&mut self.counts);
+            let _ = self.count(&mut counts, &known_sets, &known_chains);
+            self.counts = counts;
+            let sets: Vec<_> = sets.into_iter().map(|(name, _)| name).collect();
+            let chains: Vec<_> = chains.into_iter().map(|(name, _)| name).collect();
+            sets.iter().for_each(|name| _ = self.counts.begun.remove(name));
+            // What a failed removal leaves behind harms nobody, and the next install takes it
+            // along.
+            let _ = self.in_pieces(encode::remove_objects(&sets, &chains));
+        }
+        !self.aside.is_empty()
     }
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
-        let mut hits = BTreeMap::<u32, Hits>::new();
-        let mut add = |origins: OriginsId, counted: Counted| {
-            if counted.packets == 0 {
-                return;
-            }
-            for origin in self.plan.origins(origins) {
-                let hits = hits.entry(*origin).or_default();
-                hits.origin = *origin;
-                hits.packets += counted.packets;
-                hits.bytes += counted.bytes;
-            }
+        let Some(installed) = &self.installed else {
+            return Ok(self.counts.past.values().copied().collect());
         };
-        if self.plan.chains.is_empty() {
-            return Ok(Vec::new());
+        let (plan, names) = (&installed.plan, &installed.names);
+        let sets = plan.sets.iter().map(|(id, set)| (names.set(*id), set.clone()));
+        let mut sets: Vec<_> = sets.collect();
+        // The rules of the base chain count for nobody.
+        let chains = plan.chains.iter().filter(|(id, _)| **id != ChainId::Base);
+        let mut chains: Vec<_> =
+            chains.map(|(id, chain)| (names.chain(*id), chain.clone())).collect();
+        for aside in &self.aside {
+            sets.extend(aside.sets.iter().filter_map(|(n, set)| Some((n.clone(), set.clone()?))));
+            chains.extend(aside.chains.iter().filter_map(|(n, c)| Some((n.clone(), c.clone()?))));
         }
-
-        let encoder = Encoder { plan: &self.plan, generation: self.generation };
-        // The kernel lists the rules of a chain in their order. Those of the base chain do not
-        // count.
-        let chains = self.plan.chains.iter();
-        let mut chains: FxHashMap<String, _> =
-            chains.map(|chain| (encoder.name(&chain.name), chain.rules.iter())).collect();
-        for message in self.socket.dump(encode::get_rules())? {
-            let Some((chain, counter)) = encode::rule_counter(&message) else { continue };
-            let rule = chains.get_mut(chain).and_then(Iterator::next);
-            if let (Some(rule), Some(counter)) = (rule, counter) {
-                let origins = rule.0.iter().filter_map(|part| match part {
-                    Expression::Count(origins) => Some(*origins),
-                    _ => None,
-                });
-                origins.for_each(|origins| add(origins, counter));
-            }
-        }
-
-        for set in self.plan.sets.iter().filter(|set| set.counted) {
-            let elements: FxHashMap<Vec<u8>, OriginsId> = set
-                .elements
-                .iter()
-                .map(|element| (encode::element_key(element.key), element.origins))
-                .collect();
-            for message in self.socket.dump(encode::get_elements(&encoder.name(&set.name)))? {
-                for (key, counter) in encode::element_counters(&message) {
-                    if let Some(origins) = elements.get(key) {
-                        add(*origins, counter);
-                    }
-                }
-            }
-        }
-        Ok(hits.into_values().collect())
-    }
-
-    fn take_final_hits(&mut self) -> Vec<Hits> {
-        std::mem::take(&mut self.final_hits)
+        let mut counts = Counts {
+            past: self.counts.past.clone(),
+            begun: std::mem::take(&mut self.counts.begun),
+        };
+        let counted = self.count(&mut counts, &sets, &chains);
+        self.counts.begun = counts.begun;
+        counted?;
+        Ok(counts.past.into_values().collect())
     }
 
     fn differences(&mut self) -> Result<Vec<Difference>, Error> {
-        if self.generation == 0 {
+        if self.installed.is_none() {
             return Ok(Vec::new());
         }
         let now = self.kernel_generation()?;
         if now.is_some() && now == self.seen {
             return Ok(Vec::new());
         }
-        let found = self.listing()?;
-        let differences = compare::differences(&wanted(&self.plan, self.generation), &found);
+        let mut found = self.listing()?;
+        let aside = self.aside.iter();
+        let aside: FxHashSet<&str> = aside
+            .flat_map(|aside| {
+                let sets = aside.sets.iter().map(|(name, _)| &**name);
+                sets.chain(aside.chains.iter().map(|(name, _)| &**name))
+            })
+            .collect();
+        let kept = |name: Option<&str>| name.is_none_or(|name| !aside.contains(name));
+        found.sets.retain(|set| kept(encode::set_name(set)));
+        found.chains.retain(|chain| kept(encode::chain_name(chain)));
+        let Some(Installed { plan, names }) = &self.installed else { return Ok(Vec::new()) };
+        let differences = compare::differences(&Encoder { plan, names }.all(), &found);
         // What changed since is of another number, and will be seen the next time.
         self.seen = now.filter(|_| differences.is_empty());
+        self.disturbed |= !differences.is_empty();
         Ok(differences)
     }
 
-    fn remove(&mut self) -> Result<(), Error> {
-        self.generation = 0;
-        self.socket.transaction(encode::transaction(encode::remove()))?;
-        self.plan = Plan::default();
-        Ok(())
+    fn unseen(&mut self) -> Result<Vec<Unseen>, Error> {
+        let endpoints = self.endpoints.iter().copied();
+        self.routes.as_mut().map_or(Ok(Vec::new()), |routes| bridge::unseen(routes, endpoints))
     }
-}
 
-/// The requests that put a plan there, of which the kernel then says the same.
-fn wanted(plan: &Plan, generation: u32) -> Vec<Request> {
-    let encoder = Encoder { plan, generation };
-    encoder.prepare().into_iter().chain(encoder.switch()).collect()
+    fn remove(&mut self) -> Result<(), Error> {
+        self.installed = None;
+        self.aside.clear();
+        self.transaction(encode::remove())
+    }
 }
 
 /// Returns when every packet that is in the rules now has left them: the kernel takes packets

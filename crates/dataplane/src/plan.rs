@@ -1,17 +1,20 @@
 //! A table of nf_tables as plain data: sets, maps, chains and rules.
 //!
-//! There is one table, `inet portcullis`. Its chains and sets refer to each other by index, and the
-//! names depend on the state alone.
+//! There is one table, `inet portcullis`. Its chains and sets refer to each other by what they are
+//! for, so that two plans can be held against each other, and names depend on the state alone.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::net::{Family, IpRange};
 
 use crate::Report;
-use crate::state::Ports;
+use crate::state::{Addresses, Ports};
 
-pub use crate::layout::plan;
+pub use crate::layout::{Planner, plan};
 pub use crate::render::render;
 
 /// The name of the table; its family is `inet`.
@@ -24,30 +27,61 @@ pub const BASE_CHAIN: &str = "forward";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Sets and maps.
-    pub sets: Vec<Set>,
-    /// Chains. The first is the base chain, at the hook `forward` with policy accept.
-    pub chains: Vec<Chain>,
-    /// What counters stand for: lists of origins, each sorted. The first is the empty list.
-    pub origins: Vec<Vec<u32>>,
+    pub sets: BTreeMap<SetId, Arc<Set>>,
+    /// Chains, [`ChainId::Base`] among them: at the hook `forward`, with policy accept.
+    pub chains: BTreeMap<ChainId, Arc<Chain>>,
+    /// The addresses of local pods. Connections between two of these are judged twice in this table.
+    pub local: Arc<BTreeSet<IpAddr>>,
 }
 
-/// A set by its place in [`Plan::sets`].
+/// A chain. Its name follows from what it is for, and so is the same in every plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SetId(pub u32);
+pub enum ChainId {
+    /// The base chain.
+    Base,
+    /// Of a profile, by its number in the state.
+    Profile(u32, Direction),
+    /// Of a profile, for some destination ports: the first, second, … kind of such.
+    Ports(u32, Direction, u32),
+}
 
-/// A chain by its place in [`Plan::chains`].
+/// A set or map. Its name follows from what it is for, and so is the same in every plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChainId(pub u32);
+pub enum SetId {
+    /// Each local pod with itself.
+    Selves(Family),
+    /// From isolated local pods to their chains.
+    Isolated(Direction, Family),
+    /// Of the chain of a profile: addresses with exact ports.
+    Exact(u32, Direction, Family),
+    /// Of the chain of a profile: from ports to chains.
+    Ports(u32, Direction),
+    /// Of a chain: addresses.
+    Addresses(ChainId, Family),
+    /// Of a chain: ranges of addresses.
+    Blocks(ChainId, Family),
+    /// A large peer set, by its number in the state: its addresses that are not of local pods.
+    Remote(u32, Family),
+    /// And those that are.
+    Local(u32, Family),
+}
 
-/// A list of origins by its place in [`Plan::origins`].
+/// Which end of a connection is the local one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// The source.
+    Egress,
+    /// The destination.
+    Ingress,
+}
+
+/// A place in [`Set::origins`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OriginsId(pub u32);
 
 /// A set, or a verdict map if its elements have verdicts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
-    /// Unique among the sets.
-    pub name: String,
     /// The parts of a key.
     pub key: Vec<Type>,
     /// Whether elements are ranges, which must not overlap; otherwise they are single keys, and
@@ -57,8 +91,27 @@ pub struct Set {
     pub counted: bool,
     /// Whether each element has a verdict.
     pub map: bool,
-    /// The elements, sorted by key.
-    pub elements: Vec<Element>,
+    /// What is in it.
+    pub elements: Elements,
+    /// What counters stand for: lists of origins, each sorted. The first is the empty list.
+    pub origins: Vec<Vec<u32>>,
+}
+
+/// What is in a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Elements {
+    /// One by one, sorted by key.
+    Listed(Vec<Element>),
+    /// The addresses of a family, without those of local pods. The set has neither counters nor
+    /// verdicts.
+    Remote {
+        /// Addresses of both families.
+        of: Addresses,
+        /// The family.
+        family: Family,
+        /// As in [`Plan::local`].
+        local: Arc<BTreeSet<IpAddr>>,
+    },
 }
 
 /// The type of a part of a key.
@@ -99,10 +152,8 @@ pub enum Key {
 }
 
 /// A chain of rules.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// Unique among the chains.
-    pub name: String,
     /// In order.
     pub rules: Vec<Rule>,
 }
@@ -123,8 +174,8 @@ pub enum Expression {
     Lookup(Vec<Field>, SetId),
     /// Takes the verdict that the map has for these fields; matches nothing if it has none.
     Map(Vec<Field>, SetId),
-    /// Counts the packet.
-    Count(OriginsId),
+    /// Counts the packet, for these origins.
+    Count(Vec<u32>),
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -168,30 +219,138 @@ impl Field {
     }
 }
 
-impl Plan {
-    /// The set, if the index is good.
-    pub fn set(&self, id: SetId) -> Option<&Set> {
-        self.sets.get(id.0 as usize)
-    }
+impl Direction {
+    /// Egress, then ingress: the order in which a connection meets them.
+    pub const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+}
 
-    /// The chain, if the index is good.
-    pub fn chain(&self, id: ChainId) -> Option<&Chain> {
-        self.chains.get(id.0 as usize)
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::Egress => "egress",
+            Direction::Ingress => "ingress",
+        })
     }
+}
 
-    pub(crate) fn report(&self, bytes: usize, elapsed: Duration) -> Report {
-        Report {
-            chains: self.chains.len(),
-            rules: self.chains.iter().map(|chain| chain.rules.len()).sum(),
-            sets: self.sets.len(),
-            elements: self.sets.iter().map(|set| set.elements.len()).sum(),
-            bytes,
-            elapsed,
+impl fmt::Display for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChainId::Base => f.write_str(BASE_CHAIN),
+            ChainId::Profile(profile, direction) => write!(f, "p{profile:08x}-{direction}"),
+            ChainId::Ports(profile, direction, nth) => {
+                write!(f, "p{profile:08x}-{direction}-ports{nth}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for SetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SetId::Selves(family) => write!(f, "self{}", digit(family)),
+            SetId::Isolated(direction, family) => write!(f, "{direction}{}", digit(family)),
+            SetId::Exact(profile, direction, family) => {
+                let chain = ChainId::Profile(*profile, *direction);
+                write!(f, "{chain}-exact{}", digit(family))
+            }
+            SetId::Ports(profile, direction) => {
+                write!(f, "{}-ports", ChainId::Profile(*profile, *direction))
+            }
+            SetId::Addresses(chain, family) => write!(f, "{chain}-addresses{}", digit(family)),
+            SetId::Blocks(chain, family) => write!(f, "{chain}-blocks{}", digit(family)),
+            SetId::Remote(peers, family) => write!(f, "peers{peers:08x}-{}", digit(family)),
+            SetId::Local(peers, family) => write!(f, "peers{peers:08x}-local{}", digit(family)),
+        }
+    }
+}
+
+fn digit(family: &Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
+    }
+}
+
+impl ChainId {
+    /// The profile and direction that it belongs to; `None` for the base chain.
+    pub fn family(self) -> Option<(u32, Direction)> {
+        match self {
+            ChainId::Base => None,
+            ChainId::Profile(profile, direction) | ChainId::Ports(profile, direction, _) => {
+                Some((profile, direction))
+            }
+        }
+    }
+}
+
+impl SetId {
+    /// The profile and direction that it belongs to; `None` if it belongs to none alone.
+    pub fn family(self) -> Option<(u32, Direction)> {
+        match self {
+            SetId::Exact(profile, direction, _) | SetId::Ports(profile, direction) => {
+                Some((profile, direction))
+            }
+            SetId::Addresses(chain, _) | SetId::Blocks(chain, _) => chain.family(),
+            SetId::Selves(_) | SetId::Isolated(..) | SetId::Remote(..) | SetId::Local(..) => None,
+        }
+    }
+}
+
+impl Set {
+    /// The elements, sorted by key.
+    pub fn elements(&self) -> Box<dyn Iterator<Item = Element> + '_> {
+        match &self.elements {
+            Elements::Listed(elements) => Box::new(elements.iter().copied()),
+            Elements::Remote { of, family, local } => {
+                let remote = of.of(*family).filter(|address| !local.contains(address));
+                Box::new(remote.map(|address| Element {
+                    key: Key::Address(address),
+                    origins: OriginsId::default(),
+                    verdict: None,
+                }))
+            }
         }
     }
 
-    /// The origins of a counter; none if the index is bad.
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        match &self.elements {
+            Elements::Listed(elements) => elements.len(),
+            Elements::Remote { .. } => self.elements().count(),
+        }
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.elements().next().is_none()
+    }
+
+    /// What the counter of an element stands for; nothing if it is not counted.
     pub fn origins(&self, id: OriginsId) -> &[u32] {
         self.origins.get(id.0 as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Plan {
+    /// The set, if it is there.
+    pub fn set(&self, id: SetId) -> Option<&Set> {
+        self.sets.get(&id).map(Arc::as_ref)
+    }
+
+    /// The chain, if it is there.
+    pub fn chain(&self, id: ChainId) -> Option<&Chain> {
+        self.chains.get(&id).map(Arc::as_ref)
+    }
+
+    pub(crate) fn report(&self, elements: usize, bytes: usize, elapsed: Duration) -> Report {
+        Report {
+            chains: self.chains.len(),
+            rules: self.chains.values().map(|chain| chain.rules.len()).sum(),
+            sets: self.sets.len(),
+            elements,
+            bytes,
+            elapsed,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 
 use portcullis_core::net::{Family, Protocol};
 
-use crate::plan::{Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict};
+use crate::plan::{ChainId, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict};
 
 /// The table as `nft -f` takes it: chains declared, then sets and maps, then the rules.
 pub fn render(plan: &Plan) -> String {
@@ -18,31 +18,31 @@ pub fn render(plan: &Plan) -> String {
 fn table(plan: &Plan, out: &mut String) -> fmt::Result {
     writeln!(out, "table inet {TABLE} {{")?;
     // The elements of maps name chains.
-    for (index, chain) in plan.chains.iter().enumerate() {
-        writeln!(out, "\tchain {} {{", chain.name)?;
-        if index == 0 {
+    for id in plan.chains.keys() {
+        writeln!(out, "\tchain {id} {{")?;
+        if *id == ChainId::Base {
             writeln!(out, "\t\ttype filter hook forward priority filter; policy accept;")?;
         }
         writeln!(out, "\t}}")?;
     }
-    for set in &plan.sets {
+    for (id, set) in &plan.sets {
         writeln!(out)?;
-        self::set(plan, set, out)?;
+        self::set(*id, set, out)?;
     }
-    for chain in &plan.chains {
-        writeln!(out, "\n\tchain {} {{", chain.name)?;
+    for (id, chain) in &plan.chains {
+        writeln!(out, "\n\tchain {id} {{")?;
         for rule in &chain.rules {
-            writeln!(out, "\t\t{}", self::rule(plan, rule))?;
+            writeln!(out, "\t\t{}", self::rule(rule))?;
         }
         writeln!(out, "\t}}")?;
     }
     writeln!(out, "}}")
 }
 
-fn set(plan: &Plan, set: &Set, out: &mut String) -> fmt::Result {
+fn set(id: SetId, set: &Set, out: &mut String) -> fmt::Result {
     let parts: Vec<&str> = set.key.iter().map(|part| type_name(*part)).collect();
     let verdict = if set.map { " : verdict" } else { "" };
-    writeln!(out, "\t{} {} {{", if set.map { "map" } else { "set" }, set.name)?;
+    writeln!(out, "\t{} {id} {{", if set.map { "map" } else { "set" })?;
     writeln!(out, "\t\ttype {}{verdict}", parts.join(" . "))?;
     if set.interval {
         writeln!(out, "\t\tflags interval")?;
@@ -51,10 +51,10 @@ fn set(plan: &Plan, set: &Set, out: &mut String) -> fmt::Result {
         writeln!(out, "\t\tcounter")?;
     }
     writeln!(out, "\t\telements = {{")?;
-    for element in &set.elements {
+    for element in set.elements() {
         write!(out, "\t\t\t{}", key(element.key))?;
         if let Some(verdict) = element.verdict {
-            write!(out, " : {}", self::verdict(plan, verdict))?;
+            write!(out, " : {}", self::verdict(verdict))?;
         }
         writeln!(out, ",")?;
     }
@@ -94,20 +94,19 @@ fn protocol_name(protocol: Protocol) -> String {
     protocol.as_str().to_ascii_lowercase()
 }
 
-fn rule(plan: &Plan, rule: &Rule) -> String {
-    let parts: Vec<String> = rule.0.iter().map(|part| expression(plan, part)).collect();
+fn rule(rule: &Rule) -> String {
+    let parts: Vec<String> = rule.0.iter().map(expression).collect();
     parts.join(" ")
 }
 
-fn expression(plan: &Plan, part: &Expression) -> String {
-    let named = |id: &SetId| plan.set(*id).map_or("?", |set| &set.name);
+fn expression(part: &Expression) -> String {
     match part {
         Expression::KnownConnection => "ct state established,related".to_owned(),
         Expression::NeighborDiscovery => "ip6 hoplimit 255 icmpv6 type 133-137".to_owned(),
-        Expression::Lookup(fields, set) => format!("{} @{}", self::fields(fields), named(set)),
-        Expression::Map(fields, map) => format!("{} vmap @{}", self::fields(fields), named(map)),
+        Expression::Lookup(fields, set) => format!("{} @{set}", self::fields(fields)),
+        Expression::Map(fields, map) => format!("{} vmap @{map}", self::fields(fields)),
         Expression::Count(_) => "counter".to_owned(),
-        Expression::Verdict(verdict) => self::verdict(plan, *verdict),
+        Expression::Verdict(verdict) => self::verdict(*verdict),
     }
 }
 
@@ -123,13 +122,12 @@ fn fields(fields: &[Field]) -> String {
     names.collect::<Vec<_>>().join(" . ")
 }
 
-fn verdict(plan: &Plan, verdict: Verdict) -> String {
-    let named = |id| plan.chain(id).map_or("?", |chain| &chain.name);
+fn verdict(verdict: Verdict) -> String {
     match verdict {
         Verdict::Accept => "accept".to_owned(),
         Verdict::Drop => "drop".to_owned(),
         Verdict::Return => "return".to_owned(),
-        Verdict::Jump(chain) => format!("jump {}", named(chain)),
-        Verdict::Goto(chain) => format!("goto {}", named(chain)),
+        Verdict::Jump(chain) => format!("jump {chain}"),
+        Verdict::Goto(chain) => format!("goto {chain}"),
     }
 }

@@ -3,33 +3,41 @@
 use std::time::Duration;
 
 use crate::state::NodeState;
-use crate::{Difference, Error};
+use crate::{Difference, Error, Unseen};
 
 /// One node's enforcement. The desired state goes in whole; how it is reached is not the caller's
 /// business.
 pub trait Dataplane {
-    /// Makes the state the one that is enforced, in place of whatever was enforced before. Every
-    /// packet is judged by the state before or by this one, also those on their way through while
-    /// one follows the other. After an error all is as it was.
+    /// Makes the state the one that is enforced, in place of whatever was enforced before. A packet
+    /// on its way through while one follows the other never passes if both refuse it. After an
+    /// error all is as it was.
     fn apply(&mut self, state: &NodeState) -> Result<Report, Error>;
 
-    /// What was allowed since the last [`apply`](Dataplane::apply), by origin, origins without
-    /// hits left out.
+    /// Removes what applies have put aside, as far as no packet is in it any more; `wait` waits
+    /// until that is so. Tells whether something is left, for which it has to be called again.
+    /// What was put aside harms nobody, and no apply waits for it.
+    fn tidy(&mut self, wait: bool) -> bool;
+
+    /// What was allowed in all, by origin, origins without hits left out. It never becomes less,
+    /// whatever is applied.
     ///
     /// A new connection counts once in each direction in which its pod is isolated, for the rule
     /// that let it pass. It counts for several origins where the looked-up key stands for all of
     /// them. Where entries of different form allow it (exact ports, every port, port ranges), only
-    /// those of the form that is looked up first count.
+    /// those of the form that is looked up first count. What passes while rules follow each other
+    /// may be left out.
     fn hits(&mut self) -> Result<Vec<Hits>, Error>;
-
-    /// What the state before the last [`apply`](Dataplane::apply) let pass in all, by its origins:
-    /// the final word of [`hits`](Dataplane::hits) on it. Empty once taken.
-    fn take_final_hits(&mut self) -> Vec<Hits>;
 
     /// How what is in force differs from what was applied last, because somebody else changed it.
     /// Nothing before the first [`apply`](Dataplane::apply). To be asked often: it costs next to
     /// nothing as long as nobody changes anything.
     fn differences(&mut self) -> Result<Vec<Difference>, Error>;
+
+    /// Where packets of the node's endpoints pass without meeting the rules. To be asked on a thread
+    /// that is in the node's network namespace.
+    fn unseen(&mut self) -> Result<Vec<Unseen>, Error> {
+        Ok(Vec::new())
+    }
 
     /// Ends all enforcement. Nothing to remove is fine.
     fn remove(&mut self) -> Result<(), Error>;
@@ -44,7 +52,7 @@ pub struct Report {
     pub rules: usize,
     /// Sets and maps.
     pub sets: usize,
-    /// Elements in all sets.
+    /// Elements that were added or removed.
     pub elements: usize,
     /// Bytes sent to the kernel.
     pub bytes: usize,

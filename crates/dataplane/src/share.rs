@@ -1,106 +1,42 @@
-//! One node's share of a [`Program`]: the only place where the engine's words become the seam's.
+//! One node's share of a cluster that is known whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 
-use indexmap::IndexSet;
-use portcullis_core::Program;
-use portcullis_core::model::{Cluster, Direction};
-use portcullis_core::program::{self, Origin, PeerId};
+use portcullis_core::incremental::NodeProgram;
+use portcullis_core::model::Cluster;
+use portcullis_core::program::Origin;
 
-use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use crate::state::NodeState;
 
-/// What a node must enforce, and the origins that its entries name by index.
-///
-/// `program` must have been compiled from `cluster`. A node that no pod runs on has nothing to
-/// enforce.
-pub fn share(cluster: &Cluster, program: &Program, node: &str) -> (NodeState, Vec<Origin>) {
-    let addresses = program.peer_addresses();
-    let mut profiles: IndexSet<usize> = IndexSet::new();
-    let mut endpoints = BTreeMap::new();
+/// What a node must enforce, and the origins that its entries name by number. A node that no pod
+/// runs on has nothing to enforce.
+pub fn share(cluster: &Cluster, node: &str) -> (NodeState, BTreeMap<u32, Origin>) {
+    let mut program = NodeProgram::new(node);
+    // Names in an input need not be unique, so things are known by their index here.
+    for (i, policy) in cluster.policies.iter().enumerate() {
+        program.policy(&policy.namespace, &i.to_string(), Some(policy.clone()));
+    }
+    for (name, labels) in &cluster.namespaces {
+        program.namespace(name, Some(labels.clone()));
+    }
+    for known in &cluster.nodes {
+        program.node(&known.name, Some(&known.addresses));
+    }
+    let mut claimed = HashSet::new();
     for (i, pod) in cluster.pods.iter().enumerate() {
-        let Some(profile) = program.profile(i).filter(|_| pod.node.as_deref() == Some(node)) else {
-            continue;
-        };
-        let profile = profiles.insert_full(profile).0 as u32;
+        let mut pod = pod.clone();
         // An address that several pods claim is the one's that the engine takes for its owner.
-        let owned =
-            program.pod_addresses(i).filter(|address| program.endpoint(*address).pod == Some(i));
-        endpoints.extend(owned.map(|address| (address, profile)));
-    }
-
-    let mut origins: IndexSet<Origin> = IndexSet::new();
-    let mut peers: IndexSet<PeerSet> = IndexSet::new();
-    let mut peer_of: HashMap<PeerId, u32> = HashMap::new();
-    let mut entry = |entry: &program::Entry| Entry {
-        peers: (entry.peer != PeerId::ANY).then(|| {
-            *peer_of.entry(entry.peer).or_insert_with(|| {
-                let set = match program.peer_block(entry.peer) {
-                    Some(ranges) => PeerSet::Ranges(ranges.to_vec()),
-                    None => PeerSet::Addresses(addresses[entry.peer.index()].clone()),
-                };
-                peers.insert_full(set).0 as u32
-            })
-        }),
-        ports: entry.ports.map(|p| Ports { protocol: p.protocol, first: p.first, last: p.last }),
-        origin: origins.insert_full(entry.origin).0 as u32,
-    };
-    let mut rules = |profile: usize, direction| -> Option<Vec<Entry>> {
-        let rules = &program.rule_sets()[program.profile_rules(profile, direction)?];
-        Some(rules.entries.iter().map(&mut entry).collect())
-    };
-    let profiles = profiles
-        .iter()
-        .map(|profile| Profile {
-            ingress: rules(*profile, Direction::Ingress),
-            egress: rules(*profile, Direction::Egress),
-        })
-        .collect();
-    let state = NodeState {
-        endpoints,
-        profiles,
-        peers: peers.into_iter().collect(),
-        origins: origins.len() as u32,
-    };
-    (state, origins.into_iter().collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use portcullis_core::labels::Selector;
-    use portcullis_core::model::{Pod, Policy};
-
-    use super::*;
-
-    #[test]
-    fn an_address_that_two_pods_claim_is_enforced_for_the_one_that_the_engine_judges() {
-        let pod = |name: &str, app: &str| Pod {
-            namespace: "default".to_owned(),
-            name: name.to_owned(),
-            labels: [("app".to_owned(), app.to_owned())].into(),
-            node: Some("node".to_owned()),
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            ..Pod::default()
-        };
-        let closed = Policy {
-            namespace: "default".to_owned(),
-            name: "closed".to_owned(),
-            subject: Selector {
-                match_labels: [("app".to_owned(), "closed".to_owned())].into(),
-                ..Selector::default()
-            },
-            ingress: Some(Vec::new()),
-            egress: None,
-        };
-        let (a, b) = (pod("a", "closed"), pod("b", "open"));
-        for pods in [vec![a.clone(), b.clone()], vec![b, a]] {
-            let policies = vec![closed.clone()];
-            let cluster = Cluster { pods, policies, ..Cluster::default() };
-            let program = Program::compile(&cluster);
-            let (state, _) = share(&cluster, &program, "node");
-            let (address, profile) = state.endpoints.first_key_value().unwrap();
-            let owner = program.endpoint(*address).pod.unwrap();
-            let isolated = state.profiles[*profile as usize].ingress.is_some();
-            assert_eq!(isolated, cluster.pods[owner].name == "a");
+        if !pod.host_network && !pod.finished {
+            pod.addresses.retain(|address| claimed.insert(*address));
         }
+        program.pod(&pod.namespace, &i.to_string(), Some(&pod));
     }
+    let state = program.state().clone();
+    let origins = program.origins().iter().filter_map(|(number, origin)| {
+        let policy = origin.name.parse().ok()?;
+        let (direction, rule, peer, port) =
+            (origin.direction, origin.rule, origin.peer, origin.port);
+        Some((*number, Origin { policy, direction, rule, peer, port }))
+    });
+    (state, origins.collect())
 }

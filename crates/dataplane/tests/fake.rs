@@ -7,8 +7,8 @@ mod random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portcullis_core::net::Protocol;
-use portcullis_dataplane::plan::plan;
+use portcullis_core::net::{Family, Protocol};
+use portcullis_dataplane::plan::{ChainId, Direction, plan};
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Dataplane, Error, Fake, Packet, Violation};
 use proptest::collection::vec;
@@ -19,16 +19,13 @@ fn allowing<'a>(
     state: &'a NodeState,
     local: IpAddr,
     remote: IpAddr,
-    direction: fn(&Profile) -> &Option<Vec<Entry>>,
+    direction: fn(&Profile) -> Option<&[Entry]>,
     packet: &Packet,
 ) -> Option<Vec<&'a Entry>> {
-    let profile = &state.profiles[*state.endpoints.get(&local)? as usize];
-    let entries = direction(profile).as_ref()?;
+    let profile = &state.profiles[state.endpoints.get(&local)?];
+    let entries = direction(profile)?;
     let allows = |entry: &&Entry| {
-        let peer = entry.peers.is_none_or(|peers| match &state.peers[peers as usize] {
-            PeerSet::Addresses(addresses) => addresses.contains(&remote),
-            PeerSet::Ranges(ranges) => ranges.iter().any(|range| range.contains(remote)),
-        });
+        let peer = entry.peers.is_none_or(|peers| state.peers[&peers].contains(remote));
         let port = entry.ports.is_none_or(|ports| {
             ports.protocol.number() == packet.protocol
                 && packet.port.is_some_and(|port| ports.first <= port && port <= ports.last)
@@ -46,7 +43,7 @@ fn form(state: &NodeState, entry: &Entry) -> Option<(&'static str, &'static str)
         Some(ports) if ports.first == ports.last => "exact",
         Some(_) => "range",
     };
-    match entry.peers.map(|peers| &state.peers[peers as usize]) {
+    match entry.peers.map(|peers| &state.peers[&peers]) {
         None => Some(("any", "")),
         Some(PeerSet::Addresses(addresses)) if addresses.len() <= 512 => Some(("addresses", ports)),
         Some(PeerSet::Ranges(_)) if ports != "exact" => Some(("ranges", ports)),
@@ -73,8 +70,8 @@ proptest! {
             let Packet { source, destination, .. } = packet;
             let own = source == destination && state.endpoints.contains_key(&source);
             let ends = [
-                allowing(&state, source, destination, |profile| &profile.egress, &packet),
-                allowing(&state, destination, source, |profile| &profile.ingress, &packet),
+                allowing(&state, source, destination, |profile| profile.egress.as_deref(), &packet),
+                allowing(&state, destination, source, |profile| profile.ingress.as_deref(), &packet),
             ];
             let refused = ends.iter().position(|end| end.as_ref().is_some_and(Vec::is_empty));
 
@@ -110,12 +107,10 @@ proptest! {
 
 /// One pod at 10.0.0.1 with this ingress.
 fn pod(ingress: Vec<Entry>, peers: Vec<PeerSet>) -> NodeState {
-    let origins = ingress.iter().map(|entry| entry.origin + 1).max().unwrap_or(0);
     NodeState {
         endpoints: BTreeMap::from([("10.0.0.1".parse().unwrap(), 0)]),
-        profiles: vec![Profile { ingress: Some(ingress), egress: None }],
-        peers,
-        origins,
+        profiles: [(0, Profile { ingress: Some(ingress.into()), egress: None })].into(),
+        peers: (0..).zip(peers).collect(),
     }
 }
 
@@ -131,7 +126,8 @@ fn more_large_peer_sets_than_a_chain_looks_into_are_copied_and_still_count_apart
     let entry = |n| Entry { peers: Some(n), ports: None, origin: n };
     let mut fake = Fake::new();
     fake.apply(&pod((0..12).map(entry).collect(), peers)).unwrap();
-    let lookups = fake.plan().chains[1].rules.len() - 1;
+    let chain = fake.plan().chain(ChainId::Profile(0, Direction::Ingress)).unwrap();
+    let lookups = chain.rules.len() - 1;
     assert_eq!(lookups, 9, "8 shared sets and the set of copies");
     for n in 0..12 {
         let source = IpAddr::V4((0x0b00_0000 + n * 1000 + 599).into());
@@ -152,13 +148,11 @@ fn a_large_peer_set_is_one_set_for_all_profiles_and_ports() {
         ],
         vec![PeerSet::Addresses(many)],
     );
-    state.profiles.push(Profile {
-        ingress: Some(vec![Entry { peers: Some(0), ports: None, origin: 0 }]),
-        egress: None,
-    });
+    let entry = Entry { peers: Some(0), ports: None, origin: 0 };
+    state.profiles.insert(1, Profile { ingress: Some([entry].into()), egress: None });
     state.endpoints.insert("10.0.0.2".parse().unwrap(), 1);
     let plan = plan(&state).unwrap();
-    let large: Vec<_> = plan.sets.iter().filter(|set| set.elements.len() >= 5000).collect();
+    let large: Vec<_> = plan.sets.values().filter(|set| set.len() >= 5000).collect();
     assert_eq!(large.len(), 1);
     assert!(!large[0].counted);
 }
@@ -169,17 +163,16 @@ fn all_pods_on_some_ports_are_one_set_however_many_profiles_allow_them() {
         let all = (0..pods).map(|i| IpAddr::V4((0x0b00_0000 + i).into())).collect();
         let mut state = pod(vec![], vec![PeerSet::Addresses(all)]);
         state.profiles = (0..25)
-            .map(|profile| {
+            .map(|profile: u32| {
                 let entry = |n: u16| Entry {
                     peers: Some(0),
                     ports: Some(Ports { protocol: Protocol::Tcp, first: 80 + n, last: 80 + n }),
                     origin: profile * 3 + u32::from(n),
                 };
-                Profile { ingress: Some((0..3).map(entry).collect()), egress: None }
+                (profile, Profile { ingress: Some((0..3).map(entry).collect()), egress: None })
             })
             .collect();
-        state.origins = 75;
-        plan(&state).unwrap().sets.iter().map(|set| set.elements.len()).sum::<usize>()
+        plan(&state).unwrap().sets.values().map(|set| set.len()).sum::<usize>()
     };
     // The set, three ports in the map of each profile, and the one endpoint in two places.
     assert_eq!(elements(1000), 1000 + 25 * 3 + 2);
@@ -189,13 +182,16 @@ fn all_pods_on_some_ports_are_one_set_however_many_profiles_allow_them() {
 #[test]
 fn a_state_that_names_what_it_does_not_have_is_refused() {
     let entry = Entry { peers: Some(3), ports: None, origin: 0 };
-    let error = Fake::new().apply(&pod(vec![entry.clone()], vec![])).unwrap_err();
-    assert_eq!(error.to_string(), "profile 0, ingress entry 0 names peer set 3, but there are 0");
+    let error = Fake::new().apply(&pod(vec![entry], vec![])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "profile 0, ingress entry 0 names peer set 3, which is not there"
+    );
 
-    let mut state = pod(vec![Entry { peers: None, ..entry.clone() }], vec![]);
-    state.origins = 0;
+    let mut state = pod(vec![], vec![]);
+    state.endpoints.insert("10.0.0.9".parse().unwrap(), 4);
     let error = Fake::new().apply(&state).unwrap_err();
-    assert_eq!(error.to_string(), "profile 0, ingress entry 0 names origin 0, but there are 0");
+    assert_eq!(error.to_string(), "endpoint 10.0.0.9 names profile 4, which is not there");
 
     let ports = Some(Ports { protocol: Protocol::Udp, first: 9, last: 8 });
     let error = Fake::new().apply(&pod(vec![Entry { peers: None, ports, origin: 0 }], vec![]));
@@ -209,10 +205,8 @@ fn a_state_that_names_what_it_does_not_have_is_refused() {
 fn after_an_error_the_state_before_is_enforced() {
     let mut fake = Fake::new();
     fake.apply(&pod(vec![], vec![])).unwrap();
-    let bad = Entry { peers: None, ports: None, origin: 7 };
-    let mut state = pod(vec![bad], vec![]);
-    state.origins = 7;
-    fake.apply(&state).unwrap_err();
+    let bad = Entry { peers: Some(7), ports: None, origin: 7 };
+    fake.apply(&pod(vec![bad], vec![])).unwrap_err();
     assert!(!fake.passes(&to_pod("10.9.9.9")));
 }
 
@@ -228,11 +222,12 @@ fn after_removal_everything_passes() {
 
 #[test]
 fn the_fake_refuses_what_the_kernel_would_refuse() {
-    use portcullis_dataplane::plan::{ChainId, Expression, Plan, Rule, SetId, Verdict};
+    use portcullis_dataplane::plan::{Elements, Expression, Plan, Rule, Set, SetId, Verdict};
+    use std::sync::Arc;
 
     let good = plan(&pod(
         vec![Entry { peers: Some(0), ports: None, origin: 0 }],
-        vec![PeerSet::Addresses(vec!["10.1.0.1".parse().unwrap()])],
+        vec![PeerSet::Addresses(["10.1.0.1".parse().unwrap()].into_iter().collect())],
     ))
     .unwrap();
     let violation = |spoil: &dyn Fn(&mut Plan)| {
@@ -244,46 +239,58 @@ fn the_fake_refuses_what_the_kernel_would_refuse() {
         }
     };
     let verdict = |verdict| Rule(vec![Expression::Verdict(verdict)]);
+    let chain = ChainId::Profile(0, Direction::Ingress);
+    let set = SetId::Addresses(chain, Family::V4);
+    let nowhere = ChainId::Profile(9, Direction::Ingress);
+    let add = |plan: &mut Plan, rule| {
+        Arc::make_mut(plan.chains.get_mut(&chain).unwrap()).rules.push(rule);
+    };
+    let elements = |plan: &mut Plan, spoil: &dyn Fn(&mut Set)| {
+        spoil(Arc::make_mut(plan.sets.get_mut(&set).unwrap()));
+    };
 
     assert!(matches!(
-        violation(&|plan| plan.chains.truncate(1)),
-        Violation::DanglingChain { chain: ChainId(1), .. }
+        violation(&|plan| plan.chains.retain(|id, _| *id == ChainId::Base)),
+        Violation::DanglingChain { .. }
     ));
     assert!(matches!(
-        violation(&|plan| plan.sets[0].name = plan.sets[1].name.clone()),
-        Violation::DuplicateName(_)
+        violation(&|plan| drop(plan.sets.remove(&set))),
+        Violation::DanglingSet { .. }
     ));
     assert!(matches!(
-        violation(&|plan| plan.sets[0].name = "x".repeat(256)),
-        Violation::NameLength(_)
+        violation(&|plan| add(plan, verdict(Verdict::Jump(nowhere)))),
+        Violation::DanglingChain { .. }
     ));
     assert!(matches!(
-        violation(&|plan| drop(plan.sets.pop())),
-        Violation::DanglingSet { set: SetId(2), .. }
-    ));
-    assert!(matches!(
-        violation(&|plan| plan.chains[1].rules.push(verdict(Verdict::Jump(ChainId(9))))),
-        Violation::DanglingChain { chain: ChainId(9), .. }
-    ));
-    assert!(matches!(
-        violation(&|plan| plan.chains[1].rules.push(verdict(Verdict::Goto(ChainId(1))))),
+        violation(&|plan| add(plan, verdict(Verdict::Goto(chain)))),
         Violation::Depth(_)
     ));
+    assert!(matches!(violation(&|plan| add(plan, Rule(vec![]))), Violation::Unreachable(_)));
     assert!(matches!(
-        violation(&|plan| plan.chains[1].rules.push(Rule(vec![]))),
-        Violation::Unreachable(_)
-    ));
-    assert!(matches!(
-        violation(&|plan| {
-            let again = plan.sets[0].elements[0];
-            plan.sets[0].elements.push(again);
-        }),
+        violation(&|plan| elements(plan, &|set| {
+            if let Elements::Listed(elements) = &mut set.elements {
+                elements.push(elements[0]);
+            }
+        })),
         Violation::Overlap { .. }
     ));
     assert!(matches!(
-        violation(&|plan| plan.sets[0].elements[0].verdict = Some(Verdict::Drop)),
+        violation(&|plan| elements(plan, &|set| {
+            if let Elements::Listed(elements) = &mut set.elements {
+                elements[0].verdict = Some(Verdict::Drop);
+            }
+        })),
         Violation::WrongElement { .. }
     ));
-    assert!(matches!(violation(&|plan| plan.sets.swap(0, 1)), Violation::WrongLookup { .. }));
-    assert!(matches!(violation(&|plan| plan.origins.clear()), Violation::DanglingOrigins { .. }));
+    assert!(matches!(
+        violation(&|plan| {
+            let selves = plan.sets[&SetId::Selves(Family::V4)].clone();
+            plan.sets.insert(set, selves);
+        }),
+        Violation::WrongLookup { .. }
+    ));
+    assert!(matches!(
+        violation(&|plan| elements(plan, &|set| set.origins.clear())),
+        Violation::DanglingOrigins { .. }
+    ));
 }

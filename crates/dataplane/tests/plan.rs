@@ -8,8 +8,8 @@
 
 use std::net::IpAddr;
 
-use portcullis_core::net::{IpNet, Protocol};
-use portcullis_dataplane::plan::{plan, render};
+use portcullis_core::net::{Family, IpNet, Protocol};
+use portcullis_dataplane::plan::{ChainId, Direction, SetId, plan, render};
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 
 /// Reads a state from lines:
@@ -22,7 +22,7 @@ use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 /// ```
 fn state(text: &str) -> NodeState {
     let mut state = NodeState::default();
-    let (mut peers, mut profiles) = (Vec::new(), Vec::new());
+    let (mut peers, mut profiles, mut origins) = (Vec::new(), Vec::new(), 0);
     let index = |names: &[String], name: &str| {
         names.iter().position(|known| known == name).unwrap_or_else(|| panic!("no {name}")) as u32
     };
@@ -31,35 +31,40 @@ fn state(text: &str) -> NodeState {
         match &*words {
             [] => {}
             ["peers", name, "=", set @ ..] => {
+                let number = peers.len() as u32;
                 peers.push((*name).to_owned());
-                state.peers.push(match set.iter().map(|word| word.parse()).collect() {
+                let set = match set.iter().map(|word| word.parse()).collect() {
                     Ok(addresses) => PeerSet::Addresses(addresses),
                     Err(_) => PeerSet::Ranges(set.iter().map(|word| block(word)).collect()),
-                });
+                };
+                state.peers.insert(number, set);
             }
             ["profile", name] => {
+                state.profiles.insert(profiles.len() as u32, Profile::default());
                 profiles.push((*name).to_owned());
-                state.profiles.push(Profile::default());
             }
             ["pod", address, profile] => {
                 state.endpoints.insert(address.parse().unwrap(), index(&profiles, profile));
             }
             [direction @ ("ingress" | "egress"), peer, ports @ ..] => {
-                let profile = state.profiles.last_mut().unwrap();
+                let mut profile = state.profiles.last_entry().unwrap();
+                let profile = profile.get_mut();
                 let entries = match *direction {
                     "ingress" => &mut profile.ingress,
                     _ => &mut profile.egress,
                 };
-                let entries = entries.get_or_insert_default();
+                let mut all = entries.as_deref().map(<[Entry]>::to_vec).unwrap_or_default();
                 if *peer == "closed" {
+                    *entries = Some(all.into());
                     continue;
                 }
-                entries.push(Entry {
+                all.push(Entry {
                     peers: (*peer != "any").then(|| index(&peers, peer)),
                     ports: (!ports.is_empty()).then(|| self::ports(ports)),
-                    origin: state.origins,
+                    origin: origins,
                 });
-                state.origins += 1;
+                *entries = Some(all.into());
+                origins += 1;
             }
             other => panic!("{other:?}"),
         }
@@ -102,20 +107,6 @@ pod fd00::1 web
     check(
         &state,
         "
-  set p0-ingress-exact4 {
-    type ipv4_addr . inet_proto . inet_service
-    counter
-    elements = {
-      10.1.0.1 . tcp . 80,
-    }
-  }
-  set p0-ingress-exact6 {
-    type ipv6_addr . inet_proto . inet_service
-    counter
-    elements = {
-      fd00::7 . tcp . 80,
-    }
-  }
   set self4 {
     type ipv4_addr . ipv4_addr
     elements = {
@@ -131,13 +122,27 @@ pod fd00::1 web
   map ingress4 {
     type ipv4_addr : verdict
     elements = {
-      10.0.0.1 : jump p0-ingress,
+      10.0.0.1 : jump p00000000-ingress,
     }
   }
   map ingress6 {
     type ipv6_addr : verdict
     elements = {
-      fd00::1 : jump p0-ingress,
+      fd00::1 : jump p00000000-ingress,
+    }
+  }
+  set p00000000-ingress-exact4 {
+    type ipv4_addr . inet_proto . inet_service
+    counter
+    elements = {
+      10.1.0.1 . tcp . 80,
+    }
+  }
+  set p00000000-ingress-exact6 {
+    type ipv6_addr . inet_proto . inet_service
+    counter
+    elements = {
+      fd00::7 . tcp . 80,
     }
   }
   chain forward {
@@ -148,9 +153,9 @@ pod fd00::1 web
     ip daddr vmap @ingress4
     ip6 daddr vmap @ingress6
   }
-  chain p0-ingress {
-    ip saddr . meta l4proto . th dport @p0-ingress-exact4 return
-    ip6 saddr . meta l4proto . th dport @p0-ingress-exact6 return
+  chain p00000000-ingress {
+    ip saddr . meta l4proto . th dport @p00000000-ingress-exact4 return
+    ip6 saddr . meta l4proto . th dport @p00000000-ingress-exact6 return
     counter drop
   }
 }
@@ -175,14 +180,26 @@ pod 10.0.0.1 p
     check(
         &state,
         "
-  set p0-egress-addresses4 {
+  set self4 {
+    type ipv4_addr . ipv4_addr
+    elements = {
+      10.0.0.1 . 10.0.0.1,
+    }
+  }
+  map egress4 {
+    type ipv4_addr : verdict
+    elements = {
+      10.0.0.1 : jump p00000000-egress,
+    }
+  }
+  set p00000000-egress-addresses4 {
     type ipv4_addr
     counter
     elements = {
       10.1.0.1,
     }
   }
-  set p0-egress-blocks4 {
+  set p00000000-egress-blocks4 {
     type ipv4_addr
     flags interval
     counter
@@ -193,39 +210,29 @@ pod 10.0.0.1 p
       192.168.5.10,
     }
   }
-  set self4 {
-    type ipv4_addr . ipv4_addr
-    elements = {
-      10.0.0.1 . 10.0.0.1,
-    }
-  }
-  map egress4 {
-    type ipv4_addr : verdict
-    elements = {
-      10.0.0.1 : jump p0-egress,
-    }
-  }
   chain forward {
     ct state established,related accept
     ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip saddr vmap @egress4
   }
-  chain p0-egress {
-    ip daddr @p0-egress-addresses4 return
-    ip daddr @p0-egress-blocks4 return
+  chain p00000000-egress {
+    ip daddr @p00000000-egress-addresses4 return
+    ip daddr @p00000000-egress-blocks4 return
     counter drop
   }
 }
 ",
     );
     let plan = plan(&state).unwrap();
-    let pieces = plan.sets[1].elements.iter().map(|element| plan.origins(element.origins));
+    let chain = ChainId::Profile(0, Direction::Egress);
+    let set = plan.set(SetId::Blocks(chain, Family::V4)).unwrap();
+    let pieces = set.elements().map(|element| set.origins(element.origins));
     assert_eq!(pieces.collect::<Vec<_>>(), [&[1][..], &[1, 2], &[1], &[2]]);
 }
 
 #[test]
-fn port_ranges_are_cut_into_chains_that_share_equal_sets() {
+fn port_ranges_are_cut_into_chains() {
     let state = state(
         "
 peers a = 10.1.0.1
@@ -241,32 +248,6 @@ pod 10.0.0.1 p
     check(
         &state,
         "
-  set p0-ingress-ports0-addresses4 {
-    type ipv4_addr
-    counter
-    elements = {
-      10.1.0.1,
-    }
-  }
-  set p0-ingress-ports1-blocks4 {
-    type ipv4_addr
-    flags interval
-    counter
-    elements = {
-      10.0.0.0-10.255.255.255,
-    }
-  }
-  map p0-ingress-ports {
-    type inet_service . inet_proto : verdict
-    flags interval
-    elements = {
-      80-84 . tcp : goto p0-ingress-ports0,
-      85-89 . tcp : goto p0-ingress-ports1,
-      90-99 . tcp : goto p0-ingress-ports2,
-      443 . tcp : goto p0-ingress-ports3,
-      0-65535 . udp : goto p0-ingress-ports4,
-    }
-  }
   set self4 {
     type ipv4_addr . ipv4_addr
     elements = {
@@ -276,7 +257,48 @@ pod 10.0.0.1 p
   map ingress4 {
     type ipv4_addr : verdict
     elements = {
-      10.0.0.1 : jump p0-ingress,
+      10.0.0.1 : jump p00000000-ingress,
+    }
+  }
+  map p00000000-ingress-ports {
+    type inet_service . inet_proto : verdict
+    flags interval
+    elements = {
+      80-84 . tcp : goto p00000000-ingress-ports0,
+      85-89 . tcp : goto p00000000-ingress-ports1,
+      90-99 . tcp : goto p00000000-ingress-ports2,
+      443 . tcp : goto p00000000-ingress-ports3,
+      0-65535 . udp : goto p00000000-ingress-ports4,
+    }
+  }
+  set p00000000-ingress-ports0-addresses4 {
+    type ipv4_addr
+    counter
+    elements = {
+      10.1.0.1,
+    }
+  }
+  set p00000000-ingress-ports1-addresses4 {
+    type ipv4_addr
+    counter
+    elements = {
+      10.1.0.1,
+    }
+  }
+  set p00000000-ingress-ports1-blocks4 {
+    type ipv4_addr
+    flags interval
+    counter
+    elements = {
+      10.0.0.0-10.255.255.255,
+    }
+  }
+  set p00000000-ingress-ports2-blocks4 {
+    type ipv4_addr
+    flags interval
+    counter
+    elements = {
+      10.0.0.0-10.255.255.255,
     }
   }
   chain forward {
@@ -285,28 +307,28 @@ pod 10.0.0.1 p
     ip saddr . ip daddr @self4 accept
     ip daddr vmap @ingress4
   }
-  chain p0-ingress-ports0 {
-    ip saddr @p0-ingress-ports0-addresses4 return
+  chain p00000000-ingress {
+    th dport . meta l4proto vmap @p00000000-ingress-ports
     counter drop
   }
-  chain p0-ingress-ports1 {
-    ip saddr @p0-ingress-ports0-addresses4 return
-    ip saddr @p0-ingress-ports1-blocks4 return
+  chain p00000000-ingress-ports0 {
+    ip saddr @p00000000-ingress-ports0-addresses4 return
     counter drop
   }
-  chain p0-ingress-ports2 {
-    ip saddr @p0-ingress-ports1-blocks4 return
+  chain p00000000-ingress-ports1 {
+    ip saddr @p00000000-ingress-ports1-addresses4 return
+    ip saddr @p00000000-ingress-ports1-blocks4 return
     counter drop
   }
-  chain p0-ingress-ports3 {
+  chain p00000000-ingress-ports2 {
+    ip saddr @p00000000-ingress-ports2-blocks4 return
+    counter drop
+  }
+  chain p00000000-ingress-ports3 {
     counter return
   }
-  chain p0-ingress-ports4 {
+  chain p00000000-ingress-ports4 {
     counter return
-  }
-  chain p0-ingress {
-    th dport . meta l4proto vmap @p0-ingress-ports
-    counter drop
   }
 }
 ",
@@ -342,14 +364,14 @@ pod 10.0.0.3 open
   map egress4 {
     type ipv4_addr : verdict
     elements = {
-      10.0.0.1 : jump p0-egress,
-      10.0.0.2 : jump p0-egress,
+      10.0.0.1 : jump p00000000-egress,
+      10.0.0.2 : jump p00000000-egress,
     }
   }
   map ingress4 {
     type ipv4_addr : verdict
     elements = {
-      10.0.0.1 : jump p0-ingress,
+      10.0.0.1 : jump p00000000-ingress,
     }
   }
   chain forward {
@@ -359,10 +381,10 @@ pod 10.0.0.3 open
     ip saddr vmap @egress4
     ip daddr vmap @ingress4
   }
-  chain p0-egress {
+  chain p00000000-egress {
     counter drop
   }
-  chain p0-ingress {
+  chain p00000000-ingress {
     counter return
   }
 }

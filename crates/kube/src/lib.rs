@@ -18,6 +18,7 @@ mod json;
 mod kind;
 pub mod live;
 mod load;
+mod manifest;
 mod metadata;
 mod object;
 mod objects;

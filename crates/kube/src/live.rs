@@ -34,6 +34,24 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The objects that an API server has, each by its resource, its name (`networkpolicies`,
+    /// `shop/web`), and as JSON.
+    pub fn of<'a>(
+        cluster: &str,
+        objects: impl IntoIterator<Item = (&'a str, String, String)>,
+    ) -> Snapshot {
+        let objects = objects.into_iter().map(|(resource, name, text)| LiveObject {
+            name: format!("cluster/{cluster} {resource}/{name}").into(),
+            text: text.into(),
+        });
+        Snapshot {
+            cluster: cluster.to_owned(),
+            namespace: "default".to_owned(),
+            notes: Vec::new(),
+            objects: objects.collect(),
+        }
+    }
+
     /// The cluster as it is beneath manifests that are applied to it: without the objects of which
     /// these say anew what they are.
     pub fn beneath(mut self, manifests: &Input) -> Snapshot {

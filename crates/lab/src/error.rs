@@ -75,6 +75,33 @@ pub enum Error {
         /// Who was to have one.
         owner: String,
     },
+    /// A node has as many pods as its ranges have addresses.
+    #[error("{node} has no address left for another pod")]
+    NodeFull {
+        /// The node.
+        node: String,
+    },
+    /// A node does not enforce.
+    #[error("the agent of {node} is not ready: {why}")]
+    NotReady {
+        /// The node.
+        node: String,
+        /// What the agent says.
+        why: String,
+    },
+    /// A node's kernel does not have what the state of the cluster asks for.
+    #[error("{node} does not enforce the present state after {seconds} s: {difference}")]
+    Unsettled {
+        /// The node.
+        node: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// The first difference.
+        difference: String,
+    },
+    /// The API server.
+    #[error(transparent)]
+    Server(#[from] portcullis_apiserver::Error),
     /// More nodes than a lab can have.
     #[error("a lab has at most {most} nodes, but {nodes} are wanted")]
     TooManyNodes {

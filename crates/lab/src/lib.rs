@@ -7,9 +7,13 @@
 //!
 //! None of that knows policies. [`Lab::trial`] does: it has every connection predicted by the
 //! engine, enforced by the kernel, and tried.
+//!
+//! A [`Cluster`] is a lab with an API server, an agent on each node, and pods that come and go.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod control;
+pub mod dns;
 mod enter;
 mod error;
 mod external;
@@ -20,14 +24,19 @@ mod plan;
 mod probe;
 mod respond;
 mod sctp;
+pub mod services;
+pub mod tools;
 mod trial;
 mod wiring;
+
+pub use cluster::{Cluster, POD_COMMAND, run_pod_command};
+pub use portcullis_apiserver::Error as ServerError;
 
 pub use control::{Connection, Control, Event};
 pub use enter::enter;
 pub use error::Error;
 pub use families::Families;
 pub use lab::Lab;
-pub use plan::{Endpoint, Kind, Options, Plan, plan};
+pub use plan::{Endpoint, Kind, Options, Plan, Topology, plan};
 pub use probe::{Outcome, Probe};
 pub use trial::{Enforcement, Observation, Progress, Step, Trial, connections, traffics};

@@ -20,12 +20,25 @@ pub struct Options {
     pub families: Families,
     /// Hosts outside the cluster that there are in any case.
     pub hosts: Vec<IpAddr>,
+    /// How the pods of a node are joined.
+    pub topology: Topology,
+}
+
+/// How the pods of a node are joined to each other and to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Topology {
+    /// Each by a link of its own, with a route to each address; as Calico and the ptp plugin do it.
+    #[default]
+    Routed,
+    /// As ports of one bridge, as Flannel does it.
+    Bridged,
 }
 
 impl Default for Options {
-    /// One node, both families, the hosts outside that the policies ask for.
+    /// One node, both families, the hosts outside that the policies ask for, routes to each pod.
     fn default() -> Options {
-        Options { nodes: 1, families: Families::Both, hosts: Vec::new() }
+        let (hosts, topology) = (Vec::new(), Topology::Routed);
+        Options { nodes: 1, families: Families::Both, hosts, topology }
     }
 }
 
@@ -37,6 +50,8 @@ pub struct Plan {
     pub cluster: Cluster,
     /// The address families in use.
     pub families: Families,
+    /// How the pods of a node are joined.
+    pub topology: Topology,
     /// Everything that can send and answer: pods, then nodes, then external hosts.
     pub endpoints: Vec<Endpoint>,
     /// Addresses of `ipBlock`s that should have a host, so that all that policies say can be tried,
@@ -51,6 +66,17 @@ impl Plan {
     pub fn endpoint_at(&self, address: IpAddr) -> Option<usize> {
         self.by_address.get(&address).copied()
     }
+
+    /// Drops all other endpoints.
+    pub(crate) fn keep(&mut self, which: impl Fn(&Endpoint) -> bool) {
+        self.endpoints.retain(which);
+        self.by_address = by_address(&self.endpoints);
+    }
+}
+
+fn by_address(endpoints: &[Endpoint]) -> BTreeMap<IpAddr, usize> {
+    let numbered = endpoints.iter().enumerate();
+    numbered.flat_map(|(i, e)| e.addresses.iter().map(move |address| (*address, i))).collect()
 }
 
 /// Something with addresses of its own. A `hostNetwork` pod is none: it is its node.
@@ -135,12 +161,9 @@ pub fn plan(cluster: &Cluster, options: &Options) -> Result<Plan, Error> {
             node: None,
         });
     }
-    let by_address = endpoints
-        .iter()
-        .enumerate()
-        .flat_map(|(index, endpoint)| endpoint.addresses.iter().map(move |a| (*a, index)))
-        .collect();
-    Ok(Plan { cluster, families: options.families, endpoints, left_out, by_address })
+    let by_address = by_address(&endpoints);
+    let Options { families, topology, .. } = *options;
+    Ok(Plan { cluster, families, topology, endpoints, left_out, by_address })
 }
 
 fn pod_name(pod: &Pod) -> String {
@@ -289,10 +312,7 @@ impl Addresses {
         families: Families,
     ) -> Result<(), Error> {
         for family in families.iter() {
-            let mut range = Range::new(match family {
-                Family::V4 => v4(Ipv4Addr::new(172, 18, 0, 0), 16),
-                Family::V6 => v6(Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, 0), 64),
-            });
+            let mut range = Range::new(node_range(family));
             // The first address is the gateway's, by custom.
             range.skip_one();
             for node in &mut cluster.nodes {
@@ -372,9 +392,17 @@ fn is_in(addresses: &[IpAddr]) -> impl Fn(&IpAddr) -> bool {
     move |address| addresses.contains(address)
 }
 
+/// Where nodes have their addresses.
+pub(crate) fn node_range(family: Family) -> IpNet {
+    match family {
+        Family::V4 => v4(Ipv4Addr::new(172, 18, 0, 0), 16),
+        Family::V6 => v6(Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, 0), 64),
+    }
+}
+
 /// The pod range with this number: 10.244.N.0/24, going on into 10.245.0.0, or
 /// fd00:10:244:N::/64. `None` where the numbers end.
-fn pod_range(family: Family, number: u32) -> Option<IpNet> {
+pub(crate) fn pod_range(family: Family, number: u32) -> Option<IpNet> {
     match family {
         Family::V4 => {
             let first = u32::from(Ipv4Addr::new(10, 244, 0, 0));

@@ -15,8 +15,7 @@ use portcullis_core::net::{Family, Protocol, Traffic};
 use rustc_hash::FxHashMap;
 use socket2::{Socket, Type};
 
-use crate::lab::file_limit;
-use crate::namespace::Namespace;
+use crate::lab::{Room, file_limit};
 use crate::respond::{Names, domain, without_ip_header};
 use crate::{Error, sctp};
 
@@ -51,6 +50,8 @@ pub enum Outcome {
     Error(i32),
 }
 
+/// What a responder is asked over TCP and UDP.
+pub(crate) const QUESTION: &[u8] = b"who is there?\n";
 /// How long silence lasts at least before it is believed, in each of the tries.
 const PATIENCE: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_millis(400), Duration::from_millis(1200)];
@@ -80,14 +81,14 @@ pub(crate) struct Fresh {
 }
 
 /// Sends all probes and collects what comes of them. The calling thread is moved from one of the
-/// namespaces to another; `space_of` says which is whose. `settled` is told how many more probes
+/// namespaces to another; `room_of` says which is whose. `settled` is told how many more probes
 /// have their outcome.
 pub(crate) fn run(
     probes: &[Probe],
     names: &Names,
     fresh: &mut Fresh,
-    spaces: &[Namespace],
-    space_of: &[usize],
+    rooms: &[Room],
+    room_of: &[usize],
     mut settled: impl FnMut(usize),
 ) -> Result<Vec<Outcome>, Error> {
     let epoll =
@@ -104,12 +105,12 @@ pub(crate) fn run(
     };
     let mut pending: Vec<usize> = (0..probes.len()).collect();
     // One namespace after the other, and else in the order given.
-    pending.sort_by_key(|index| space_of.get(probes[*index].source));
+    pending.sort_by_key(|index| room_of.get(probes[*index].source));
     let mut known = 0;
     for (attempt, patience) in PATIENCE.into_iter().enumerate() {
         let in_flight = room_for_probes() / if attempt == 0 { 1 } else { 4 };
         for chunk in pending.chunks(in_flight.max(1)) {
-            prober.launch(chunk, spaces, space_of)?;
+            prober.launch(chunk, rooms, room_of)?;
             prober.listen(patience)?;
             let open = prober.flights.len();
             prober.flights.clear();
@@ -156,26 +157,22 @@ struct Flight {
     /// The verification tag of an answer over SCTP.
     tag: u32,
     sent: Instant,
+    /// Whether the question has been put; over TCP that comes once it is connected.
+    asked: bool,
 }
 
 impl Prober<'_> {
     /// Sends the probes, which are sorted by their namespace.
-    fn launch(
-        &mut self,
-        chunk: &[usize],
-        spaces: &[Namespace],
-        space_of: &[usize],
-    ) -> Result<(), Error> {
+    fn launch(&mut self, chunk: &[usize], rooms: &[Room], room_of: &[usize]) -> Result<(), Error> {
         let mut here = None;
         for (count, &index) in chunk.iter().enumerate() {
             let probe = &self.probes[index];
-            let Some(space) = space_of.get(probe.source).and_then(|space| spaces.get(*space))
-            else {
+            let Some(room) = room_of.get(probe.source).and_then(|room| rooms.get(*room)) else {
                 self.outcomes[index] = Some(Outcome::Error(Errno::ENODEV as i32));
                 continue;
             };
             if here != Some(probe.source) {
-                space.enter()?;
+                room.namespace.enter()?;
                 here = Some(probe.source);
             }
             let next_port = self.fresh.ports.entry(probe.from).or_insert(*SOURCE_PORTS.start());
@@ -185,9 +182,11 @@ impl Prober<'_> {
             let sent = Instant::now();
             match send(probe, next_port, tag) {
                 Ok((socket, port)) => {
-                    let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
+                    let asked = !matches!(probe.traffic, Traffic::Port(Protocol::Tcp, _));
+                    let wait = if asked { EpollFlags::EPOLLIN } else { EpollFlags::EPOLLOUT };
+                    let event = EpollEvent::new(wait, index as u64);
                     self.epoll.add(&socket, event).map_err(|e| Error::socket("poll", e))?;
-                    self.flights.insert(index, Flight { socket, port, tag, sent });
+                    self.flights.insert(index, Flight { socket, port, tag, sent, asked });
                 }
                 Err(e) => self.outcomes[index] = Some(outcome_of(&e)),
             }
@@ -224,7 +223,15 @@ impl Prober<'_> {
         };
         for event in &events[..count] {
             let index = event.data() as usize;
-            let Some(flight) = self.flights.get(&index) else { continue };
+            let Some(flight) = self.flights.get_mut(&index) else { continue };
+            if !flight.asked && event.events() == EpollFlags::EPOLLOUT {
+                flight.asked = true;
+                let mut event = EpollEvent::new(EpollFlags::EPOLLIN, event.data());
+                let changed = self.epoll.modify(&flight.socket, &mut event);
+                changed.map_err(|e| Error::socket("poll", e))?;
+                // If it cannot be sent, reading says why.
+                let _ = flight.socket.send(QUESTION);
+            }
             if let Some(outcome) = hear(&self.probes[index], flight, self.names) {
                 self.latest = Instant::now();
                 self.slowest = self.slowest.max(self.latest - flight.sent);
@@ -274,7 +281,7 @@ fn send(probe: &Probe, next_port: &mut u16, tag: u32) -> io::Result<(Socket, u16
     }
     match probe.traffic {
         Traffic::Port(Protocol::Tcp, _) => {}
-        Traffic::Port(Protocol::Udp, _) => _ = socket.send(b"who is there?\n")?,
+        Traffic::Port(Protocol::Udp, _) => _ = socket.send(QUESTION)?,
         Traffic::Port(Protocol::Sctp, _) => {
             socket.send(&sctp_init(port, destination_port, tag))?;
         }

@@ -4,8 +4,8 @@
 //! here ever waits for a peer, so there is nothing to be asynchronous about.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -28,99 +28,164 @@ use crate::sctp;
 /// What an address calls itself.
 pub(crate) type Names = ByAddress<String>;
 
+/// A port that can be listened on.
+pub(crate) type Port = (Protocol, u16);
+
 /// The responders of a lab. They fall silent when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Responders {
     shared: Arc<Shared>,
+    families: Families,
     thread: Option<JoinHandle<()>>,
-    /// The sockets of each port, and those of [`SCTP`].
-    open: BTreeMap<(Protocol, u16), Vec<u64>>,
-    next_token: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     epoll: Epoll,
     stop: EventFd,
-    names: Arc<Names>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    names: Names,
+    /// All that is open, by its token.
     responders: FxHashMap<u64, Responder>,
+    /// The namespaces, by the number of the space.
+    spaces: FxHashMap<u32, Open>,
+    last_token: u64,
+}
+
+/// What is open in a namespace.
+#[derive(Debug, Default)]
+struct Open {
+    /// The sockets of each port, and those of [`SCTP`].
+    sockets: BTreeMap<Port, Vec<u64>>,
     sctp_ports: BTreeSet<u16>,
 }
 
 #[derive(Debug)]
 enum Responder {
     Tcp(Socket),
+    Connection(Connection),
     Udp(Socket),
-    Sctp(Socket),
+    /// Of the space of this number.
+    Sctp(Socket, u32),
+}
+
+/// A client of a TCP port.
+#[derive(Debug)]
+struct Connection {
+    socket: Socket,
+    /// What it has said; nothing any more once it has its answer.
+    heard: Vec<u8>,
+    answered: bool,
 }
 
 /// All SCTP ports are served by the same raw sockets, one per family.
-const SCTP: (Protocol, u16) = (Protocol::Sctp, 0);
+const SCTP: Port = (Protocol::Sctp, 0);
 /// The token of [`Shared::stop`].
 const STOP: u64 = 0;
 /// Connections that may wait to be accepted: as many as the kernel's own default allows.
 const BACKLOG: i32 = 4096;
 /// A probe's question and an SCTP INIT are far smaller.
 const LARGEST: usize = 2048;
+/// A question over TCP that is longer is answered before it is over.
+const LONGEST_QUESTION: usize = 16 << 10;
 
 impl Responders {
-    pub(crate) fn start(names: Arc<Names>) -> io::Result<Responders> {
+    /// `names` says who is at which address.
+    pub(crate) fn start(names: Names, families: Families) -> io::Result<Responders> {
         let shared = Arc::new(Shared {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             stop: EventFd::new()?,
-            names,
-            state: Mutex::default(),
+            state: Mutex::new(State { names, last_token: STOP, ..State::default() }),
         });
         shared.epoll.add(&shared.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         let serving = Arc::clone(&shared);
         let thread =
             thread::Builder::new().name("responders".to_owned()).spawn(move || serving.serve())?;
-        Ok(Responders { shared, thread: Some(thread), open: BTreeMap::new(), next_token: STOP + 1 })
+        Ok(Responders { shared, families, thread: Some(thread) })
     }
 
-    /// Closes what is open and not among these ports.
-    pub(crate) fn close_others(&mut self, ports: &BTreeSet<(Protocol, u16)>) {
+    /// Says who is at these addresses from now on; `None` for nobody.
+    pub(crate) fn name(&self, addresses: &[IpAddr], name: Option<&str>) {
         let mut state = self.shared.state();
-        self.open.retain(|port, tokens| {
-            let stays = *port == SCTP || ports.contains(port);
+        for address in addresses {
+            match name {
+                Some(name) => drop(state.names.insert(*address, name.to_owned())),
+                None => drop(state.names.remove(address)),
+            }
+        }
+    }
+
+    /// How many sockets [`Responders::serve`] would have to open.
+    pub(crate) fn missing(&self, space: u32, ports: &BTreeSet<Port>) -> usize {
+        let state = self.shared.state();
+        let open = state.spaces.get(&space);
+        let sockets = |port: &Port| if *port == SCTP { self.families.iter().count() } else { 1 };
+        wanted(ports)
+            .filter(|port| open.is_none_or(|open| !open.sockets.contains_key(port)))
+            .map(|port| sockets(&port))
+            .sum()
+    }
+
+    /// Has a space answer on these ports and on no others. To be called in its namespace.
+    ///
+    /// A port that somebody else listens on there is left to them. The raw sockets for SCTP are
+    /// always open: they say that a port is closed, too.
+    pub(crate) fn serve(
+        &self,
+        space: u32,
+        ports: &BTreeSet<Port>,
+    ) -> Result<(), (Port, io::Error)> {
+        let mut state = self.shared.state();
+        let State { responders, spaces, last_token, .. } = &mut *state;
+        let open = spaces.entry(space).or_default();
+        let wanted: BTreeSet<Port> = wanted(ports).collect();
+        open.sockets.retain(|port, tokens| {
+            let stays = wanted.contains(port);
             if !stays {
-                tokens.iter().for_each(|token| drop(state.responders.remove(token)));
+                tokens.iter().for_each(|token| drop(responders.remove(token)));
             }
             stays
         });
-    }
-
-    /// What needs sockets yet; how many per namespace tells [`sockets_for`]. The raw sockets for
-    /// SCTP are needed always: they say that a port is closed, too.
-    pub(crate) fn missing(&self, ports: &BTreeSet<(Protocol, u16)>) -> BTreeSet<(Protocol, u16)> {
-        let with_sockets = ports.iter().copied().filter(|(p, _)| *p != Protocol::Sctp);
-        with_sockets.chain([SCTP]).filter(|key| !self.open.contains_key(key)).collect()
-    }
-
-    /// Opens the sockets of one of [`Responders::missing`] in the namespace of the calling thread.
-    pub(crate) fn open(&mut self, key: (Protocol, u16), families: Families) -> io::Result<()> {
-        for responder in sockets(key, families)? {
-            let token = self.next_token;
-            self.next_token += 1;
-            let mut state = self.shared.state();
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
-            self.shared.epoll.add(responder.socket(), event)?;
-            state.responders.insert(token, responder);
-            self.open.entry(key).or_default().push(token);
+        let sctp = ports.iter().filter(|(protocol, _)| *protocol == Protocol::Sctp);
+        open.sctp_ports = sctp.map(|(_, port)| *port).collect();
+        for port in wanted {
+            if open.sockets.contains_key(&port) {
+                continue;
+            }
+            let sockets = match sockets(port, self.families, space) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+                other => other.map_err(|error| (port, error))?,
+            };
+            for responder in sockets {
+                *last_token += 1;
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, *last_token);
+                let added = self.shared.epoll.add(responder.socket(), event);
+                added.map_err(|error| (port, error.into()))?;
+                responders.insert(*last_token, responder);
+                open.sockets.entry(port).or_default().push(*last_token);
+            }
         }
         Ok(())
     }
 
-    /// Answers on these SCTP ports from now on.
-    pub(crate) fn set_sctp(&self, ports: &BTreeSet<(Protocol, u16)>) {
-        let sctp = ports.iter().filter(|(p, _)| *p == Protocol::Sctp).map(|(_, port)| *port);
-        self.shared.state().sctp_ports = sctp.collect();
+    /// Closes all that is open in a space.
+    pub(crate) fn close(&self, space: u32) {
+        let mut state = self.shared.state();
+        let open = state.spaces.remove(&space).unwrap_or_default();
+        for token in open.sockets.values().flatten() {
+            state.responders.remove(token);
+        }
     }
+}
+
+/// What needs sockets for these ports to be served.
+fn wanted(ports: &BTreeSet<Port>) -> impl Iterator<Item = Port> {
+    let with_sockets = ports.iter().copied().filter(|(protocol, _)| *protocol != Protocol::Sctp);
+    with_sockets.chain([SCTP])
 }
 
 impl Drop for Responders {
@@ -134,12 +199,7 @@ impl Drop for Responders {
     }
 }
 
-/// How many sockets in each namespace the key needs.
-pub(crate) fn sockets_for(key: (Protocol, u16), families: Families) -> usize {
-    if key == SCTP { families.iter().count() } else { 1 }
-}
-
-fn sockets((protocol, port): (Protocol, u16), families: Families) -> io::Result<Vec<Responder>> {
+fn sockets((protocol, port): Port, families: Families, space: u32) -> io::Result<Vec<Responder>> {
     // One socket serves both families, but a raw one.
     let family = if families.contains(Family::V6) { Family::V6 } else { Family::V4 };
     Ok(match protocol {
@@ -160,7 +220,7 @@ fn sockets((protocol, port): (Protocol, u16), families: Families) -> io::Result<
                 let socket = Socket::new(domain(family), kind, Some(protocol))?;
                 socket.attach_filter(&only_init(family))?;
                 tell_destination(&socket, family)?;
-                Ok(Responder::Sctp(socket))
+                Ok(Responder::Sctp(socket, space))
             };
             families.iter().map(raw).collect::<io::Result<_>>()?
         }
@@ -234,59 +294,132 @@ impl Shared {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return,
             };
-            let state = self.state();
+            let mut state = self.state();
             for event in &events[..count] {
                 if event.data() == STOP {
                     return;
                 }
-                // It may have been closed since.
-                if let Some(responder) = state.responders.get(&event.data()) {
-                    self.answer(responder, &state.sctp_ports, &mut buffers);
-                }
+                self.answer(&mut state, event.data(), &mut buffers);
             }
         }
     }
 
     /// Answers all that wait at a socket. What fails concerns one peer only, who then hears
     /// nothing, which is what the probe will say.
-    fn answer(&self, responder: &Responder, sctp_ports: &BTreeSet<u16>, buffers: &mut Buffers) {
-        match responder {
-            Responder::Tcp(listener) => {
+    fn answer(&self, state: &mut State, token: u64, buffers: &mut Buffers) {
+        let State { names, responders, spaces, last_token } = state;
+        let line = |address: IpAddr| {
+            let name = names.get(&address).map_or("", String::as_str);
+            format!("{name}\n")
+        };
+        let mut accepted = Vec::new();
+        match responders.get_mut(&token) {
+            // It has been closed since.
+            None => {}
+            Some(Responder::Tcp(listener)) => {
                 while let Ok((connection, _)) = listener.accept() {
-                    let local = connection.local_addr().ok().and_then(|a| a.as_socket());
-                    if let Some(local) = local {
-                        let _ = connection.send(self.line(local.ip().to_canonical()).as_bytes());
-                    }
+                    accepted.push(connection);
                 }
             }
-            Responder::Udp(socket) => {
+            Some(Responder::Connection(connection)) => {
+                if !connection.go_on(&mut buffers.bytes, line) {
+                    responders.remove(&token);
+                }
+            }
+            Some(Responder::Udp(socket)) => {
                 while let Ok(datagram) = buffers.receive(socket) {
-                    let _ = datagram.reply(socket, self.line(datagram.to).as_bytes());
+                    let _ = datagram.reply(socket, line(datagram.to).as_bytes());
                 }
             }
-            Responder::Sctp(socket) => {
+            Some(Responder::Sctp(socket, space)) => {
+                let open = spaces.get(space);
+                let is_open = |port| open.is_some_and(|open| open.sctp_ports.contains(&port));
                 while let Ok(datagram) = buffers.receive(socket) {
                     let bytes = without_ip_header(&buffers.bytes[..datagram.length], datagram.to);
                     let answer = sctp::Packet::from_bytes(bytes)
-                        .and_then(|p| p.answer(sctp_ports.contains(&p.destination_port)));
+                        .and_then(|p| p.answer(is_open(p.destination_port)));
                     if let Some(answer) = answer {
                         let _ = datagram.reply(socket, &answer.to_bytes());
                     }
                 }
             }
         }
+        for socket in accepted {
+            let mut connection = Connection { socket, heard: Vec::new(), answered: false };
+            // What it has to say may be there already.
+            if connection.socket.set_nonblocking(true).is_err()
+                || !connection.go_on(&mut buffers.bytes, line)
+            {
+                continue;
+            }
+            *last_token += 1;
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, *last_token);
+            if self.epoll.add(&connection.socket, event).is_ok() {
+                responders.insert(*last_token, Responder::Connection(connection));
+            }
+        }
     }
+}
 
-    fn line(&self, address: IpAddr) -> String {
-        let name = self.names.get(&address).map_or("", String::as_str);
-        format!("{name}\n")
+impl Connection {
+    /// Reads what has come, and answers once the question is complete. Then it waits for the client
+    /// to close: to close first, with something unread, would take the answer back. False when it
+    /// is over.
+    fn go_on(&mut self, buffer: &mut [u8], line: impl Fn(IpAddr) -> String) -> bool {
+        loop {
+            let length = match (&self.socket).read(buffer) {
+                Ok(0) => return false,
+                Ok(length) => length,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return e.kind() == io::ErrorKind::WouldBlock,
+            };
+            if self.answered {
+                continue;
+            }
+            self.heard.extend_from_slice(&buffer[..length]);
+            let local = self.socket.local_addr().ok().and_then(|a| a.as_socket());
+            let Some(local) = local else { return false };
+            if let Some(reply) = reply(&self.heard, || line(local.ip().to_canonical())) {
+                self.answered = true;
+                self.heard = Vec::new();
+                let sent = self.socket.send(&reply);
+                if sent.is_err() || self.socket.shutdown(Shutdown::Write).is_err() {
+                    return false;
+                }
+            }
+        }
     }
+}
+
+/// The answer to a question over TCP, which is a line or an HTTP request; `None` while it is not
+/// complete.
+fn reply(heard: &[u8], line: impl Fn() -> String) -> Option<Vec<u8>> {
+    let ends = |end: &[u8]| heard.windows(end.len()).any(|part| part == end);
+    let too_long = heard.len() > LONGEST_QUESTION;
+    let first = heard.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let is_http = first.windows(6).any(|part| part == b" HTTP/");
+    let complete = if is_http { ends(b"\r\n\r\n") || ends(b"\n\n") } else { ends(b"\n") };
+    if !complete && !too_long {
+        return None;
+    }
+    let line = line();
+    if !is_http {
+        return Some(line.into_bytes());
+    }
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        line.len()
+    );
+    let body = if heard.starts_with(b"HEAD ") { "" } else { &line };
+    Some([head.as_bytes(), body.as_bytes()].concat())
 }
 
 impl Responder {
     fn socket(&self) -> &Socket {
         match self {
-            Responder::Tcp(socket) | Responder::Udp(socket) | Responder::Sctp(socket) => socket,
+            Responder::Tcp(socket) | Responder::Udp(socket) | Responder::Sctp(socket, _) => socket,
+            Responder::Connection(connection) => &connection.socket,
         }
     }
 }
@@ -374,5 +507,34 @@ impl Datagram {
                 }))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(heard: &str) -> Option<String> {
+        let reply = reply(heard.as_bytes(), || "shop/web\n".to_owned());
+        reply.map(|reply| String::from_utf8(reply).unwrap())
+    }
+
+    #[test]
+    fn a_line_is_answered_by_the_name() {
+        assert_eq!(answer(""), None);
+        assert_eq!(answer("who is"), None);
+        assert_eq!(answer("who is there?\n").as_deref(), Some("shop/web\n"));
+        assert_eq!(answer(&"x".repeat(LONGEST_QUESTION + 1)).as_deref(), Some("shop/web\n"));
+    }
+
+    #[test]
+    fn an_http_request_is_answered_when_its_head_is_complete() {
+        assert_eq!(answer("GET / HTTP/1.1\r\nHost: web\r\n"), None);
+        let get = answer("GET / HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+        assert!(get.starts_with("HTTP/1.1 200 OK\r\n"), "{get}");
+        assert!(get.contains("\r\nContent-Length: 9\r\n"), "{get}");
+        assert!(get.ends_with("\r\n\r\nshop/web\n"), "{get}");
+        let head = answer("HEAD / HTTP/1.0\r\n\r\n").unwrap();
+        assert!(head.ends_with("\r\n\r\n"), "{head}");
     }
 }

@@ -162,7 +162,7 @@ impl Lab {
         let cluster = &self.plan().cluster;
         let mut nodes = Vec::new();
         for (i, node) in cluster.nodes.iter().enumerate() {
-            let (state, origins) = share(cluster, &program, &node.name);
+            let (state, origins) = share(cluster, &node.name);
             let kernel = |source| Error::Kernel { node: node.name.clone(), source };
             let mut dataplane = self.in_node(i, Nftables::open)?.map_err(kernel)?;
             let report = dataplane.apply(&state).map_err(kernel)?;
@@ -186,7 +186,7 @@ impl Lab {
         let before = self.try_all(&connections, Step::Before, progress)?;
         let mut enforcement = self.enforce(program, progress)?;
         let trial = Trial {
-            observations: self.under(&enforcement, connections, before, progress)?,
+            observations: self.under(&enforcement.program, connections, before, progress)?,
             hits: enforcement.hits()?,
             packets: self.packets_received()? - packets_before,
             elapsed: started.elapsed(),
@@ -194,11 +194,11 @@ impl Lab {
         Ok((trial, enforcement))
     }
 
-    /// Tries connections under the policies in force. Whether a destination answers at all is asked
+    /// Tries connections under the policies in force, of which this is the program. Whether a destination answers at all is asked
     /// from its own node, which it may always talk to (SEMANTICS 7).
     pub fn observe(
         &mut self,
-        enforcement: &Enforcement,
+        program: &Program,
         connections: Vec<(Probe, usize)>,
         progress: Progress<'_>,
     ) -> Result<Vec<Observation>, Error> {
@@ -214,7 +214,7 @@ impl Lab {
         let before =
             |(probe, _): &(Probe, usize)| answers[asked[&(probe.traffic, probe.to)]].clone();
         let before = connections.iter().map(before).collect();
-        self.under(enforcement, connections, before, progress)
+        self.under(program, connections, before, progress)
     }
 
     /// The same question, asked by the destination's node, or by any node of a host outside.
@@ -230,13 +230,13 @@ impl Lab {
 
     fn under(
         &mut self,
-        enforcement: &Enforcement,
+        program: &Program,
         mut connections: Vec<(Probe, usize)>,
         before: Vec<Outcome>,
         progress: Progress<'_>,
     ) -> Result<Vec<Observation>, Error> {
         for (probe, _) in &mut connections {
-            let passes = enforcement.program.passes(probe.from, probe.to, probe.traffic);
+            let passes = program.passes(probe.from, probe.to, probe.traffic);
             probe.expect = Some(passes);
         }
         let outcomes = self.try_all(&connections, Step::Under, progress)?;
@@ -311,7 +311,7 @@ pub struct Enforcement {
 struct EnforcedNode {
     name: String,
     dataplane: Nftables,
-    origins: Vec<Origin>,
+    origins: BTreeMap<u32, Origin>,
     report: Report,
 }
 
@@ -324,12 +324,14 @@ impl Enforcement {
     /// How many packets that open connections each origin has let pass at its end so far, on all
     /// nodes together; also none.
     pub fn hits(&mut self) -> Result<BTreeMap<Origin, u64>, Error> {
-        let origins = self.nodes.iter().flat_map(|node| &node.origins);
+        let origins = self.nodes.iter().flat_map(|node| node.origins.values());
         let mut hits: BTreeMap<Origin, u64> = origins.map(|origin| (*origin, 0)).collect();
         for node in &mut self.nodes {
             let kernel = |source| Error::Kernel { node: node.name.clone(), source };
             for hit in node.dataplane.hits().map_err(kernel)? {
-                *hits.entry(node.origins[hit.origin as usize]).or_default() += hit.packets;
+                if let Some(origin) = node.origins.get(&hit.origin) {
+                    *hits.entry(*origin).or_default() += hit.packets;
+                }
             }
         }
         Ok(hits)

@@ -21,7 +21,8 @@ use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Dataplane, Nftables};
 use portcullis_lab::{
-    Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, enter, plan,
+    Control, Error, Event, Families, Kind, Lab, Options, Outcome, Plan, Probe, Topology, enter,
+    plan,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -43,6 +44,8 @@ fn main() -> Result {
         Trial::test("a_lab_ends_cleanly_on_sigterm", move || Ok(ended?)),
         test("without_rules_everybody_answers_everybody", without_rules_everybody_answers),
         test("rules_in_a_node_silence_what_they_drop_and_no_more", rules_silence_what_they_drop),
+        test("pods_on_a_bridge_answer_and_are_silenced_as_well", pods_on_a_bridge_answer_as_well),
+        test("a_bridge_that_asks_no_rules_is_told", a_bridge_that_asks_no_rules_is_told),
         test("an_echo_reply_is_its_senders", an_echo_reply_is_its_senders),
         test("a_closed_port_is_refused_by_a_live_host", a_closed_port_is_refused),
         test("listening_anew_closes_what_is_not_named", listening_anew_closes),
@@ -59,7 +62,64 @@ fn main() -> Result {
 }
 
 fn without_rules_everybody_answers() -> Result {
-    let mut lab = Lab::up(&small(Families::Both)?, |_, _| ())?;
+    everybody_answers(&small(Families::Both)?)
+}
+
+fn pods_on_a_bridge_answer_as_well() -> Result {
+    let mut plan = small(Families::Both)?;
+    plan.topology = Topology::Bridged;
+    everybody_answers(&plan)?;
+    rules_hold(&plan)
+}
+
+/// Rules that close web, on a bridge that does not ask them: pods of the node get in, and the data
+/// plane says so, family by family.
+fn a_bridge_that_asks_no_rules_is_told() -> Result {
+    let mut plan = small(Families::Both)?;
+    plan.topology = Topology::Bridged;
+    let mut lab = Lab::up(&plan, |_, _| ())?;
+    lab.listen(&ports())?;
+    let web = endpoint(&lab, "shop/web");
+    let node = lab.plan().endpoints[web].node.ok_or("a pod has a node")?;
+    let addresses = lab.plan().endpoints[web].addresses.clone();
+    let closed = NodeState {
+        endpoints: addresses.iter().map(|address| (*address, 0)).collect(),
+        profiles: vec![Profile { ingress: Some(Vec::new()), egress: None }],
+        ..NodeState::default()
+    };
+    let mut rules = lab.in_node(node, Nftables::open)??;
+    rules.apply(&closed)?;
+    let neighbour = |probe: &Probe| {
+        let of = &lab.plan().endpoints[probe.source];
+        of.kind == Kind::Pod && of.node == Some(node) && probe.source != web
+    };
+    let mut probes = all_pairs(lab.plan(), &[Traffic::Port(Protocol::Tcp, 80)]);
+    probes.retain(|probe| neighbour(probe) && addresses.contains(&probe.to));
+    assert_eq!(probes.len(), 2, "one for each family");
+    for setting in [None, Some("bridge-nf-call-iptables"), Some("bridge-nf-call-ip6tables")] {
+        if let Some(setting) = setting {
+            let path = format!("/proc/sys/net/bridge/{setting}");
+            lab.in_node(node, || fs::write(path, "0"))??;
+        }
+        let unseen = lab.in_node(node, || rules.unseen())??;
+        let outcomes = lab.probe(&probes, |_| ())?;
+        for (probe, outcome) in probes.iter().zip(outcomes) {
+            let family = Family::of(probe.to);
+            let told = unseen.iter().any(|unseen| unseen.family == family);
+            assert_eq!(told, outcome != Outcome::Silent, "{family} with {setting:?}: {unseen:?}");
+        }
+        let off = match setting {
+            None => 0,
+            Some("bridge-nf-call-iptables") => 1,
+            Some(_) => 2,
+        };
+        assert_eq!(unseen.len(), off, "{unseen:?}");
+    }
+    Ok(())
+}
+
+fn everybody_answers(plan: &Plan) -> Result {
+    let mut lab = Lab::up(plan, |_, _| ())?;
     lab.listen(&ports())?;
     let probes = all_pairs(lab.plan(), &traffics());
     let kinds: BTreeSet<(Kind, Kind, bool)> =
@@ -72,7 +132,11 @@ fn without_rules_everybody_answers() -> Result {
 
 /// The rules isolate db for ingress and allow web on TCP port 80.
 fn rules_silence_what_they_drop() -> Result {
-    let mut lab = Lab::up(&small(Families::Both)?, |_, _| ())?;
+    rules_hold(&small(Families::Both)?)
+}
+
+fn rules_hold(plan: &Plan) -> Result {
+    let mut lab = Lab::up(plan, |_, _| ())?;
     lab.listen(&ports())?;
     let probes = all_pairs(lab.plan(), &traffics());
     let before = lab.probe(&probes, |_| ())?;
@@ -81,20 +145,13 @@ fn rules_silence_what_they_drop() -> Result {
     let db = endpoint(&lab, "shop/db");
     let node = lab.plan().endpoints[db].node.ok_or("a pod has a node")?;
     let addresses = |lab: &Lab, endpoint: usize| lab.plan().endpoints[endpoint].addresses.clone();
-    let mut peers = addresses(&lab, web);
-    peers.sort();
+    let peers = addresses(&lab, web);
+    let ports = Some(Ports { protocol: Protocol::Tcp, first: 80, last: 80 });
+    let entry = Entry { peers: Some(0), ports, origin: 0 };
     let state = NodeState {
         endpoints: addresses(&lab, db).into_iter().map(|address| (address, 0)).collect(),
-        profiles: vec![Profile {
-            ingress: Some(vec![Entry {
-                peers: Some(0),
-                ports: Some(Ports { protocol: Protocol::Tcp, first: 80, last: 80 }),
-                origin: 0,
-            }]),
-            egress: None,
-        }],
-        peers: vec![PeerSet::Addresses(peers)],
-        origins: 1,
+        profiles: [(0, Profile { ingress: Some([entry].into()), egress: None })].into(),
+        peers: [(0, PeerSet::Addresses(peers.into_iter().collect()))].into(),
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
     rules.apply(&state)?;

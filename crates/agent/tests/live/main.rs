@@ -181,8 +181,8 @@ impl Dataplane for Watched {
         self.0.lock().unwrap().0.hits()
     }
 
-    fn take_final_hits(&mut self) -> Vec<Hits> {
-        self.0.lock().unwrap().0.take_final_hits()
+    fn tidy(&mut self, wait: bool) -> bool {
+        self.0.lock().unwrap().0.tidy(wait)
     }
 
     fn differences(&mut self) -> Result<Vec<Difference>, Error> {
@@ -445,13 +445,10 @@ fn unreadable() {
     eventually("closed", || fake.state() == Some(wanted(&server)));
     let state = fake.state().unwrap();
     let profile = state.endpoints[&"10.0.1.2".parse::<IpAddr>().unwrap()];
-    let ingress = state.profiles[profile as usize].ingress.clone().expect("isolated");
-    let allows = ingress.iter().any(|entry| match entry.peers {
-        Some(peers) => {
-            state.peers[peers as usize] != portcullis_dataplane::state::PeerSet::Addresses(vec![])
-        }
-        None => true,
-    });
+    let ingress = state.profiles[&profile].ingress.clone().expect("isolated");
+    let nobody = portcullis_dataplane::state::PeerSet::Addresses(Default::default());
+    let allows =
+        ingress.iter().any(|entry| entry.peers.is_none_or(|peers| state.peers[&peers] != nobody));
     assert!(!allows, "{state:?}");
     server.delete("networkpolicies", "shop", "new");
     eventually("gone", || agent.metric("portcullis_unreadable_policies") == 0.0);

@@ -1,7 +1,7 @@
 //! The addresses behind Services: Endpoints and EndpointSlices that follow the ready pods.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use portcullis_core::labels::{Labels, Selector};
@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::pods::is_ready;
 use super::{all, controlled_by, delete, is_controlled_by, make};
+use crate::containers::is_finished;
 use crate::resource::Resource;
-use crate::store::State;
+use crate::store::{Key, State};
 use crate::{meta, objects};
 
 const MANAGED: &str = "endpoints.kubernetes.io/managed-by";
@@ -39,16 +40,28 @@ pub(super) fn run(state: &mut State) {
             continue;
         }
         let selector = Selector { match_labels, ..Selector::default() };
-        let behind = pods.iter().filter(|pod| {
-            meta::namespace(pod) == key.namespace
-                && !meta::is_terminating(pod)
-                && address(pod).is_some()
-                && !matches!(meta::text(pod, "/status/phase"), "Succeeded" | "Failed")
-                && selector.matches(&meta::labels(pod))
-        });
-        let groups = group(&service, behind);
-        write_endpoints(state, &service, &groups);
-        write_slices(state, &service, &groups);
+        let behind = |family: &str| {
+            let pods = pods.iter().filter(|pod| {
+                meta::namespace(pod) == key.namespace
+                    && !meta::is_terminating(pod)
+                    && address(pod, family).is_some()
+                    && !is_finished(pod)
+                    && selector.matches(&meta::labels(pod))
+            });
+            group(&service, pods)
+        };
+        let families = meta::list(&service, "/spec/ipFamilies").iter();
+        let families: Vec<&str> = families.filter_map(Value::as_str).collect();
+        let first = families.first().copied().unwrap_or("IPv4");
+        write_endpoints(state, &service, first, &behind(first));
+        for family in &families {
+            write_slices(state, &service, family, &behind(family));
+        }
+        for (key, slice) in slices(state, &service) {
+            if !families.contains(&meta::text(&slice, "/addressType")) {
+                delete(state, "EndpointSlice", &key);
+            }
+        }
     }
     for (key, endpoints) in all(state, "Endpoints") {
         let orphan = Resource::of_kind("Service")
@@ -59,10 +72,28 @@ pub(super) fn run(state: &mut State) {
     }
 }
 
-/// The IPv4 address of a pod.
-fn address(pod: &Value) -> Option<&str> {
+/// The address of a pod that is of a family.
+fn address<'a>(pod: &'a Value, family: &str) -> Option<&'a str> {
     let all = meta::list(pod, "/status/podIPs").iter().map(|ip| meta::text(ip, "/ip"));
-    all.into_iter().find(|ip| ip.parse::<Ipv4Addr>().is_ok())
+    all.into_iter().find(|ip| match ip.parse() {
+        Ok(IpAddr::V4(_)) => family == "IPv4",
+        Ok(IpAddr::V6(_)) => family == "IPv6",
+        Err(_) => false,
+    })
+}
+
+/// The name under which a pod stands behind its headless Service.
+fn hostname<'a>(pod: &'a Value, service: &Value) -> Option<&'a Value> {
+    let here = pod["spec"]["subdomain"] == *meta::name(service);
+    pod["spec"].get("hostname").filter(|_| here)
+}
+
+/// The slices of a Service that are kept here.
+fn slices(state: &State, service: &Value) -> Vec<(Key, Arc<Value>)> {
+    let all = all(state, "EndpointSlice").into_iter();
+    let namespace = meta::namespace(service);
+    all.filter(|(key, slice)| key.namespace == namespace && is_controlled_by(slice, service))
+        .collect()
 }
 
 fn group<'a>(service: &Value, pods: impl Iterator<Item = &'a Arc<Value>>) -> Groups {
@@ -115,10 +146,15 @@ fn ports_of(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_default()
 }
 
-fn write_endpoints(state: &mut State, service: &Value, groups: &Groups) {
+fn write_endpoints(state: &mut State, service: &Value, family: &str, groups: &Groups) {
     let one = |pod: &Arc<Value>| {
         let node = &pod["spec"]["nodeName"];
-        json!({"ip": address(pod), "nodeName": node, "targetRef": target(pod)})
+        let ip = address(pod, family);
+        let mut one = json!({"ip": ip, "nodeName": node, "targetRef": target(pod)});
+        if let Some(hostname) = hostname(pod, service) {
+            one["hostname"] = hostname.clone();
+        }
+        one
     };
     let subsets = groups.iter().map(|(ports, group)| {
         let mut subset = json!({});
@@ -136,7 +172,7 @@ fn write_endpoints(state: &mut State, service: &Value, groups: &Groups) {
     labels.insert(MANAGED.to_owned(), "endpoint-controller".to_owned());
     let Some(resource) = Resource::of_kind("Endpoints") else { return };
     let (namespace, name) = (meta::namespace(service), meta::name(service));
-    let key = crate::Key::new(resource, namespace, name);
+    let key = Key::new(resource, namespace, name);
     if state.get(&key).is_none() {
         let metadata = json!({"name": name, "labels": labels});
         make(state, "Endpoints", namespace, json!({"metadata": metadata}));
@@ -150,12 +186,10 @@ fn write_endpoints(state: &mut State, service: &Value, groups: &Groups) {
     });
 }
 
-fn write_slices(state: &mut State, service: &Value, groups: &Groups) {
+fn write_slices(state: &mut State, service: &Value, family: &str, groups: &Groups) {
     let namespace = meta::namespace(service);
-    let mut old: Vec<_> = all(state, "EndpointSlice")
-        .into_iter()
-        .filter(|(key, slice)| key.namespace == namespace && is_controlled_by(slice, service))
-        .collect();
+    let mut old = slices(state, service);
+    old.retain(|(_, slice)| slice["addressType"] == family);
     let empty = Groups::from([("[]".to_owned(), Group::default())]);
     for (ports, group) in if groups.is_empty() { &empty } else { groups } {
         let mut ports = ports_of(ports);
@@ -171,12 +205,16 @@ fn write_slices(state: &mut State, service: &Value, groups: &Groups) {
             .map(|pod| (pod, true))
             .chain(group.not_ready.iter().map(|pod| (pod, false)))
             .map(|(pod, ready)| {
-                json!({
-                    "addresses": [address(pod)],
+                let mut endpoint = json!({
+                    "addresses": [address(pod, family)],
                     "conditions": {"ready": ready, "serving": ready, "terminating": false},
                     "nodeName": pod["spec"]["nodeName"],
                     "targetRef": target(pod),
-                })
+                });
+                if let Some(hostname) = hostname(pod, service) {
+                    endpoint["hostname"] = hostname.clone();
+                }
+                endpoint
             })
             .collect();
         let fits = old
@@ -200,7 +238,7 @@ fn write_slices(state: &mut State, service: &Value, groups: &Groups) {
                         "labels": labels,
                         "ownerReferences": controlled_by(service),
                     },
-                    "addressType": "IPv4",
+                    "addressType": family,
                 });
                 fill(&mut slice);
                 make(state, "EndpointSlice", namespace, slice);

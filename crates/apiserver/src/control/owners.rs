@@ -18,7 +18,7 @@ pub(super) fn tend_namespaces(state: &mut State) {
             let there = crate::Resource::of_kind("ServiceAccount")
                 .is_some_and(|kind| state.find(kind, meta::name(&namespace), "default").is_some());
             if !there {
-                make(state, "ServiceAccount", meta::name(&namespace), account);
+                let _ = make(state, "ServiceAccount", meta::name(&namespace), account);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{all, controlled_by, is_controlled_by, make};
+use super::{all, controlled_by, delete, events, is_controlled_by, make};
 use crate::store::{Key, State};
 use crate::{meta, objects, select};
 
@@ -60,7 +60,7 @@ pub(super) fn ready(pods: &[Pod]) -> usize {
 }
 
 /// Makes a pod of an owner's template. `shape` has the last word.
-pub(super) fn make_pod(state: &mut State, owner: &Value, shape: impl FnOnce(&mut Value)) {
+pub(super) fn make_pod(state: &mut State, by: &str, owner: &Value, shape: impl FnOnce(&mut Value)) {
     let template = &owner["spec"]["template"];
     let mut pod = json!({"metadata": {}, "spec": template["spec"]});
     for field in ["labels", "annotations"] {
@@ -71,7 +71,17 @@ pub(super) fn make_pod(state: &mut State, owner: &Value, shape: impl FnOnce(&mut
     pod["metadata"]["generateName"] = json!(format!("{}-", meta::name(owner)));
     pod["metadata"]["ownerReferences"] = controlled_by(owner);
     shape(&mut pod);
-    make(state, "Pod", meta::namespace(owner), pod);
+    if let Some(pod) = make(state, "Pod", meta::namespace(owner), pod) {
+        let message = format!("Created pod: {}", meta::name(&pod));
+        events::record(state, by, owner, events::normal("SuccessfulCreate", &message));
+    }
+}
+
+/// Deletes a pod of an owner that has no use for it any more.
+pub(super) fn delete_pod(state: &mut State, by: &str, owner: &Value, pod: &Key) {
+    delete(state, "Pod", pod);
+    let message = format!("Deleted pod: {}", pod.name);
+    events::record(state, by, owner, events::normal("SuccessfulDelete", &message));
 }
 
 /// In the order in which they are given up: those without a node, those that are not ready, the

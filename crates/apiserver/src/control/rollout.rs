@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::pods::{by_worth, claim, make_pod, ready};
-use super::{all, controlled_by, delete, is_controlled_by, make, set_condition};
+use super::pods::{by_worth, claim, delete_pod, make_pod, ready};
+use super::{all, controlled_by, delete, events, is_controlled_by, make, set_condition};
 use crate::store::{Key, State};
 use crate::{meta, objects};
 
 /// The most pods that are made of a ReplicaSet at once; the others follow.
 const BURST: usize = 500;
+const SETS: &str = "replicaset-controller";
+const DEPLOYMENTS: &str = "deployment-controller";
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
@@ -24,12 +26,12 @@ pub(super) fn replica_sets(state: &mut State) {
         let wanted = usize::try_from(meta::integer(&set, "/spec/replicas")).unwrap_or_default();
         let count = pods.len();
         for _ in count..wanted.min(count.saturating_add(BURST)) {
-            make_pod(state, &set, |_| {});
+            make_pod(state, SETS, &set, |_| {});
         }
         if count > wanted {
             by_worth(&mut pods);
             for (pod, _) in pods.drain(..count - wanted) {
-                delete(state, "Pod", &pod);
+                delete_pod(state, SETS, &set, &pod);
             }
         }
         let (now, ready) = (pods.len(), ready(&pods));
@@ -83,8 +85,8 @@ pub(super) fn deployments(state: &mut State) {
                 make_set(state, &deployment, last.saturating_add(1), at_once);
             }
             Some(_) if recreate && running > 0 => {
-                for (old, _) in &old {
-                    scale(state, old, 0);
+                for old in &old {
+                    scale(state, &deployment, old, 0);
                 }
             }
             Some(current) => {
@@ -123,7 +125,7 @@ fn make_set(state: &mut State, deployment: &Value, revision: i64, replicas: i64)
     spec["template"]["metadata"]["labels"][HASH] = json!(hash);
     let wanted = meta::integer(deployment, "/spec/replicas");
     let labels = spec["template"]["metadata"]["labels"].clone();
-    make(
+    let made = make(
         state,
         "ReplicaSet",
         meta::namespace(deployment),
@@ -142,6 +144,11 @@ fn make_set(state: &mut State, deployment: &Value, revision: i64, replicas: i64)
             "spec": spec,
         }),
     );
+    if let Some(made) = made
+        && replicas > 0
+    {
+        has_scaled(state, deployment, meta::name(&made), 0, replicas);
+    }
 }
 
 /// The set of the current template has the highest revision, also if it is an old one again.
@@ -156,8 +163,19 @@ fn rank(state: &mut State, current: &Set, sets: &[Set]) {
     }
 }
 
-fn scale(state: &mut State, set: &Key, replicas: i64) {
-    objects::amend(state, set, |set| set["spec"]["replicas"] = json!(replicas));
+fn scale(state: &mut State, deployment: &Value, (key, set): &Set, replicas: i64) {
+    let before = meta::integer(set, "/spec/replicas");
+    objects::amend(state, key, |set| set["spec"]["replicas"] = json!(replicas));
+    if before != replicas {
+        has_scaled(state, deployment, &key.name, before, replicas);
+    }
+}
+
+fn has_scaled(state: &mut State, deployment: &Value, set: &str, before: i64, now: i64) {
+    let way = if now > before { "up" } else { "down" };
+    let message = format!("Scaled {way} replica set {set} from {before} to {now}");
+    let what = events::normal("ScalingReplicaSet", &message);
+    events::record(state, DEPLOYMENTS, deployment, what);
 }
 
 /// `25%` of the replicas, or a number.
@@ -186,7 +204,7 @@ fn roll(state: &mut State, deployment: &Value, current: &Set, old: &[Set], recre
     let available = |set: &Set| meta::integer(&set.1, "/status/availableReplicas");
     let olds: i64 = old.iter().map(spec).sum();
     if recreate || olds == 0 {
-        scale(state, &current.0, wanted);
+        scale(state, deployment, current, wanted);
         return;
     }
     let surge = surge(deployment);
@@ -196,13 +214,13 @@ fn roll(state: &mut State, deployment: &Value, current: &Set, old: &[Set], recre
     }
     let room = (wanted + surge - olds - spec(current)).max(0);
     let now = (spec(current) + room).min(wanted);
-    scale(state, &current.0, now);
+    scale(state, deployment, current, now);
     let unavailable = now - available(current).min(now);
     let mut spare = olds + now - (wanted - missing) - unavailable;
     for set in old {
         let gone = spare.clamp(0, spec(set));
         if gone > 0 {
-            scale(state, &set.0, spec(set) - gone);
+            scale(state, deployment, set, spec(set) - gone);
             spare -= gone;
         }
     }

@@ -2,12 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::pods::{Pod, claim, is_ready, make_pod, ready};
-use super::{all, delete, lifecycle};
+use super::pods::{Pod, claim, delete_pod, is_ready, make_pod, ready};
+use super::{all, lifecycle};
 use crate::store::State;
 use crate::{meta, objects};
 
 const HASH: &str = "controller-revision-hash";
+const STATEFUL: &str = "statefulset-controller";
+const DAEMONS: &str = "daemonset-controller";
 
 /// Has each StatefulSet its pods, one after the other, and replaces those of an old template.
 pub(super) fn stateful_sets(state: &mut State) {
@@ -32,7 +34,9 @@ pub(super) fn stateful_sets(state: &mut State) {
                     settled = false;
                     let (pod_name, hash) = (format!("{name}-{number}"), hash.clone());
                     let service = set["spec"]["serviceName"].clone();
-                    make_pod(state, &set, |pod| shape(pod, &pod_name, number, hash, service));
+                    make_pod(state, STATEFUL, &set, |pod| {
+                        shape(pod, &pod_name, number, hash, service)
+                    });
                 }
                 None => {}
             }
@@ -49,7 +53,7 @@ pub(super) fn stateful_sets(state: &mut State) {
             _ => None,
         };
         if let Some((pod, _)) = going {
-            delete(state, "Pod", pod);
+            delete_pod(state, STATEFUL, &set, pod);
         }
         let current = pods.iter().filter(|(_, pod)| pod["metadata"]["labels"][HASH] == *hash);
         let current = current.count();
@@ -101,12 +105,12 @@ pub(super) fn daemon_sets(state: &mut State) {
             let node = node_of(pod);
             match nodes.contains(&node) && !kept.iter().any(|kept| node_of(kept) == node) {
                 true => kept.push(pod.clone()),
-                false => delete(state, "Pod", &pod.0),
+                false => delete_pod(state, DAEMONS, &set, &pod.0),
             }
         }
         for node in &nodes {
             if !kept.iter().any(|pod| node_of(pod) == *node) {
-                make_pod(state, &set, |pod| {
+                make_pod(state, DAEMONS, &set, |pod| {
                     pod["metadata"]["labels"][HASH] = json!(hash);
                     pod["metadata"]["labels"]["pod-template-generation"] =
                         json!(meta::integer(&set, "/metadata/generation").to_string());
@@ -122,7 +126,7 @@ pub(super) fn daemon_sets(state: &mut State) {
             && all_ready
             && rolling
         {
-            delete(state, "Pod", pod);
+            delete_pod(state, DAEMONS, &set, pod);
         }
         let (wanted, there, ready) = (nodes.len(), kept.len(), ready(&kept));
         objects::amend(state, &key, |set| {

@@ -30,7 +30,7 @@ use nix::unistd::{getgid, getuid};
 use portcullis_core::net::{IpNet, Protocol};
 use portcullis_dataplane::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::plan::{TABLE, plan, render};
-use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use portcullis_dataplane::state::{Addresses, Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Dataplane, Error, Fake, Nftables};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -51,16 +51,22 @@ fn main() -> ExitCode {
         with_nft("nft_lists_what_the_rendered_text_means", nft_lists_what_the_text_means),
         with_nft("nft_lists_the_whole_ruleset_as_text", nft_lists_the_whole_ruleset),
         with_nft("what_was_removed_is_gone_and_other_tables_stay", removal),
+        with_nft("updates_lead_to_what_the_text_means", updates),
+        in_namespace("what_is_sent_is_in_proportion_to_the_change", proportional),
         with_nft("elements_that_need_many_messages_all_arrive", many_elements),
         with_nft("what_is_put_there_in_many_sends_is_what_the_text_means", in_pieces),
         with_nft("what_a_process_that_died_left_behind_is_replaced_and_removed", left_behind),
         in_namespace("what_was_applied_is_found_again_as_it_was", nothing_changed),
         with_nft("what_somebody_else_changed_is_told_and_the_next_apply_mends_it", drift),
-        in_namespace("the_last_hits_of_a_state_are_not_lost_with_it", final_hits),
+        in_namespace("hits_survive_whatever_is_applied", hits_last),
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
         in_namespace("a_known_connection_survives_a_new_state", known_connection),
         in_namespace("isolated_pods_on_one_bridge_find_each_other_over_ipv6", neighbours),
-        in_namespace("no_refused_packet_passes_while_states_follow_each_other", flood),
+        in_namespace("no_refused_packet_passes_while_local_pods_change", flood_local),
+        in_namespace("no_refused_packet_passes_while_remote_pods_change", flood_remote),
+        in_namespace("no_refused_packet_passes_while_both_ends_change", flood_both_ends),
+        in_namespace("no_refused_packet_passes_while_rules_and_sets_change", flood_rules_and_sets),
+        in_namespace("no_refused_packet_passes_while_a_pod_leaves_a_profile", flood_profile_left),
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -184,8 +190,103 @@ fn nft_lists_what_the_text_means() {
     let mut nftables = Nftables::open().unwrap();
     for state in states(40) {
         nftables.apply(&state).unwrap();
+        nftables.tidy(true);
         assert_eq!(listed(), listed_from_text(&state), "{state:?}");
+        // What `nft` put there is not ours.
+        assert_ne!(nftables.differences().unwrap(), []);
     }
+}
+
+/// Each state is the one before with other peers, and at times other pods.
+fn neighbouring_states(count: usize) -> Vec<NodeState> {
+    let all: Vec<_> = states(count).collect();
+    let mut current = all[0].clone();
+    let mut neighbours = vec![current.clone()];
+    for (i, other) in all.iter().enumerate().skip(1) {
+        for (number, peers) in &other.peers {
+            if let (Some(PeerSet::Addresses(mine)), PeerSet::Addresses(theirs)) =
+                (current.peers.get_mut(number), peers)
+            {
+                for (n, address) in theirs.iter().enumerate().take(30) {
+                    match n % 3 {
+                        0 => _ = mine.remove(address),
+                        _ => _ = mine.insert(address),
+                    }
+                }
+            }
+        }
+        if i % 5 == 0 {
+            let profiles: Vec<u32> = current.profiles.keys().copied().collect();
+            for (address, profile) in &other.endpoints {
+                current.endpoints.insert(*address, profiles[*profile as usize % profiles.len()]);
+            }
+        }
+        if i % 11 == 0 {
+            current.endpoints.pop_first();
+        }
+        if i % 17 == 0 {
+            current = other.clone();
+        }
+        neighbours.push(current.clone());
+    }
+    neighbours
+}
+
+fn updates() {
+    let mut nftables = Nftables::open().unwrap();
+    let (mut sent, mut there) = (0, 0);
+    for state in neighbouring_states(40) {
+        let report = nftables.apply(&state).unwrap();
+        nftables.tidy(true);
+        let plan = plan(&state).unwrap();
+        sent += report.elements;
+        there += plan.sets.values().map(|set| set.len()).sum::<usize>();
+        assert_eq!(nftables.differences().unwrap(), [], "{state:?}");
+        let ours = listed();
+        // In another table, so that ours stays.
+        let text = render(&plan).replace(&format!("table inet {TABLE} "), "table inet other ");
+        nft(&["-f", "-"], &text);
+        nft(&["-f", "-"], "delete table inet other");
+        assert_eq!(ours, listed());
+        assert_eq!(Nftables::open().unwrap().compare(&state).unwrap(), [], "{state:?}");
+    }
+    assert!(sent * 2 < there, "{sent} elements were sent where {there} are");
+}
+
+/// One more address elsewhere is one more element in each set that it belongs to.
+fn proportional() {
+    let many = (0..50_000u32).map(|n| IpAddr::V4((0x0b00_0000 + n).into()));
+    let mut large: Addresses = many.collect();
+    let mut small: Addresses = [address("10.9.0.1")].into_iter().collect();
+    let rules = [
+        Entry { peers: Some(0), ports: ports(Protocol::Tcp, 80, 80), origin: 0 },
+        Entry { peers: Some(1), ports: ports(Protocol::Tcp, 81, 81), origin: 1 },
+        Entry { peers: Some(1), ports: None, origin: 2 },
+    ];
+    let profiles: std::collections::BTreeMap<_, _> =
+        [(0, Profile { ingress: Some(rules.into()), egress: None })].into();
+    let state = |large: &Addresses, small: &Addresses| NodeState {
+        endpoints: [(address("10.0.2.2"), 0)].into(),
+        profiles: profiles.clone(),
+        peers: [(0, PeerSet::Addresses(large.clone())), (1, PeerSet::Addresses(small.clone()))]
+            .into(),
+    };
+    let mut nftables = Nftables::open().unwrap();
+    nftables.apply(&state(&large, &small)).unwrap();
+    for (add, wanted) in [(true, 3), (false, 3)] {
+        for set in [&mut large, &mut small] {
+            match add {
+                true => set.insert(address("10.9.0.7")),
+                false => set.remove(address("10.9.0.7")),
+            };
+        }
+        let report = nftables.apply(&state(&large, &small)).unwrap();
+        assert_eq!(report.elements, wanted);
+        assert!(report.bytes < 800, "{} bytes", report.bytes);
+    }
+    let report = nftables.apply(&state(&large, &small)).unwrap();
+    assert_eq!((report.elements, report.bytes), (0, 0), "nothing is new");
+    assert_eq!(nftables.differences().unwrap(), []);
 }
 
 fn nft_lists_the_whole_ruleset() {
@@ -197,8 +298,8 @@ fn nft_lists_the_whole_ruleset() {
         let sets = plan
             .sets
             .iter()
-            .map(|set| format!("\t{} {}.", if set.map { "map" } else { "set" }, set.name));
-        let chains = plan.chains[1..].iter().map(|chain| format!("\tchain {}.", chain.name));
+            .map(|(id, set)| format!("\t{} {id}.", if set.map { "map" } else { "set" }));
+        let chains = plan.chains.keys().skip(1).map(|id| format!("\tchain {id}."));
         for line in sets.chain(chains) {
             assert!(text.contains(&line), "{line} is missing in\n{text}");
         }
@@ -221,6 +322,10 @@ fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+fn addresses(texts: &[&str]) -> PeerSet {
+    PeerSet::Addresses(texts.iter().map(|text| address(text)).collect())
+}
+
 fn ports(protocol: Protocol, first: u16, last: u16) -> Option<Ports> {
     Some(Ports { protocol, first, last })
 }
@@ -230,9 +335,9 @@ fn many_elements() {
     let entry = |port| Entry { peers: Some(0), ports: ports(Protocol::Tcp, port, port), origin: 0 };
     let state = NodeState {
         endpoints: [(address("10.0.0.1"), 0)].into(),
-        profiles: vec![Profile { ingress: Some((0..5000).map(entry).collect()), egress: None }],
-        peers: vec![PeerSet::Addresses(vec![address("10.0.0.2"), address("fd00::2")])],
-        origins: 1,
+        profiles: [(0, Profile { ingress: Some((0..5000).map(entry).collect()), egress: None })]
+            .into(),
+        peers: [(0, addresses(&["10.0.0.2", "fd00::2"]))].into(),
     };
     let mut nftables = Nftables::open().unwrap();
     let report = nftables.apply(&state).unwrap();
@@ -249,9 +354,11 @@ fn in_pieces() {
     let mut large = 0;
     for state in states(40) {
         let report = nftables.apply(&state).unwrap();
+        nftables.tidy(true);
         large += usize::from(report.bytes > limit);
         assert_eq!(nftables.hits().unwrap(), []);
         assert_eq!(listed(), listed_from_text(&state), "{state:?}");
+        assert_ne!(nftables.differences().unwrap(), []);
     }
     assert!(large > 10, "only {large} states needed more than one send");
 }
@@ -275,25 +382,28 @@ fn left_behind() {
         for generation in [2, 7] {
             let leftover = format!(
                 "table inet {TABLE} {{
-                    chain p0-egress.{generation} {{
+                    chain p00000000-egress.{generation} {{
                     }}
                     map egress4.{generation} {{
                         type ipv4_addr : verdict
-                        elements = {{ 10.0.0.1 : jump p0-egress.{generation} }}
+                        elements = {{ 10.0.0.1 : jump p00000000-egress.{generation} }}
                     }}
-                    chain p1-egress.{generation} {{
+                    chain p00000001-egress.{generation} {{
                         ip saddr vmap @egress4.{generation}
                     }}
                 }}"
             );
             nft(&["-f", "-"], &leftover);
         }
-        Nftables::open().unwrap().apply(after).unwrap();
+        let mut nftables = Nftables::open().unwrap();
+        nftables.apply(after).unwrap();
+        nftables.tidy(true);
         let names = names();
         let others: Vec<_> =
-            names.iter().filter(|name| *name != "forward" && !name.ends_with(".3")).collect();
+            names.iter().filter(|name| *name != "forward" && !name.ends_with(".8")).collect();
         assert!(names.len() > 1 && others.is_empty(), "{names:?}");
         assert_eq!(listed(), listed_from_text(after), "{after:?}");
+        Nftables::open().unwrap().remove().unwrap();
     }
 }
 
@@ -304,9 +414,10 @@ fn nothing_changed() {
     for (state, next) in states.iter().zip(&states[1..]) {
         nftables.apply(state).unwrap();
         assert_eq!(nftables.differences().unwrap(), [], "{state:?}");
+        nftables.tidy(true);
         assert_eq!(nftables.differences().unwrap(), [], "asked again");
         assert_eq!(Nftables::open().unwrap().compare(state).unwrap(), [], "asked by another");
-        if plan(state).unwrap() != plan(next).unwrap() {
+        if render(&plan(state).unwrap()) != render(&plan(next).unwrap()) {
             assert_ne!(nftables.compare(next).unwrap(), [], "{next:?}");
         }
     }
@@ -338,19 +449,19 @@ fn drift() {
             &["set ingress4: 1 elements are missing, 0 do not belong there"],
         ),
         (
-            &|| format!("flush set inet {TABLE} {}", ours("set", "p0-ingress-exact4")),
-            &["set p0-ingress-exact4: 1 elements are missing, 0 do not belong there"],
+            &|| format!("flush set inet {TABLE} {}", ours("set", "p00000000-ingress-exact4")),
+            &["set p00000000-ingress-exact4: 1 elements are missing, 0 do not belong there"],
         ),
         (
             &|| {
-                let set = ours("set", "p0-ingress-exact4");
+                let set = ours("set", "p00000000-ingress-exact4");
                 format!("add element inet {TABLE} {set} {{ 10.9.9.9 . tcp . 80 }}")
             },
-            &["set p0-ingress-exact4: 0 elements are missing, 1 do not belong there"],
+            &["set p00000000-ingress-exact4: 0 elements are missing, 1 do not belong there"],
         ),
         (
-            &|| format!("flush chain inet {TABLE} {}", ours("chain", "p0-ingress.")),
-            &["chain p0-ingress is not as it should be"],
+            &|| format!("flush chain inet {TABLE} {}", ours("chain", "p00000000-ingress.")),
+            &["chain p00000000-ingress is not as it should be"],
         ),
         (
             &|| format!("insert rule inet {TABLE} forward accept"),
@@ -371,30 +482,74 @@ fn drift() {
         assert_eq!(said(&mut nftables), wanted, "{edit}");
         assert_eq!(said(&mut nftables), wanted, "{edit}, asked again");
         nftables.apply(&state).unwrap();
+        assert_eq!(said(&mut nftables), [""; 0], "{edit}, mended, and the old is still there");
+        nftables.tidy(true);
         assert_eq!(said(&mut nftables), [""; 0], "{edit}, mended");
         nft(&["-f", "-"], "table inet other { chain c { counter; }; }");
         assert_eq!(said(&mut nftables), [""; 0], "{edit}, and others go on");
     }
     nft(&["-f", "-"], &format!("delete table inet {TABLE}"));
     nft(&["-f", "-"], "flush ruleset");
+    // Nobody has looked, and an update is refused.
+    nftables.apply(&NodeState::default()).unwrap();
     nftables.apply(&state).unwrap();
+    nftables.tidy(true);
+    assert_eq!(said(&mut nftables), [""; 0]);
     assert_eq!(listed(), listed_from_text(&state));
 }
 
-fn final_hits() {
+fn hits_last() {
     let network = Network::with_pods(2);
     let (client, server) = (&network.pods[0], &network.pods[1]);
     let mut nftables = Nftables::open().unwrap();
     nftables.apply(&two_pods()).unwrap();
-    let udp = server.udp(address("10.0.2.2"), 53);
-    client.udp(address("10.0.1.2"), 0).send_to(b"?", "10.0.2.2:53").unwrap();
-    udp.recv_from(&mut [0; 8]).unwrap();
-    assert_eq!(nftables.take_final_hits(), [], "the state is still there");
-    nftables.apply(&two_pods()).unwrap();
-    assert_eq!(nftables.hits().unwrap(), []);
-    let hits = nftables.take_final_hits();
-    assert_eq!(hits.iter().map(|h| (h.origin, h.packets)).collect::<Vec<_>>(), [(2, 1)]);
-    assert_eq!(nftables.take_final_hits(), [], "taken");
+    let ask = |port: u16| {
+        let udp = server.udp(address("10.0.2.2"), port);
+        client.udp(address("10.0.1.2"), 0).send_to(b"?", ("10.0.2.2", port)).unwrap();
+        udp.recv_from(&mut [0; 8]).unwrap();
+    };
+    let count = |nftables: &mut Nftables| -> Vec<(u32, u64)> {
+        nftables.hits().unwrap().iter().map(|h| (h.origin, h.packets)).collect()
+    };
+    // Origin 2 by the counter of a rule, 7 by that of an element.
+    let mut state = two_pods();
+    let entry = |peers, port, origin| Entry {
+        peers: Some(peers),
+        ports: ports(Protocol::Udp, port, port),
+        origin,
+    };
+    let with = |state: &mut NodeState, more: &[Entry]| {
+        let profile = state.profiles.get_mut(&0).unwrap();
+        let udp = Entry { peers: None, ports: ports(Protocol::Udp, 53, 53), origin: 2 };
+        profile.ingress = Some([udp].iter().chain(more).copied().collect());
+    };
+    with(&mut state, &[entry(0, 54, 7)]);
+    nftables.apply(&state).unwrap();
+    ask(53);
+    ask(54);
+    assert_eq!(count(&mut nftables), [(2, 1), (7, 1)]);
+
+    // The element counts for another one too from now on.
+    with(&mut state, &[entry(0, 54, 7), entry(0, 54, 8)]);
+    nftables.apply(&state).unwrap();
+    assert_eq!(count(&mut nftables), [(2, 1), (7, 1)]);
+    ask(54);
+    assert_eq!(count(&mut nftables), [(2, 1), (7, 2), (8, 1)]);
+
+    // An element goes in place, and then everything.
+    state.peers.insert(0, addresses(&["10.0.1.2"]));
+    nftables.apply(&state).unwrap();
+    ask(53);
+    assert_eq!(count(&mut nftables), [(2, 2), (7, 2), (8, 1)]);
+    state.peers.insert(0, addresses(&["10.0.1.9"]));
+    nftables.apply(&state).unwrap();
+    assert_eq!(count(&mut nftables), [(2, 2), (7, 2), (8, 1)]);
+    with(&mut state, &[]);
+    nftables.apply(&state).unwrap();
+    ask(53);
+    assert_eq!(count(&mut nftables), [(2, 3), (7, 2), (8, 1)]);
+    nftables.tidy(true);
+    assert_eq!(count(&mut nftables), [(2, 3), (7, 2), (8, 1)]);
 }
 
 /// Pods 1 and 2 are behind this node. Pod 2 (10.0.2.2, fd00:2::2) is isolated.
@@ -408,13 +563,13 @@ fn two_pods() -> NodeState {
     ];
     NodeState {
         endpoints: [(address("10.0.2.2"), 0), (address("fd00:2::2"), 0)].into(),
-        profiles: vec![Profile { ingress: Some(ingress), egress: None }],
-        peers: vec![
-            PeerSet::Addresses(vec![address("10.0.1.2"), address("fd00:1::2")]),
-            PeerSet::Ranges(vec![block("10.0.1.0/24"), block("10.0.7.0/24")]),
-            PeerSet::Ranges(vec![block("fd00:1::/64")]),
-        ],
-        origins: 4,
+        profiles: [(0, Profile { ingress: Some(ingress.into()), egress: None })].into(),
+        peers: [
+            (0, addresses(&["10.0.1.2", "fd00:1::2"])),
+            (1, PeerSet::Ranges([block("10.0.1.0/24"), block("10.0.7.0/24")].into())),
+            (2, PeerSet::Ranges([block("fd00:1::/64")].into())),
+        ]
+        .into(),
     }
 }
 
@@ -486,7 +641,7 @@ fn known_connection() {
     asking.recv_from(&mut [0; 8]).unwrap();
 
     let mut closed = two_pods;
-    closed.profiles[0].ingress = Some(Vec::new());
+    closed.profiles.insert(0, Profile { ingress: Some([].into()), egress: None });
     nftables.apply(&closed).unwrap();
     asking.send_to(b"?", "10.0.2.2:53").unwrap();
     socket.recv_from(&mut [0; 8]).expect("the known connection goes on");
@@ -505,13 +660,14 @@ fn neighbours() {
     let (one, two) = (address("fd00::1"), address("fd00::2"));
     let allowed =
         |peer| Entry { peers: Some(peer), ports: ports(Protocol::Tcp, 80, 80), origin: 0 };
-    let profile =
-        |peer| Profile { ingress: Some(vec![allowed(peer)]), egress: Some(vec![allowed(peer)]) };
+    let profile = |peer| Profile {
+        ingress: Some([allowed(peer)].into()),
+        egress: Some([allowed(peer)].into()),
+    };
     let state = NodeState {
         endpoints: [(one, 0), (two, 1)].into(),
-        profiles: vec![profile(1), profile(0)],
-        peers: vec![PeerSet::Addresses(vec![one]), PeerSet::Addresses(vec![two])],
-        origins: 1,
+        profiles: [(0, profile(1)), (1, profile(0))].into(),
+        peers: [(0, addresses(&["fd00::1"])), (1, addresses(&["fd00::2"]))].into(),
     };
     Nftables::open().unwrap().apply(&state).unwrap();
     let _listeners = [80, 81].map(|port| server.listen(two, port));
@@ -520,24 +676,11 @@ fn neighbours() {
     assert!(!client.connects(two, 81), "bridged packets do not come to the hook");
 }
 
-/// Both states refuse port 53 of pod 2 and allow port 54.
-fn flood() {
+/// Pod 1 floods ports 53 and 54 of pod 2 while two states follow each other. Both refuse port 53
+/// and allow port 54.
+fn flood_between(what: &str, states: &[NodeState; 2]) {
     let network = Network::with_pods(2);
     let (client, server) = (&network.pods[0], &network.pods[1]);
-    let state = |more: u16| {
-        let allowed = (54..=54 + more).map(|port| ports(Protocol::Udp, port, port));
-        let entry = |ports| Entry { peers: Some(0), ports, origin: 0 };
-        NodeState {
-            endpoints: [(address("10.0.2.2"), 0), (address("10.0.1.2"), 1)].into(),
-            profiles: vec![
-                Profile { ingress: Some(allowed.map(entry).collect()), egress: None },
-                Profile::default(),
-            ],
-            peers: vec![PeerSet::Addresses(vec![address("10.0.1.2")])],
-            origins: 1,
-        }
-    };
-    let states = [state(0), state(200)];
     let mut nftables = Nftables::open().unwrap();
     nftables.apply(&states[0]).unwrap();
 
@@ -558,17 +701,109 @@ fn flood() {
             });
         }
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(4) {
-            nftables.apply(&states[applies % 2]).unwrap();
+        while start.elapsed() < Duration::from_secs(2) {
             applies += 1;
+            nftables.apply(&states[applies % 2]).unwrap();
+            nftables.tidy(false);
             passed += arrived(&allowed);
             leaked += arrived(&refused);
         }
         end.store(true, Relaxed);
     });
     leaked += arrived(&refused);
-    assert!(passed > applies, "{passed} allowed packets in {applies} applies show nothing");
-    assert_eq!(leaked, 0, "refused packets that arrived during {applies} applies");
+    assert!(passed > 100, "{what}: {passed} allowed packets in {applies} applies show nothing");
+    assert_eq!(leaked, 0, "{what}: refused packets that arrived during {applies} applies");
+    eprintln!("{what}: {applies} applies");
+}
+
+fn udp(peers: Option<u32>, first: u16, last: u16) -> Entry {
+    Entry { peers, ports: ports(Protocol::Udp, first, last), origin: 0 }
+}
+
+fn node_state(
+    endpoints: &[(&str, u32)],
+    profiles: &[(&[Entry], Option<&[Entry]>)],
+    peers: &[PeerSet],
+) -> NodeState {
+    let profile = |(ingress, egress): &(&[Entry], Option<&[Entry]>)| Profile {
+        ingress: Some((*ingress).into()),
+        egress: egress.map(Into::into),
+    };
+    NodeState {
+        endpoints: endpoints.iter().map(|(text, profile)| (address(text), *profile)).collect(),
+        profiles: (0..).zip(profiles.iter().map(profile)).collect(),
+        peers: (0..).zip(peers.iter().cloned()).collect(),
+    }
+}
+
+const ONE: &str = "10.0.1.2";
+const TWO: &str = "10.0.2.2";
+
+/// More are allowed, and fewer: what changes is about local pods.
+fn flood_local() {
+    let state = |more: u16| {
+        let allowed: Vec<Entry> = (54..=54 + more).map(|port| udp(Some(0), port, port)).collect();
+        let mut state =
+            node_state(&[(TWO, 0), (ONE, 1)], &[(&allowed, None)], &[addresses(&[ONE])]);
+        state.profiles.insert(1, Profile::default());
+        state
+    };
+    flood_between("local pods", &[state(0), state(200)]);
+}
+
+/// The client is elsewhere; elements of others come and go in place, beside its own.
+fn flood_remote() {
+    let far: Vec<String> = (0..200).map(|n| format!("10.7.0.{n}")).collect();
+    let far: Vec<&str> = far.iter().map(String::as_str).chain([ONE]).collect();
+    let rules = [udp(Some(0), 54, 54), udp(Some(1), 53, 53), udp(Some(1), 54, 54)];
+    let state = |peers: &[&str]| {
+        node_state(&[(TWO, 0)], &[(&rules, None)], &[addresses(&[ONE]), addresses(peers)])
+    };
+    flood_between("remote pods", &[state(&far[..1]), state(&far[..200])]);
+}
+
+/// One end opens while the other one closes.
+fn flood_both_ends() {
+    let state = |egress: &[&str], ingress: &[&str]| {
+        let out = [udp(Some(0), 53, 53), udp(None, 54, 54)];
+        let into = [udp(Some(1), 53, 53), udp(None, 54, 54)];
+        let nothing: &[Entry] = &[];
+        node_state(
+            &[(ONE, 0), (TWO, 1)],
+            &[(nothing, Some(&out)), (&into, None)],
+            &[addresses(egress), addresses(ingress)],
+        )
+    };
+    let states =
+        [state(&[TWO, "10.7.0.1"], &["10.7.0.1"]), state(&["10.7.0.1"], &[ONE, "10.7.0.1"])];
+    flood_between("both ends", &states);
+}
+
+/// The rules change, and so does the set that they look into.
+fn flood_rules_and_sets() {
+    let many = || (0..600u32).map(|n| IpAddr::V4((0x0b00_0000 + n).into()));
+    let without = PeerSet::Addresses(many().collect());
+    let with = PeerSet::Addresses(many().chain([address(ONE)]).collect());
+    let every_port = [Entry { peers: Some(0), ports: None, origin: 0 }, udp(None, 54, 54)];
+    let some_ports = [udp(Some(0), 80, 90), udp(None, 54, 54)];
+    let states = [
+        node_state(&[(TWO, 0)], &[(&every_port, None)], &[without]),
+        node_state(&[(TWO, 0)], &[(&some_ports, None)], &[with]),
+    ];
+    flood_between("rules and sets", &states);
+}
+
+/// The pod leaves a profile whose set gets the client just then.
+fn flood_profile_left() {
+    let wide = [Entry { peers: Some(0), ports: None, origin: 0 }, udp(None, 54, 54)];
+    let narrow = [udp(None, 54, 54)];
+    let profiles: [(&[Entry], _); 2] = [(&wide, None), (&narrow, None)];
+    let other = "10.0.3.2";
+    let states = [
+        node_state(&[(TWO, 0), (other, 0)], &profiles, &[addresses(&["10.7.0.1"])]),
+        node_state(&[(TWO, 1), (other, 0)], &profiles, &[addresses(&["10.7.0.1", ONE])]),
+    ];
+    flood_between("profile left", &states);
 }
 
 fn refusal() {

@@ -26,7 +26,7 @@ fn v6(number: u32) -> IpAddr {
     IpAddr::V6(if far { u128::MAX - (number - u128::from(EDGE)) } else { base + number }.into())
 }
 
-fn address() -> impl Strategy<Value = IpAddr> {
+pub(crate) fn address() -> impl Strategy<Value = IpAddr> {
     let number = prop_oneof![8 => 0..12u32, 1 => EDGE..EDGE + 2];
     (any::<bool>(), number).prop_map(|(four, number)| if four { v4(number) } else { v6(number) })
 }
@@ -60,7 +60,7 @@ fn peers() -> impl Strategy<Value = PeerSet> {
     let addresses = prop_oneof![4 => small, 1 => large];
     prop_oneof![
         2 => addresses.prop_map(|addresses| PeerSet::Addresses(addresses.into_iter().collect())),
-        1 => vec(range(), 0..4).prop_map(|ranges| PeerSet::Ranges(disjoint(ranges))),
+        1 => vec(range(), 0..4).prop_map(|ranges| PeerSet::Ranges(disjoint(ranges).into())),
     ]
 }
 
@@ -91,14 +91,13 @@ fn direction(peers: u32, origins: u32) -> impl Strategy<Value = Option<Vec<Entry
 pub(crate) fn state() -> impl Strategy<Value = NodeState> {
     (vec(peers(), 1..14), 1..9u32, 1..4usize).prop_flat_map(|(peers, origins, profiles)| {
         let count = peers.len() as u32;
-        let profile = (direction(count, origins), direction(count, origins))
-            .prop_map(|(ingress, egress)| Profile { ingress, egress });
+        let rules = || direction(count, origins).prop_map(|rules| rules.map(Into::into));
+        let profile = (rules(), rules()).prop_map(|(ingress, egress)| Profile { ingress, egress });
         (btree_map(address(), 0..profiles as u32, 0..6), vec(profile, profiles)).prop_map(
             move |(endpoints, profiles)| NodeState {
                 endpoints,
-                profiles,
-                peers: peers.clone(),
-                origins,
+                profiles: (0..).zip(profiles).collect(),
+                peers: (0..).zip(peers.clone()).collect(),
             },
         )
     })

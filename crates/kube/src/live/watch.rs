@@ -46,8 +46,11 @@ pub enum Kind {
 /// What is new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// These are all objects of the kind, in place of whatever was known of it.
-    All(Kind, Vec<Object>),
+    /// All objects of the kind are told from the beginning, one by one as [`Event::Applied`]. What
+    /// is known stands until they have come.
+    Listing(Kind),
+    /// They have come: whatever else was known of the kind is no longer there.
+    Listed(Kind),
     /// An object is there, or is another than before.
     Applied(Object),
     /// An object is no longer there. The namespace is empty where the kind has none.
@@ -210,7 +213,7 @@ const STREAMS: u32 = 34;
 
 impl Access {
     /// Watches all kinds in all namespaces, and tells what is new, for ever: the first thing of each
-    /// kind is [`Event::All`]. It comes again whenever the thread of changes is lost. Must be called
+    /// kind is [`Event::Listing`]. It comes again whenever the thread of changes is lost. Must be called
     /// within a runtime of tokio.
     ///
     /// # Errors
@@ -248,16 +251,14 @@ async fn follow(kind: Kind, client: Client, tell: impl Fn(Event)) -> Infallible 
         let config = watcher::Config::default();
         let config = if stream { config.streaming_lists() } else { config };
         let mut events = pin!(watcher(api.clone(), config));
-        let mut all = Vec::new();
         while let Some(event) = events.next().await {
             let read = |item: Item| Object::read(kind, item.object);
             match event {
-                Ok(watcher::Event::Init) => all = Vec::new(),
-                Ok(watcher::Event::InitApply(item)) => all.push(read(item)),
-                Ok(watcher::Event::InitDone) => {
-                    tell(Event::All(kind, std::mem::take(&mut all)));
+                Ok(watcher::Event::Init) => tell(Event::Listing(kind)),
+                Ok(watcher::Event::InitDone) => tell(Event::Listed(kind)),
+                Ok(watcher::Event::InitApply(item) | watcher::Event::Apply(item)) => {
+                    tell(Event::Applied(read(item)));
                 }
-                Ok(watcher::Event::Apply(item)) => tell(Event::Applied(read(item))),
                 Ok(watcher::Event::Delete(item)) => {
                     let ObjectMeta { namespace, name, .. } = item.metadata;
                     let (namespace, name) =

@@ -1,0 +1,147 @@
+//! A set of addresses of which copies share what is equal.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
+
+use crate::net::{Family, IpRange};
+
+/// A chunk has at most so many addresses.
+const CHUNK: usize = 512;
+
+/// Addresses of both families, ascending, each once.
+///
+/// A copy costs little, and a change of it only what lies next to the changed address: everything
+/// else stays shared, and [`Addresses::changes`] passes over it.
+#[derive(Clone, Default, Eq)]
+pub struct Addresses {
+    /// None is empty, and each begins after the end of the one before.
+    chunks: Vec<Arc<Vec<IpAddr>>>,
+}
+
+impl Addresses {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Whether there are more than so many. It does not count further than it must.
+    pub fn exceed(&self, count: usize) -> bool {
+        let mut left = count;
+        self.chunks.iter().any(|chunk| match left.checked_sub(chunk.len()) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        })
+    }
+
+    /// All of them, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter().copied())
+    }
+
+    /// Those of a family, ascending.
+    pub fn of(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        let first = IpRange::all(family).first;
+        let from = self.chunks.get(self.chunk_of(first)..).unwrap_or_default();
+        let all = from.iter().flat_map(|chunk| chunk.iter().copied());
+        let after = all.skip_while(move |address| *address < first);
+        after.take_while(move |address| Family::of(*address) == family)
+    }
+
+    /// Whether the address is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let chunk = self.chunks.get(self.chunk_of(address));
+        chunk.is_some_and(|chunk| chunk.binary_search(&address).is_ok())
+    }
+
+    /// Adds an address. Tells whether it is new.
+    pub fn insert(&mut self, address: IpAddr) -> bool {
+        let index = self.chunk_of(address);
+        let Some(chunk) = self.chunks.get_mut(index) else {
+            self.chunks.push(Arc::new(vec![address]));
+            return true;
+        };
+        let Err(at) = chunk.binary_search(&address) else { return false };
+        let chunk = Arc::make_mut(chunk);
+        chunk.insert(at, address);
+        if chunk.len() > CHUNK {
+            // What comes in ascending order fills its chunks.
+            let at = if at == CHUNK { CHUNK } else { CHUNK / 2 };
+            let upper = chunk.split_off(at);
+            self.chunks.insert(index + 1, Arc::new(upper));
+        }
+        true
+    }
+
+    /// Removes an address. Tells whether it was there.
+    pub fn remove(&mut self, address: IpAddr) -> bool {
+        let index = self.chunk_of(address);
+        let Some(chunk) = self.chunks.get_mut(index) else { return false };
+        let Ok(at) = chunk.binary_search(&address) else { return false };
+        if chunk.len() == 1 {
+            self.chunks.remove(index);
+        } else {
+            Arc::make_mut(chunk).remove(at);
+        }
+        true
+    }
+
+    /// What these have and the earlier ones have not, and the other way round; both ascending. Of
+    /// what they share, no more than its place is looked at.
+    pub fn changes(&self, earlier: &Addresses) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let ours: FxHashSet<_> = self.chunks.iter().map(Arc::as_ptr).collect();
+        let theirs: FxHashSet<_> = earlier.chunks.iter().map(Arc::as_ptr).collect();
+        let apart = |chunks: &[Arc<Vec<IpAddr>>], known: &FxHashSet<_>| -> Vec<IpAddr> {
+            let unknown = chunks.iter().filter(|chunk| !known.contains(&Arc::as_ptr(chunk)));
+            unknown.flat_map(|chunk| chunk.iter().copied()).collect()
+        };
+        let (new, old) = (apart(&self.chunks, &theirs), apart(&earlier.chunks, &ours));
+        let missing = |from: &[IpAddr], of: &[IpAddr]| -> Vec<IpAddr> {
+            from.iter().copied().filter(|address| of.binary_search(address).is_err()).collect()
+        };
+        (missing(&new, &old), missing(&old, &new))
+    }
+
+    /// Whether they share everything, and so are equal. Others can be equal too.
+    pub fn same(&self, other: &Addresses) -> bool {
+        self.chunks.len() == other.chunks.len()
+            && self.chunks.iter().zip(&other.chunks).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
+    /// Where the address is, or would have to be.
+    fn chunk_of(&self, address: IpAddr) -> usize {
+        let after = self.chunks.partition_point(|chunk| chunk[0] <= address);
+        after.saturating_sub(1)
+    }
+}
+
+impl PartialEq for Addresses {
+    fn eq(&self, other: &Addresses) -> bool {
+        self.same(other) || self.iter().eq(other.iter())
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Addresses {
+        let mut sorted: Vec<IpAddr> = addresses.into_iter().collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        Addresses { chunks: sorted.chunks(CHUNK).map(|chunk| Arc::new(chunk.to_vec())).collect() }
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}

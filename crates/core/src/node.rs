@@ -1,0 +1,74 @@
+//! What one node must enforce: addresses, ports and numbers, and nothing of Kubernetes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::addresses::Addresses;
+use crate::net::IpRange;
+
+pub use crate::program::Ports;
+
+/// The desired state of one node. Profiles, peer sets and origins are known by numbers, which say
+/// nothing but that: what has the same number in two states is the same thing, changed.
+///
+/// A copy shares with the original what is large, and so do two states of which one was made from
+/// the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// The addresses of the local pods, each with the number of its profile.
+    pub endpoints: BTreeMap<IpAddr, u32>,
+    /// The profiles in use.
+    pub profiles: BTreeMap<u32, Profile>,
+    /// Sets of remote addresses that entries name.
+    pub peers: BTreeMap<u32, PeerSet>,
+}
+
+/// A class of local pods that the same rules select.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Connections to the pod: `None` is open, a list is isolated, and only what an entry allows
+    /// passes.
+    pub ingress: Option<Arc<[Entry]>>,
+    /// Connections from the pod.
+    pub egress: Option<Arc<[Entry]>>,
+}
+
+/// One thing that is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Entry {
+    /// The remote end: a key of [`NodeState::peers`]; `None` is any address at all.
+    pub peers: Option<u32>,
+    /// The destination ports; `None` is every protocol, also those without ports.
+    pub ports: Option<Ports>,
+    /// The rule that it comes from. Hits are counted by it.
+    pub origin: u32,
+}
+
+/// Remote addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerSet {
+    /// Pod addresses of both families. This is what grows.
+    Addresses(Addresses),
+    /// An `ipBlock` less its exceptions: sorted and disjoint.
+    Ranges(Arc<[IpRange]>),
+}
+
+impl PeerSet {
+    /// Whether the address is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            PeerSet::Addresses(addresses) => addresses.contains(address),
+            PeerSet::Ranges(ranges) => ranges.iter().any(|range| range.contains(address)),
+        }
+    }
+
+    /// Whether they share everything, and so are equal. Others can be equal too.
+    pub fn same(&self, other: &PeerSet) -> bool {
+        match (self, other) {
+            (PeerSet::Addresses(a), PeerSet::Addresses(b)) => a.same(b),
+            (PeerSet::Ranges(a), PeerSet::Ranges(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
