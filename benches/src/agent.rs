@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use portcullis_agent::{Agent, Metrics};
-use portcullis_core::labels::Labels;
 use portcullis_core::model::{Cluster, Policy};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::{Event, Kind, Known, Object};
@@ -56,7 +55,7 @@ struct Bench {
 
 impl Bench {
     fn hear(&mut self, object: Known) {
-        let object = Object { body: object, problems: Vec::new() };
+        let object = Object::from(object);
         self.agent.hear(Event::Applied(object), Instant::now());
     }
 
@@ -114,7 +113,7 @@ impl Bench {
 }
 
 fn applied(body: Known) -> Event {
-    Event::Applied(Object { body, problems: Vec::new() })
+    Event::Applied(Object::from(body))
 }
 
 /// Measures one size and prints its table.
@@ -176,7 +175,9 @@ pub(crate) fn once(size: &str) -> Outcome {
         let mut events = Vec::new();
         for i in some.iter().cycle().step_by(some.len() / 37 + 1).take(4 * EVENTS) {
             let pod = &mut cluster.pods[*i];
-            flip(&mut pod.labels, "tier", ["backend", "data"]);
+            let is_backend = pod.labels.get("tier").is_some_and(|tier| tier == "backend");
+            let tier = if is_backend { "data" } else { "backend" };
+            pod.labels.insert("tier".to_owned(), tier.to_owned());
             events.push(applied(Known::Pod(pod.clone())));
         }
         bench.measure(what, events.into_iter());
@@ -229,7 +230,9 @@ pub(crate) fn once(size: &str) -> Outcome {
         for (name, labels) in cluster.namespaces.iter().step_by(counts.namespaces / 50 + 1) {
             let mut labels = labels.clone();
             if round % 2 == 0 {
-                flip(&mut labels, "env", ["prod", "dev"]);
+                let is_prod = labels.get("env").is_some_and(|env| env == "prod");
+                let env = if is_prod { "dev" } else { "prod" };
+                labels.insert("env".to_owned(), env.to_owned());
             }
             events.push(applied(Known::Namespace(name.clone(), labels)));
         }
@@ -265,10 +268,4 @@ fn memory(line: &str) -> Outcome<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|l| l.strip_prefix(line)).ok_or("no such line")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e3)
-}
-
-/// Gives a label the other one of two values.
-fn flip(labels: &mut Labels, key: &str, [a, b]: [&str; 2]) {
-    let value = if labels.get(key).is_some_and(|value| value == a) { b } else { a };
-    labels.insert(key.to_owned(), value.to_owned());
 }

@@ -4,6 +4,7 @@
 mod agent;
 mod compile;
 mod connections;
+mod cut;
 mod eval;
 mod figures;
 mod folder;
@@ -24,7 +25,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
@@ -32,6 +33,7 @@ const BENCHES: [Bench; 8] = [
     ("agent", agent::run),
     ("lint", lint::run),
     ("lab", lab::run),
+    ("cut", cut::run),
     ("connections", connections::run),
 ];
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         [] => all(&BENCHES),
         [compile::ONCE, folder] => compile::once(folder.as_ref()),
+        [cut::ONCE] => cut::once(),
         [agent::ONCE, size] => agent::once(size),
         [reach::ONCE, folder] => reach::once(folder.as_ref()),
         [name] => match BENCHES.iter().find(|(known, _)| known == name) {

@@ -117,6 +117,18 @@ fn kernel_and_kubernetes_are_known_in_one_crate_each() {
 }
 
 #[test]
+fn the_cni_plugin_is_small() {
+    let packages = Packages::read();
+    let needed = packages.of("portcullis-cni");
+    for id in &needed {
+        let name = packages.name(id);
+        assert!(!name.starts_with("portcullis"), "{name}: the plugin stands alone");
+        assert!(!["tokio", "hyper", "kube", "netlink-sys"].contains(&name), "{name}");
+    }
+    assert!(needed.len() < 25, "{} crates", needed.len());
+}
+
+#[test]
 fn what_is_in_the_binary_has_a_permissive_licence() {
     let packages = Packages::read();
     for id in packages.of("portcullis") {

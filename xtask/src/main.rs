@@ -1,8 +1,9 @@
 //! Every developer command has one name here, and CI calls only these names.
 #![forbid(unsafe_code)]
 
-use std::env;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::{env, fs};
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -12,6 +13,7 @@ cargo xtask COMMAND
   soak     random clusters on the kernel until stopped: cargo xtask soak [MINUTES]
   bench    the figures of docs/performance.md: cargo xtask bench [NAME]
   fuzz     fuzz the manifest reader or the compiler: cargo xtask fuzz manifests|compile [SECONDS]
+  image    the programs of the image, static, in target/image
   bless    accept what the commands print now as what they should print
 ";
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         "soak" => soak(rest),
         "bench" => cargo(&["run", "--release", "--package", "portcullis-bench", "--"], rest, &[]),
         "fuzz" => fuzz(rest),
+        "image" => image(),
         "bless" => cargo(&["test", "--workspace", "--quiet"], rest, &[("TRYCMD", "overwrite")]),
         "help" | "-h" | "--help" => {
             print!("{HELP}");
@@ -79,6 +82,69 @@ fn fuzz(rest: &[String]) -> bool {
     };
     let seconds = format!("-max_total_time={}", rest.get(1).map_or("60", String::as_str));
     run("cargo", &["+nightly", "fuzz", "run", target, "--", &seconds], &[], &[])
+}
+
+/// Builds what deploy/Dockerfile copies, and makes sure that it needs no library.
+fn image() -> bool {
+    let Some(target) = host() else {
+        eprintln!("rustc -vV does not say which machine this is");
+        return false;
+    };
+    let built = cargo(
+        &[
+            "build",
+            "--release",
+            "--target",
+            &target,
+            "--package=portcullis",
+            "--package=portcullis-cni",
+        ],
+        &[],
+        &[("RUSTFLAGS", "-C target-feature=+crt-static")],
+    );
+    built
+        && ["portcullis", "portcullis-cni"].iter().all(|name| {
+            match put_in_image(name, Path::new("target").join(&target).join("release")) {
+                Ok(size) => {
+                    println!("target/image/{name}: static, {} KiB", size / 1024);
+                    true
+                }
+                Err(why) => {
+                    eprintln!("{name}: {why}");
+                    false
+                }
+            }
+        })
+}
+
+/// The machine that this is, as rustc names it.
+fn host() -> Option<String> {
+    let output = Command::new("rustc").arg("-vV").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
+}
+
+fn put_in_image(name: &str, built: PathBuf) -> Result<u64, String> {
+    let program = fs::read(built.join(name)).map_err(|error| error.to_string())?;
+    if needs_a_loader(&program)? {
+        return Err("not static: it asks for a loader of libraries".to_owned());
+    }
+    fs::create_dir_all("target/image").map_err(|error| error.to_string())?;
+    fs::copy(built.join(name), Path::new("target/image").join(name))
+        .map_err(|error| error.to_string())
+}
+
+/// Whether a 64-bit ELF file has a program header of the type PT_INTERP.
+fn needs_a_loader(elf: &[u8]) -> Result<bool, String> {
+    let number = |at: usize, length: usize| {
+        let bytes = elf.get(at..at + length).filter(|_| elf.starts_with(b"\x7fELF\x02\x01"));
+        let bytes = bytes.ok_or_else(|| "no 64-bit little-endian ELF file".to_owned())?;
+        Ok(bytes.iter().rev().fold(0usize, |number, byte| number << 8 | usize::from(*byte)))
+    };
+    let (start, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+    let types: Result<Vec<usize>, String> =
+        (0..count).map(|header| number(start + header * size, 4)).collect();
+    Ok(types?.contains(&3))
 }
 
 fn cargo(arguments: &[&str], rest: &[String], variables: &[(&str, &str)]) -> bool {

@@ -1,17 +1,23 @@
 //! What the agent does, step by step. It runs on whatever thread calls it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use portcullis_cni::protocol::{Answer, Attachment, Request};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Hits};
 use portcullis_kube::live::Event;
 use rustc_hash::FxHashMap;
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use crate::desired::PolicyName;
-use crate::{Metrics, Observed};
+use crate::attached::Attached;
+use crate::desired::{PolicyName, close};
+use crate::in_force::Told;
+use crate::{Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -22,6 +28,9 @@ const TIDY: Duration = Duration::from_millis(5);
 /// The first and the longest wait after the data plane refused, and between repairs that do not
 /// last.
 const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
+/// How long somebody who adds a pod waits for the policies of it to be known and in force. The
+/// plugin waits longer, so that it hears why not.
+const ADDING: Duration = Duration::from_secs(5);
 
 /// Enforces on one node what it hears of the cluster.
 ///
@@ -30,7 +39,11 @@ const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10
 #[derive(Debug)]
 pub struct Agent<D> {
     node: String,
+    unprogrammed: Unprogrammed,
+    /// Where each state is told that is in force.
+    tell: Option<Sender<NodeState>>,
     dataplane: D,
+    attached: Attached,
     observed: Observed,
     /// When the first event came that may not be enforced yet.
     waiting_since: Option<Instant>,
@@ -46,9 +59,22 @@ pub struct Agent<D> {
     next_ask: Instant,
     /// Failures one after the other.
     failures: u32,
+    /// Why the data plane last refused, if it did.
+    refusal: Option<String>,
     /// Repairs one after the other: each was in vain.
     repairs: u32,
+    /// Who waits for a pod's policies to be in force.
+    waiting: Vec<Waiting>,
+    told: Told,
     metrics: Arc<Mutex<Metrics>>,
+}
+
+/// Somebody who waits for a pod's policies to be in force.
+#[derive(Debug)]
+struct Waiting {
+    attachment: Attachment,
+    until: Instant,
+    answer: oneshot::Sender<Answer>,
 }
 
 impl<D: Dataplane> Agent<D> {
@@ -57,7 +83,10 @@ impl<D: Dataplane> Agent<D> {
         let now = Instant::now();
         Agent {
             node: node.to_owned(),
+            unprogrammed: Unprogrammed::default(),
+            tell: None,
             dataplane,
+            attached: Attached::new(node),
             observed: Observed::new(node),
             waiting_since: None,
             in_force: None,
@@ -68,9 +97,27 @@ impl<D: Dataplane> Agent<D> {
             next_look: now,
             next_ask: now,
             failures: 0,
+            refusal: None,
             repairs: 0,
+            waiting: Vec::new(),
+            told: Told::default(),
             metrics,
         }
+    }
+
+    /// Says what becomes of addresses that nothing has been heard of; without it they are open.
+    pub fn with_unprogrammed(self, unprogrammed: Unprogrammed) -> Agent<D> {
+        Agent { unprogrammed, ..self }
+    }
+
+    /// Tells each state as soon as it is in force.
+    pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
+        Agent { tell: Some(tell), ..self }
+    }
+
+    /// Tells from now on, beside this socket, what is in force.
+    pub fn tell_beside(&mut self, socket: PathBuf) {
+        self.told = Told::beside(socket);
     }
 
     /// Takes in an event that came at this time. Nothing is enforced by that alone: events that
@@ -85,9 +132,42 @@ impl<D: Dataplane> Agent<D> {
             Event::Applied(object) => say_problems(object),
             Event::Listing(_) | Event::Deleted(..) => {}
         }
-        if self.observed.hear(event) {
-            self.waiting_since.get_or_insert(at);
-        }
+        let (event, more) = self.attached.hear(event);
+        self.observe(event, at);
+        more.into_iter().for_each(|event| self.observe(event, at));
+    }
+
+    /// Takes in a request that came at this time. It is answered at once, or by a later
+    /// [`step`](Agent::step).
+    pub fn asked(&mut self, request: Request, at: Instant, answer: oneshot::Sender<Answer>) {
+        let done = match request {
+            Request::Add(attachment) => {
+                for event in self.attached.attach(&attachment) {
+                    self.observe(event, at);
+                }
+                // A stranger changes nothing that is observed, and yet it is to be closed.
+                self.waiting_since.get_or_insert(at);
+                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                return;
+            }
+            Request::Check(attachment) if self.attached.has(&attachment) => {
+                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                return;
+            }
+            Request::Check(Attachment { namespace, pod, addresses, .. }) => {
+                let why = format!("{addresses:?} are not the addresses of {namespace}/{pod}");
+                Answer::Failed { why }
+            }
+            Request::Delete { container, interface } => {
+                for event in self.attached.detach(&container, &interface) {
+                    self.observe(event, at);
+                }
+                Answer::Done
+            }
+            Request::Status => self.status(),
+        };
+        // Whoever asked may have gone.
+        let _ = answer.send(done);
     }
 
     /// Enforces what is new, and looks from time to time whether what is in force is still there.
@@ -105,9 +185,11 @@ impl<D: Dataplane> Agent<D> {
             self.ask();
         }
         let now = Instant::now();
+        self.answer(now);
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
-        if more { next.min(now + TIDY) } else { next }
+        let next = if more { next.min(now + TIDY) } else { next };
+        self.waiting.iter().map(|waiting| waiting.until).fold(next, Instant::min)
     }
 
     /// Leaves nothing behind but what is in force.
@@ -133,11 +215,68 @@ impl<D: Dataplane> Agent<D> {
         &mut self.dataplane
     }
 
+    fn observe(&mut self, event: Event, at: Instant) {
+        if self.observed.hear(event) {
+            self.waiting_since.get_or_insert(at);
+        }
+    }
+
+    /// Answers those whose pods are enforced, and those who have waited long enough.
+    fn answer(&mut self, now: Instant) {
+        let all = std::mem::take(&mut self.waiting);
+        for waiting in all {
+            let standing = self.standing(&waiting.attachment);
+            if standing == Answer::Enforced || now >= waiting.until {
+                // Whoever asked may have gone.
+                let _ = waiting.answer.send(standing);
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
+    }
+
+    /// What is in force at the addresses of an attachment.
+    fn standing(&self, attachment: &Attachment) -> Answer {
+        let Attachment { namespace, pod, addresses, .. } = attachment;
+        let failed = |why: &str| Answer::Failed { why: why.to_owned() };
+        if let Some(why) = &self.refusal {
+            return failed(why);
+        }
+        let in_force = match &self.in_force {
+            Some(in_force) if self.waiting_since.is_none() => in_force,
+            _ => return failed("the agent has not heard all of the cluster yet"),
+        };
+        if !self.attached.knows(attachment) {
+            let why = format!("the API server has not told of the pod {namespace}/{pod}");
+            return Answer::Closed { why };
+        }
+        match addresses.iter().find(|address| !in_force.endpoints.contains_key(address)) {
+            None => Answer::Enforced,
+            Some(address) => failed(&format!(
+                "{address} is not enforced for {namespace}/{pod}: the pod has ended, or another \
+                 object has the address"
+            )),
+        }
+    }
+
+    /// Whether pods can be added.
+    fn status(&self) -> Answer {
+        match (&self.refusal, self.metrics().readiness()) {
+            (Some(why), _) => Answer::Failed { why: why.clone() },
+            (None, Ok(())) => Answer::Ready,
+            (None, Err(why)) => Answer::Unready { why: why.to_owned() },
+        }
+    }
+
     fn enforce(&mut self) {
         let unreadable = self.observed.unreadable().count();
+        let ranges = self.unprogrammed.ranges(self.observed.pod_cidrs());
         let Some(program) = self.observed.program() else { return };
         let Some(since) = self.waiting_since.take() else { return };
-        let state = program.state().clone();
+        let mut state = program.state().clone();
+        state.ranges = ranges;
+        // Until the API server says which policies select them.
+        close(&mut state, self.attached.strangers());
         let (version, is_known) = (program.version(), program.node_is_known());
         let counts = [program.policy_count(), program.pod_count(), program.class_count()];
         if self.in_force.as_ref() != Some(&state) {
@@ -146,6 +285,15 @@ impl<D: Dataplane> Agent<D> {
                 return;
             };
             self.metrics().enforced(at.saturating_duration_since(since));
+        }
+        let is_open =
+            matches!(self.unprogrammed, Unprogrammed::Closed(_)) && state.ranges.is_empty();
+        if is_open && is_known && self.in_force.is_none() {
+            warn!(
+                node = self.node,
+                "the node has no podCIDR: an address is open until its pod is known; name its \
+                 ranges with --pod-cidr"
+            );
         }
         if !is_known {
             warn!(node = self.node, "the cluster has no node of this name: nothing is enforced");
@@ -183,11 +331,18 @@ impl<D: Dataplane> Agent<D> {
     /// later.
     fn put(&mut self, state: &NodeState) -> Option<Instant> {
         let start = Instant::now();
+        self.told.before(state);
         match self.dataplane.apply(state) {
             Ok(report) => {
+                self.told.after(state);
+                self.refusal = None;
                 self.failures = 0;
                 self.next_ask = Instant::now();
                 self.metrics().applied(&report);
+                if let Some(tell) = &self.tell {
+                    // Nobody listens any more when the agent stops.
+                    let _ = tell.send(state.clone());
+                }
                 info!(
                     endpoints = state.endpoints.len(),
                     elements = report.elements,
@@ -202,6 +357,7 @@ impl<D: Dataplane> Agent<D> {
                 self.failures = self.failures.saturating_add(1);
                 self.next_attempt = Instant::now() + wait;
                 self.metrics().apply_errors += 1;
+                self.refusal = Some(error.to_string());
                 error!(%error, retry_seconds = wait.as_secs_f64(), "cannot enforce; what is in force stands");
                 None
             }

@@ -1,5 +1,7 @@
 //! What a node must enforce, by what has been observed.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -8,8 +10,8 @@ use portcullis_core::model::{Cluster, Direction};
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
-use crate::Observed;
 use crate::run::Error;
+use crate::{Observed, Unprogrammed};
 
 /// A policy in one direction: what hits are told by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +57,25 @@ impl From<&mut NodeProgram> for Desired {
     }
 }
 
+/// Closes these addresses, both ways, whoever had them.
+pub(crate) fn close(state: &mut NodeState, addresses: impl Iterator<Item = IpAddr>) {
+    // A number that no profile of policies gets: those are counted from 0.
+    const CLOSED: u32 = u32::MAX;
+    for address in addresses {
+        let closed = state.profiles.entry(CLOSED).or_default();
+        closed.ingress = Some(Arc::from([]));
+        closed.egress = Some(Arc::from([]));
+        state.endpoints.insert(address, CLOSED);
+    }
+}
+
 /// Asks the API server once, and says what the node must enforce now. Waits so long for an answer.
-pub fn desired_once(access: &Access, node: &str, patience: Duration) -> Result<Desired, Error> {
+pub fn desired_once(
+    access: &Access,
+    node: &str,
+    unprogrammed: &Unprogrammed,
+    patience: Duration,
+) -> Result<Desired, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(Error::Runtime)?;
     let (tell, heard) = mpsc::channel();
@@ -81,9 +100,14 @@ pub fn desired_once(access: &Access, node: &str, patience: Duration) -> Result<D
                 }
                 observed.hear(event);
             }
+            let ranges = unprogrammed.ranges(observed.pod_cidrs());
             if let Some(program) = observed.program() {
                 return match program.node_is_known() {
-                    true => Ok(Desired::from(program)),
+                    true => {
+                        let mut desired = Desired::from(program);
+                        desired.state.ranges = ranges;
+                        Ok(desired)
+                    }
                     false => Err(Error::UnknownNode {
                         node: node.to_owned(),
                         known: program.nodes().map(str::to_owned).collect(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use portcullis_dataplane::Report;
+use portcullis_dataplane::{Judged, Report};
 use portcullis_kube::live::Kind;
 
 use crate::desired::PolicyName;
@@ -30,6 +30,8 @@ pub struct Metrics {
     pub(crate) unreadable_policies: usize,
     pub(crate) drift_repairs: u64,
     pub(crate) apply_errors: u64,
+    connections_cut: u64,
+    cut: Histogram,
     pub(crate) endpoints: usize,
     pub(crate) identities: usize,
     programmed_policies: usize,
@@ -108,6 +110,11 @@ impl Metrics {
         self.enforced.observe(elapsed);
     }
 
+    pub(crate) fn judged(&mut self, judged: &Judged) {
+        self.connections_cut += judged.newly_cut as u64;
+        self.cut.observe(judged.elapsed);
+    }
+
     /// These are the policies whose hits are told from now on.
     pub(crate) fn programmed<'a>(
         &mut self,
@@ -157,6 +164,10 @@ impl Metrics {
         page.one("apply_errors_total", "counter", "States that were refused.", self.apply_errors);
         let help = "Repairs of what somebody else had changed.";
         page.one("drift_repairs_total", "counter", help, self.drift_repairs);
+        let help = "Connections that were open and are no longer allowed.";
+        page.one("connections_cut_total", "counter", help, self.connections_cut);
+        let help = "From a state in force to the kernel's word that what it does not allow is cut.";
+        page.histogram("cut_duration_seconds", help, &self.cut);
         page.head("watch_errors_total", "counter", "Times that a watch broke.");
         for kind in Kind::ALL {
             let errors = self.watch_errors.get(&kind).copied().unwrap_or_default();

@@ -3,12 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_core::incremental::NodeProgram;
+use portcullis_core::net::IpNet;
 use portcullis_kube::live::{Event, Kind, Known, Object};
 
 /// What follows for one node from what was heard of the cluster. It depends on what the last events
 /// of each object said and on nothing else: not on their order, number, or what came before.
 #[derive(Debug)]
 pub struct Observed {
+    /// The name of the node.
+    node: String,
+    /// Its `podCIDRs`, as last heard of.
+    pod_cidrs: Vec<IpNet>,
     program: NodeProgram,
     complete: [bool; Kind::ALL.len()],
     /// While a kind is being listed: what has come of it, by namespace and name.
@@ -21,6 +26,8 @@ impl Observed {
     /// Nothing has been heard yet.
     pub fn new(node: &str) -> Observed {
         Observed {
+            node: node.to_owned(),
+            pod_cidrs: Vec::new(),
             program: NodeProgram::new(node),
             complete: Default::default(),
             listed: Default::default(),
@@ -48,6 +55,11 @@ impl Observed {
         self.complete.iter().all(|complete| *complete).then_some(&mut self.program)
     }
 
+    /// The `podCIDRs` of the node.
+    pub(crate) fn pod_cidrs(&self) -> &[IpNet] {
+        &self.pod_cidrs
+    }
+
     /// How many objects have been listed of a kind so far; `None` if it is not being listed.
     pub(crate) fn listed(&self, kind: Kind) -> Option<usize> {
         self.listed[kind as usize].as_ref().map(BTreeSet::len)
@@ -69,7 +81,13 @@ impl Observed {
         match object.body {
             Known::Namespace(name, labels) => self.program.namespace(&name, Some(labels)),
             Known::Pod(pod) => self.program.pod(&pod.namespace, &pod.name, Some(&pod)),
-            Known::Node(node) => self.program.node(&node.name, Some(&node.addresses)),
+            Known::Node(node) => {
+                let moved = node.name == self.node && node.pod_cidrs != self.pod_cidrs;
+                if moved {
+                    self.pod_cidrs.clone_from(&node.pod_cidrs);
+                }
+                moved | self.program.node(&node.name, Some(&node.addresses))
+            }
             Known::Policy(policy) => {
                 let problems = object.problems;
                 let changed = self.program.policy(&name.0, &name.1, Some(policy));

@@ -3,11 +3,13 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use portcullis_cni::protocol::{Answer, Request};
 use portcullis_dataplane::Dataplane;
 use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
@@ -21,7 +23,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::{Agent, Metrics, http};
+use crate::guard::Guard;
+use crate::{Agent, Metrics, Unprogrammed, http, socket};
 
 /// How the agent is to run.
 #[derive(Debug, Clone)]
@@ -32,6 +35,32 @@ pub struct Options {
     pub access: Access,
     /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// What becomes of addresses that nothing has been heard of.
+    pub unprogrammed: Unprogrammed,
+    /// Whether connections go on that were open before a state that does not allow them.
+    pub keep_established: bool,
+    /// Whether a pod may send from addresses that are not its own.
+    pub allow_spoofing: bool,
+    /// Where others of this node can ask, and what is said to them beside it; `None` for nowhere.
+    pub socket: Option<Socket>,
+}
+
+/// Where the agent listens for others of its node.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    /// The Unix socket.
+    pub path: PathBuf,
+    /// The folder in which the CNI plugin keeps who has which address.
+    pub attachments: PathBuf,
+}
+
+impl Default for Socket {
+    fn default() -> Socket {
+        Socket {
+            path: portcullis_cni::SOCKET.into(),
+            attachments: portcullis_cni::ATTACHMENTS.into(),
+        }
+    }
 }
 
 /// Why the agent could not do its work.
@@ -52,6 +81,18 @@ pub enum Error {
         /// What the machine answered.
         source: io::Error,
     },
+    /// The kernel refuses to guard open connections or sources.
+    #[error("cannot guard open connections and the sources of packets: {0}")]
+    Guard(#[source] portcullis_dataplane::Error),
+    /// Without it no rule can be changed.
+    #[error(
+        "this process may not change the rules of its network: it lacks the capability NET_ADMIN. \
+         Run it as root; or give the capability to the program's file, with `setcap \
+         cap_net_admin+p FILE`; in a container, add NET_ADMIN to the capabilities, and for a user \
+         other than root leave allowPrivilegeEscalation on, because with it off what the file gives \
+         may not count"
+    )]
+    NoCapability,
     /// The work ended by itself, which it never should.
     #[error("the agent broke; what is in force stands")]
     Broken,
@@ -76,6 +117,8 @@ pub enum Error {
 /// What the worker is told.
 enum Message {
     Event(Box<Event>, Instant),
+    /// Somebody of this node asks.
+    Asked(Request, Instant, oneshot::Sender<Answer>),
     /// The hits are to be brought up to date.
     Count(oneshot::Sender<()>),
     Stop,
@@ -98,15 +141,32 @@ pub fn log(json: bool) {
 
 /// Enforces until SIGTERM or SIGINT. What is in force then stands (SEMANTICS 27).
 pub fn run(options: Options, dataplane: impl Dataplane + Send + 'static) -> Result<(), Error> {
-    run_until(options, dataplane, async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    run_until(options, dataplane, stopped())
+}
+
+/// Does something again and again, so long apart, until SIGTERM or SIGINT.
+pub fn every(period: Duration, mut something: impl FnMut()) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::Runtime)?.block_on(async {
+        let mut end = std::pin::pin!(stopped());
+        loop {
+            match tokio::time::timeout(period, &mut end).await {
+                Ok(stopped) => return stopped.map_err(Error::Runtime),
+                Err(_) => something(),
+            }
         }
-        Ok(())
     })
+}
+
+/// Until SIGTERM or SIGINT.
+async fn stopped() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
 /// Enforces until it is to stop. What is in force then stands (SEMANTICS 27).
@@ -121,7 +181,15 @@ pub fn run_until(
         .map_err(Error::Runtime)?;
     let metrics = Arc::new(Mutex::new(Metrics::default()));
     let (tell, told) = mpsc::channel();
-    let agent = Agent::new(&options.node, dataplane, metrics.clone());
+    let guard = Guard::open(options.keep_established, options.allow_spoofing);
+    let guard = guard.map_err(Error::Guard)?.on_a_thread(metrics.clone());
+    let guard = guard.map_err(Error::Runtime)?;
+    let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
+        .with_unprogrammed(options.unprogrammed)
+        .with_teller(guard);
+    if let Some(Socket { path, .. }) = &options.socket {
+        agent.tell_beside(path.clone());
+    }
     // Dropped with the thread, whichever way that ends.
     let (ended, end) = oneshot::channel::<Infallible>();
     let worker = thread::Builder::new().name("enforce".to_owned());
@@ -143,6 +211,16 @@ pub fn run_until(
                 async { drop(tokio::time::timeout(SCRAPE, wait).await) }
             };
             tokio::spawn(http::serve(listener, metrics, refresh));
+        }
+        if let Some(Socket { path, attachments }) = options.socket {
+            let tell = tell.clone();
+            let ask = move |request| {
+                let (answer, wait) = oneshot::channel();
+                // Nobody answers when the agent stops.
+                let _ = tell.send(Message::Asked(request, Instant::now(), answer));
+                wait
+            };
+            tokio::spawn(async move { socket::serve(&path, &attachments, ask).await });
         }
         let tell = tell.clone();
         let watch = options.access.watch(move |event| {
@@ -181,6 +259,7 @@ fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
         for message in first.into_iter().chain(told.try_iter()) {
             match message {
                 Message::Event(event, at) => agent.hear(*event, at),
+                Message::Asked(request, at, answer) => agent.asked(request, at, answer),
                 Message::Count(done) => {
                     agent.count_hits();
                     // Whoever asked may have gone.

@@ -27,7 +27,7 @@ fn objects(cluster: &Cluster, kind: Kind) -> Vec<Object> {
                 .collect()
         }
     };
-    known.into_iter().map(|body| Object { body, problems: Vec::new() }).collect()
+    known.into_iter().map(Object::from).collect()
 }
 
 /// The next of a row of numbers that look random.
@@ -168,7 +168,7 @@ fn what_does_not_concern_the_node_is_not_applied() {
     }
     agent.step();
     let labels = [("team".to_owned(), "a".to_owned())].into();
-    let namespace = Object { body: Known::Namespace("shop".to_owned(), labels), problems: vec![] };
+    let namespace = Object::from(Known::Namespace("shop".to_owned(), labels));
     agent.hear(Event::Applied(namespace), Instant::now());
     agent.step();
     assert_eq!(metrics.lock().unwrap().applies(), 1);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use portcullis_core::labels::Labels;
 use serde_json::{Value, json};
 
 use crate::meta;
@@ -182,7 +183,7 @@ pub(crate) fn families(object: &mut Value) -> Vec<Cause> {
         }
     }
     let policy = meta::text(spec, "/ipFamilyPolicy").to_owned();
-    let selects = !meta::strings::<Vec<_>>(spec.get("selector")).is_empty();
+    let selects = !meta::strings::<Labels>(spec.get("selector")).is_empty();
     let policy = match &*policy {
         "" if families.len() > 1 || (headless && !selects) => "RequireDualStack".to_owned(),
         "" => "SingleStack".to_owned(),

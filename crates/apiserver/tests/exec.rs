@@ -232,7 +232,7 @@ fn what_cannot_be_done_is_said_before_the_upgrade() {
             ("a/exec?command=true&stdout=true&container=x", v5, 400, "container x is not valid"),
             ("a/exec?command=true&stdout=true", "v1.channel.k8s.io", 400, "negotiate"),
         ] {
-            let (found, status) = open(&server, path, protocol).await.err().expect("refused");
+            let (found, status) = open(&server, path, protocol).await.expect_err("refused");
             assert_eq!(found, code, "{path}: {status}");
             assert!(status["message"].as_str().unwrap().contains(says), "{path}: {status}");
         }

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use portcullis_agent::{Desired, Options};
+use portcullis_agent::{Desired, Options, desired_once};
+use portcullis_cni::InForce;
+use portcullis_core::net::IpNet;
 use portcullis_dataplane::plan::{TABLE, plan, render};
-use portcullis_dataplane::{Dataplane, Nftables};
+use portcullis_dataplane::{Connections, Dataplane, Nftables, Sources};
 use portcullis_kube::live::Access;
 
+use crate::install_cni::InstallCni;
 use crate::output::print;
 use crate::trouble::Trouble;
 
@@ -28,9 +31,28 @@ pub(crate) struct Agent {
     /// Address that /healthz, /readyz and /metrics are served at
     #[arg(long, default_value = "127.0.0.1:9464", value_name = "IP:PORT")]
     metrics_address: SocketAddr,
+    /// What becomes of connections that are open when a state comes that does not allow them
+    #[arg(long, value_enum, default_value_t = Established::Cut)]
+    established: Established,
+    /// What becomes of packets whose source is not an address of the pod that sends them
+    #[arg(long, value_enum, default_value_t = Spoofing::Drop)]
+    spoofing: Spoofing,
     /// Form of the log, which goes to standard error: a line for each thing
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+/// Where others of this node meet the agent.
+#[derive(Debug, Clone, clap::Args)]
+struct Socket {
+    /// Unix socket that the CNI plugin asks at
+    #[arg(long, default_value = portcullis_cni::SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Directory in which the CNI plugin keeps the addresses of this node's pods
+    #[arg(long, default_value = portcullis_cni::ATTACHMENTS, value_name = "DIRECTORY")]
+    attachments: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -39,7 +61,12 @@ enum Command {
     #[command(after_help = "Exits 1 if anything differs.")]
     Dump(Cluster),
     /// End all enforcement on this node: remove what the agent left in the kernel, and nothing else
-    Cleanup,
+    Cleanup {
+        /// Unix socket of the agent; what the agent left beside it is removed too
+        #[arg(long, default_value = portcullis_cni::SOCKET, value_name = "PATH")]
+        socket: PathBuf,
+    },
+    InstallCni(InstallCni),
 }
 
 /// The node and its cluster.
@@ -54,6 +81,36 @@ struct Cluster {
     /// Context of the kubeconfig
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
+    /// What becomes of an address of this node's pods before its pod is known
+    #[arg(long, value_enum, default_value_t = Unprogrammed::Closed)]
+    unprogrammed: Unprogrammed,
+    /// Where this node's pods get their addresses from, instead of the podCIDRs of its Node object
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    pod_cidrs: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Unprogrammed {
+    /// It is closed both ways
+    Closed,
+    /// It is open
+    Open,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Established {
+    /// They are cut: TCP is reset at both ends, of others no packet passes
+    Cut,
+    /// They go on
+    Keep,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Spoofing {
+    /// They are dropped
+    Drop,
+    /// They pass
+    Allow,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -75,23 +132,52 @@ impl Cluster {
             ..Access::default()
         }
     }
+
+    fn unprogrammed(&self) -> portcullis_agent::Unprogrammed {
+        match self.unprogrammed {
+            Unprogrammed::Closed => portcullis_agent::Unprogrammed::Closed(self.pod_cidrs.clone()),
+            Unprogrammed::Open => portcullis_agent::Unprogrammed::Open,
+        }
+    }
 }
 
 impl Agent {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         match (self.command, self.cluster) {
             (Some(Command::Dump(cluster)), _) => dump(&cluster),
-            (Some(Command::Cleanup), _) => {
+            (Some(Command::InstallCni(install)), _) => install.run(),
+            (Some(Command::Cleanup { socket }), _) => {
+                // First: whoever reads it must not rely on what is about to go.
+                InForce::remove(&socket).map_err(|source| Trouble::Io {
+                    what: format!("cannot remove {}", InForce::path(&socket).display()),
+                    source,
+                })?;
+                portcullis_agent::take_net_admin()?;
                 Nftables::open()?.remove()?;
+                Connections::open()?.remove()?;
+                Sources::open()?.remove()?;
                 print("nothing is enforced on this node any more\n")?;
                 Ok(ExitCode::SUCCESS)
             }
             (None, Some(cluster)) => {
+                portcullis_agent::take_net_admin()?;
                 portcullis_agent::log(self.log_format == LogFormat::Json);
+                // What an earlier agent guarded and this one is not to guard.
+                if self.established == Established::Keep {
+                    Connections::open()?.remove()?;
+                }
+                if self.spoofing == Spoofing::Allow {
+                    Sources::open()?.remove()?;
+                }
+                let Socket { socket, attachments } = self.socket;
                 let options = Options {
                     access: cluster.access(),
+                    unprogrammed: cluster.unprogrammed(),
+                    allow_spoofing: self.spoofing == Spoofing::Allow,
+                    keep_established: self.established == Established::Keep,
                     node: cluster.node,
                     metrics_address: Some(self.metrics_address),
+                    socket: Some(portcullis_agent::Socket { path: socket, attachments }),
                 };
                 portcullis_agent::run(options, Nftables::open()?)?;
                 Ok(ExitCode::SUCCESS)
@@ -104,7 +190,8 @@ impl Agent {
 
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
     let Desired { state, policies, .. } =
-        portcullis_agent::desired_once(&cluster.access(), &cluster.node, PATIENCE)?;
+        desired_once(&cluster.access(), &cluster.node, &cluster.unprogrammed(), PATIENCE)?;
+    portcullis_agent::take_net_admin()?;
     let differences = Nftables::open()?.compare(&state)?;
     let mut text = format!(
         "# What node {} should enforce: NetworkPolicies: {policies}, addresses of pods: {}. In the\n\

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use portcullis_core::Program;
 use portcullis_core::explain::{EndExplanation, explain};
 use portcullis_core::model::Direction;
-use portcullis_core::net::{Protocol, Traffic};
+use portcullis_core::net::Traffic;
 use portcullis_core::program::{End, Origin};
 use portcullis_kube::{Input, ObjectRef};
 use portcullis_lab::{
@@ -672,6 +672,7 @@ struct RuleReport {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_core::net::Protocol;
     use std::collections::BTreeMap;
 
     use portcullis_kube::Source;

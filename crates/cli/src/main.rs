@@ -15,6 +15,7 @@ mod git;
 mod graph;
 mod groups;
 mod input;
+mod install_cni;
 mod kustomize;
 mod lab;
 mod manifest;

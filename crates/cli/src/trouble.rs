@@ -89,6 +89,9 @@ pub(crate) enum Trouble {
     /// The agent.
     #[error(transparent)]
     Agent(#[from] portcullis_agent::Error),
+    /// The network configuration of a node.
+    #[error(transparent)]
+    Conflist(#[from] portcullis_cni::conflist::Error),
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] portcullis_dataplane::Error),

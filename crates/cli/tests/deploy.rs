@@ -15,13 +15,54 @@ fn read(path: &str) -> String {
     fs::read_to_string(deploy(path)).unwrap()
 }
 
-#[test]
-fn the_manifests_are_valid() {
+/// What a program prints. `None` if it is not installed; then it must not be required either.
+fn printed(program: &str, arguments: &[&str]) -> Option<String> {
+    let Ok(output) = Command::new(program).args(arguments).output() else {
+        let variable = format!("PORTCULLIS_REQUIRE_{}", program.to_uppercase());
+        let required = std::env::var(&variable).is_ok_and(|value| value == "1");
+        assert!(!required, "{program} is not installed, and {variable} is 1");
+        eprintln!("not tested: {program} is not installed");
+        return None;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(text)
+}
+
+/// What `kubectl apply -k` would apply of a folder, in one way of writing.
+fn kustomized(folder: &Path) -> Option<String> {
+    printed("kubectl", &["kustomize", folder.to_str().unwrap()])
+}
+
+/// What `helm install` would apply, in the same way of writing.
+fn templated(name: &str, values: &[&str]) -> Option<String> {
+    let chart = deploy("helm/portcullis");
+    let mut arguments = vec!["template", "portcullis", "--namespace", "kube-system"];
+    arguments.push(chart.to_str().unwrap());
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
+    let text = printed("helm", &arguments)?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("all.yaml"), text).unwrap();
+    fs::write(folder.join("kustomization.yaml"), "resources: [all.yaml]\n").unwrap();
+    kustomized(&folder)
+}
+
+fn check(path: &Path) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    let output = command.args(["check", "-f"]).arg(deploy("manifests")).output().unwrap();
+    let output = command.args(["check", "-f"]).arg(path).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}");
+}
+
+#[test]
+fn the_manifests_are_valid() {
+    check(&deploy("manifests"));
+    let Some(text) = kustomized(&deploy("manifests-cni")) else { return };
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("manifests-cni.yaml");
+    fs::write(&file, text).unwrap();
+    check(&file);
 }
 
 /// The rules of a ClusterRole that lets an agent list and watch what it watches.
@@ -58,37 +99,64 @@ fn the_agent_may_list_and_watch_four_kinds_and_nothing_else() {
     }
 }
 
+/// The parts of a DaemonSet in one way of writing that are about each of its containers.
+fn containers(text: &str) -> Vec<&str> {
+    let (_, text) = text.split_once("      containers:\n").unwrap();
+    let (text, _) = text.split_once("      hostNetwork: true\n").unwrap();
+    text.split("\n      - args:").collect()
+}
+
 #[test]
-fn the_agent_has_one_capability() {
-    for file in ["manifests/daemonset.yaml", "helm/portcullis/templates/daemonset.yaml"] {
-        let text = read(file);
+fn the_agent_is_not_root_and_has_one_capability() {
+    for folder in ["manifests", "manifests-cni"] {
+        let Some(text) = kustomized(&deploy(folder)) else { return };
+        let agent = containers(&text)[0];
         for wanted in [
-            "drop: [\"ALL\"]\n",
-            "add: [\"NET_ADMIN\"]\n",
+            "            add:\n            - NET_ADMIN\n            drop:\n            - ALL\n",
             "readOnlyRootFilesystem: true\n",
-            "allowPrivilegeEscalation: false\n",
-            "priorityClassName: system-node-critical\n",
-            "hostNetwork: true\n",
+            "runAsNonRoot: true\n",
+            "runAsUser: 65532\n",
         ] {
-            assert_eq!(text.matches(wanted).count(), 1, "{wanted} in {file}");
+            assert_eq!(agent.matches(wanted).count(), 1, "{wanted} in {agent}");
         }
-        assert!(!text.contains("privileged"), "{file}");
+        assert!(!text.contains("privileged"), "{text}");
+        assert!(text.contains("priorityClassName: system-node-critical\n"), "{text}");
     }
 }
 
-/// Without `helm` it is skipped.
+#[test]
+fn what_writes_on_the_node_is_another_container_and_has_no_power_over_its_network() {
+    let Some(text) = kustomized(&deploy("manifests-cni")) else { return };
+    let [agent, installer] = containers(&text)[..] else { panic!("{text}") };
+    assert!(!agent.contains("/host/"), "{agent}");
+    for wanted in [
+        "            add:\n            - CHOWN\n            drop:\n            - ALL\n",
+        "readOnlyRootFilesystem: true\n",
+        "allowPrivilegeEscalation: false\n",
+    ] {
+        assert_eq!(installer.matches(wanted).count(), 1, "{wanted} in {installer}");
+    }
+}
+
 #[test]
 fn the_chart_renders_to_what_the_manifests_are() {
-    let Ok(output) = Command::new("helm")
-        .args(["template", "portcullis", "--namespace", "kube-system"])
-        .arg(deploy("helm/portcullis"))
-        .output()
-    else {
-        eprintln!("not tested: helm is not installed");
-        return;
-    };
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains(&needed()), "{text}");
-    assert!(text.contains("image: \"portcullis:0.1.0\""), "{text}");
+    let pairs =
+        [("manifests", &[][..], "chart"), ("manifests-cni", &["cni.enabled=true"], "chart-cni")];
+    for (folder, values, name) in pairs {
+        let (Some(chart), Some(manifests)) = (templated(name, values), kustomized(&deploy(folder)))
+        else {
+            return;
+        };
+        assert_eq!(chart, manifests, "{folder}");
+    }
+}
+
+#[test]
+fn what_the_chart_can_do_besides_is_asked_for() {
+    let values = ["metrics.podMonitor=true", "metrics.address=0.0.0.0", "metrics.port=9999"];
+    let Some(text) = templated("chart-monitor", &values) else { return };
+    assert!(text.contains("kind: PodMonitor\n"), "{text}");
+    assert!(text.contains("--metrics-address=0.0.0.0:9999\n"), "{text}");
+    assert_eq!(text.matches("host: 127.0.0.1\n").count(), 2, "{text}");
+    assert!(printed("helm", &["lint", deploy("helm/portcullis").to_str().unwrap()]).is_some());
 }

@@ -145,7 +145,7 @@ fn selector_of(pod: &Pod, others: &[&Pod]) -> Selector {
     let mut selector = of(&one);
     // What it has itself, others have too: they are told by what they have besides.
     while let Some(other) = others.iter().find(|other| selector.matches(&other.labels)) {
-        let more = written(other).map(|(key, _)| key).find(|key| !pod.labels.contains_key(*key));
+        let more = written(other).map(|(key, _)| key).find(|key| !pod.labels.contains_key(key));
         let Some(key) = more else { break };
         let requirement = Requirement { key: key.clone(), operator: Operator::DoesNotExist };
         selector.match_expressions.push(requirement);

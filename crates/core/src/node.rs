@@ -18,6 +18,13 @@ pub use crate::program::Ports;
 pub struct NodeState {
     /// The addresses of the local pods, each with the number of its profile.
     pub endpoints: BTreeMap<IpAddr, u32>,
+    /// Who has them, as numbers that say nothing but who is another: an address that passes to
+    /// another owner carries no flows over (SEMANTICS 25). An endpoint need not have one.
+    pub owners: BTreeMap<IpAddr, u64>,
+    /// Where the addresses of local pods come from. One of these that no endpoint has is closed,
+    /// both ways: it is of a pod that nobody has spoken of yet (SEMANTICS 26). Without ranges
+    /// such an address is like any other.
+    pub ranges: Vec<IpRange>,
     /// The profiles in use.
     pub profiles: BTreeMap<u32, Profile>,
     /// Sets of remote addresses that entries name.

@@ -55,6 +55,7 @@ fn one_profile(ingress: Vec<Entry>, peers: Vec<PeerSet>) -> NodeState {
         endpoints: [(pod(1), 0)].into(),
         profiles: [(0, Profile { ingress: Some(ingress.into()), egress: None })].into(),
         peers: (0..).zip(peers).collect(),
+        ..NodeState::default()
     }
 }
 
@@ -107,5 +108,6 @@ fn profiles(count: u32) -> NodeState {
         endpoints: (0..count).map(|n| (pod(n * 10), n)).collect(),
         profiles: (0..count).map(|n| (n, profile(n))).collect(),
         peers: (0..).zip((0..count + 4).map(ten).chain([outside])).collect(),
+        ..NodeState::default()
     }
 }

@@ -81,6 +81,11 @@ impl Attributes {
         })
     }
 
+    /// An attribute that was found elsewhere: its value, and whether it has attributes within.
+    pub(crate) fn copy(&mut self, kind: u16, value: &[u8], nested: bool) -> &mut Attributes {
+        self.bytes(if nested { kind | NLA_F_NESTED } else { kind }, value)
+    }
+
     /// Attributes within an attribute.
     pub fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Attributes)) -> &mut Attributes {
         self.value(kind | NLA_F_NESTED, |buffer| {

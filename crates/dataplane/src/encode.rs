@@ -18,61 +18,61 @@ use crate::plan::{
 pub type Request = (Message, u16);
 
 const FAMILY_INET: u8 = 1;
-const FAMILY_V4: u8 = 2;
-const FAMILY_V6: u8 = 10;
+pub(crate) const FAMILY_V4: u8 = 2;
+pub(crate) const FAMILY_V6: u8 = 10;
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
-const NEW_TABLE: u16 = SUBSYSTEM << 8;
+pub(crate) const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const GET_TABLE: u16 = NEW_TABLE + 1;
-const DELETE_TABLE: u16 = NEW_TABLE + 2;
-const NEW_CHAIN: u16 = NEW_TABLE + 3;
+pub(crate) const DELETE_TABLE: u16 = NEW_TABLE + 2;
+pub(crate) const NEW_CHAIN: u16 = NEW_TABLE + 3;
 const GET_CHAIN: u16 = NEW_TABLE + 4;
 const DELETE_CHAIN: u16 = NEW_TABLE + 5;
-const NEW_RULE: u16 = NEW_TABLE + 6;
-const GET_RULE: u16 = NEW_TABLE + 7;
+pub(crate) const NEW_RULE: u16 = NEW_TABLE + 6;
+pub(crate) const GET_RULE: u16 = NEW_TABLE + 7;
 const DELETE_RULE: u16 = NEW_TABLE + 8;
-const NEW_SET: u16 = NEW_TABLE + 9;
+pub(crate) const NEW_SET: u16 = NEW_TABLE + 9;
 const GET_SET: u16 = NEW_TABLE + 10;
 const DELETE_SET: u16 = NEW_TABLE + 11;
-const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
-const GET_ELEMENTS: u16 = NEW_TABLE + 13;
-const DELETE_ELEMENTS: u16 = NEW_TABLE + 14;
+pub(crate) const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
+pub(crate) const GET_ELEMENTS: u16 = NEW_TABLE + 13;
+pub(crate) const DELETE_ELEMENTS: u16 = NEW_TABLE + 14;
 const GET_GENERATION: u16 = NEW_TABLE + 16;
 
 /// In every kind of message of ours.
-const TABLE_NAME: u16 = 1;
+pub(crate) const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
 const TABLE_DORMANT: u32 = 1;
 /// The kernel's own number for its state, which every transaction changes.
 const GENERATION_ID: u16 = 1;
-const LIST_ELEMENT: u16 = 1;
+pub(crate) const LIST_ELEMENT: u16 = 1;
 
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
-const HOOK_FORWARD: u32 = 2;
+pub(crate) const CHAIN_NAME: u16 = 3;
+pub(crate) const CHAIN_HOOK: u16 = 4;
+pub(crate) const CHAIN_POLICY: u16 = 5;
+pub(crate) const CHAIN_TYPE: u16 = 7;
+pub(crate) const HOOK_NUMBER: u16 = 1;
+pub(crate) const HOOK_PRIORITY: u16 = 2;
+pub(crate) const HOOK_FORWARD: u32 = 2;
 const PRIORITY_FILTER: u32 = 0;
 
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const RULE_CHAIN: u16 = 2;
+pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 
-const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
-const SET_KEY_TYPE: u16 = 4;
-const SET_KEY_LENGTH: u16 = 5;
+pub(crate) const SET_NAME: u16 = 2;
+pub(crate) const SET_FLAGS: u16 = 3;
+pub(crate) const SET_KEY_TYPE: u16 = 4;
+pub(crate) const SET_KEY_LENGTH: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LENGTH: u16 = 7;
 const SET_DESCRIPTION: u16 = 9;
-const SET_ID: u16 = 10;
-const SET_USER_DATA: u16 = 13;
+pub(crate) const SET_ID: u16 = 10;
+pub(crate) const SET_USER_DATA: u16 = 13;
 const SET_EXPRESSION: u16 = 17;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
@@ -81,40 +81,43 @@ const DESCRIPTION_CONCATENATION: u16 = 2;
 const FIELD_LENGTH: u16 = 1;
 const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 
-const ELEMENTS_SET: u16 = 2;
-const ELEMENTS_LIST: u16 = 3;
-const ELEMENT_KEY: u16 = 1;
+pub(crate) const ELEMENTS_SET: u16 = 2;
+pub(crate) const ELEMENTS_LIST: u16 = 3;
+pub(crate) const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_FLAGS: u16 = 3;
 const ELEMENT_EXPRESSION: u16 = 7;
 const ELEMENT_KEY_END: u16 = 10;
 const ELEMENT_INTERVAL_END: u32 = 1;
 
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
+pub(crate) const DATA_VALUE: u16 = 1;
+pub(crate) const DATA_VERDICT: u16 = 2;
+pub(crate) const VERDICT_CODE: u16 = 1;
+pub(crate) const VERDICT_CHAIN: u16 = 2;
 
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 
 /// An attribute ends at 64 KiB. A list of elements ends well before, so that its message fits a
 /// small send buffer too.
-const ELEMENT_LIST_BYTES: usize = 16_000;
+pub(crate) const ELEMENT_LIST_BYTES: usize = 16_000;
 
 /// The register for verdicts.
-const VERDICT_REGISTER: u32 = 0;
+pub(crate) const VERDICT_REGISTER: u32 = 0;
 /// Keys of sets are gathered from this register on, in which 16 bytes fit.
-const KEY_REGISTER: u32 = 1;
+pub(crate) const KEY_REGISTER: u32 = 1;
 /// The 4-byte registers over the same memory begin here.
-const SMALL_REGISTERS: u32 = 8;
+pub(crate) const SMALL_REGISTERS: u32 = 8;
 
-const META_FAMILY: u32 = 15;
-const META_PROTOCOL: u32 = 16;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
+pub(crate) const META_FAMILY: u32 = 15;
+pub(crate) const META_PROTOCOL: u32 = 16;
+pub(crate) const NETWORK_HEADER: u32 = 1;
+pub(crate) const TRANSPORT_HEADER: u32 = 2;
 
-const EQUAL: u32 = 0;
+const LOOKUP_FLAGS: u16 = 5;
+const LOOKUP_INVERTED: u32 = 1;
+
+pub(crate) const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
@@ -146,6 +149,17 @@ impl Names {
             _ => format!("{id}.{}", self.chains.get(&id).copied().unwrap_or_default()),
         }
     }
+}
+
+/// What a lookup is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Find {
+    /// The rule goes on if the set holds the key.
+    Held,
+    /// The rule goes on if it does not.
+    Absent,
+    /// The verdict of the key.
+    Verdict,
 }
 
 /// Writes parts of a plan as requests.
@@ -254,7 +268,8 @@ impl Encoder<'_> {
                 });
             });
         }
-        attributes.bytes(SET_USER_DATA, &byte_order(concatenation));
+        let order = if concatenation { ByteOrder::Mixed } else { ByteOrder::Network };
+        attributes.bytes(SET_USER_DATA, &byte_order(order));
         if set.counted {
             attributes.nest(SET_EXPRESSION, |expression| {
                 expression.text(EXPRESSION_NAME, "counter").nest(EXPRESSION_DATA, |_| {});
@@ -338,8 +353,11 @@ impl Encoder<'_> {
                 match part {
                     Expression::KnownConnection => known_connection(list),
                     Expression::NeighborDiscovery => neighbor_discovery(list),
-                    Expression::Lookup(fields, set) => self.lookup(fields, *set, false, list),
-                    Expression::Map(fields, set) => self.lookup(fields, *set, true, list),
+                    Expression::Lookup(fields, set) => self.lookup(fields, *set, Find::Held, list),
+                    Expression::Absent(fields, set) => {
+                        self.lookup(fields, *set, Find::Absent, list);
+                    }
+                    Expression::Map(fields, set) => self.lookup(fields, *set, Find::Verdict, list),
                     Expression::Count(_) => expression(list, "counter", |_| {}),
                     Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
                         immediate.u32(1, VERDICT_REGISTER);
@@ -352,7 +370,7 @@ impl Encoder<'_> {
     }
 
     /// Gathers the fields in neighbouring registers and looks them up.
-    fn lookup(&self, fields: &[Field], id: SetId, map: bool, list: &mut Attributes) {
+    fn lookup(&self, fields: &[Field], id: SetId, find: Find, list: &mut Attributes) {
         let family = fields.iter().find_map(|field| match field.kind() {
             Type::Address(Family::V4) => Some(FAMILY_V4),
             Type::Address(Family::V6) => Some(FAMILY_V6),
@@ -383,8 +401,10 @@ impl Encoder<'_> {
         }
         expression(list, "lookup", |lookup| {
             lookup.text(1, &self.names.set(id)).u32(2, KEY_REGISTER);
-            if map {
-                lookup.u32(3, VERDICT_REGISTER);
+            match find {
+                Find::Held => {}
+                Find::Absent => _ = lookup.u32(LOOKUP_FLAGS, LOOKUP_INVERTED),
+                Find::Verdict => _ = lookup.u32(3, VERDICT_REGISTER),
             }
         });
     }
@@ -665,7 +685,7 @@ fn write_address(address: IpAddr, bytes: &mut Vec<u8>) {
     }
 }
 
-fn message(kind: u16, attributes: Attributes) -> Message {
+pub(crate) fn message(kind: u16, attributes: Attributes) -> Message {
     Message { kind, family: FAMILY_INET, resource: 0, attributes }
 }
 
@@ -698,10 +718,18 @@ fn new_chain(name: &str, base: bool) -> Request {
     (message(NEW_CHAIN, attributes), NLM_F_CREATE)
 }
 
-/// What `nft` notes at a set for itself: the byte order of the key (type 0, 4 bytes), big-endian
-/// for one part, none for several.
-fn byte_order(concatenation: bool) -> [u8; 6] {
-    let [a, b, c, d] = if concatenation { 0u32 } else { 2 }.to_ne_bytes();
+/// The byte order of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ByteOrder {
+    /// Of several parts.
+    Mixed = 0,
+    Machine = 1,
+    Network = 2,
+}
+
+/// What `nft` notes at a set for itself: the byte order of the key (type 0, 4 bytes).
+pub(crate) fn byte_order(order: ByteOrder) -> [u8; 6] {
+    let [a, b, c, d] = (order as u32).to_ne_bytes();
     [0, 4, a, b, c, d]
 }
 
@@ -731,7 +759,7 @@ pub fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Att
 }
 
 /// `ct state established,related`: the state's bit is among these two.
-fn known_connection(list: &mut Attributes) {
+pub(crate) fn known_connection(list: &mut Attributes) {
     const ESTABLISHED: u32 = 1 << 1;
     const RELATED: u32 = 1 << 2;
     let state = (ESTABLISHED | RELATED).to_ne_bytes();

@@ -159,6 +159,10 @@ impl Fake {
             // A Packet opens a connection.
             Expression::KnownConnection | Expression::NeighborDiscovery => None,
             Expression::Lookup(fields, set) => self.lookup(fields, *set, packet).map(|_| None),
+            Expression::Absent(fields, set) => {
+                packet.key(fields)?;
+                self.lookup(fields, *set, packet).is_none().then_some(None)
+            }
             Expression::Map(fields, set) => {
                 self.lookup(fields, *set, packet).map(|element| element.verdict)
             }
@@ -347,7 +351,9 @@ fn chain_contract(plan: &Plan, id: ChainId) -> Result<(), Violation> {
     for rule in plan.chain(id).iter().flat_map(|chain| &chain.rules) {
         for part in &rule.0 {
             match part {
-                Expression::Lookup(fields, looked) | Expression::Map(fields, looked) => {
+                Expression::Lookup(fields, looked)
+                | Expression::Absent(fields, looked)
+                | Expression::Map(fields, looked) => {
                     let dangling = || Violation::DanglingSet { chain: id, set: *looked };
                     let set = plan.set(*looked).ok_or_else(dangling)?;
                     let map = matches!(part, Expression::Map(..));

@@ -76,6 +76,7 @@ impl Planner {
                 return Err(dangling("profile", *profile, format!("endpoint {address}")));
             }
         }
+        check_ranges(&state.ranges, || "the ranges of the node".to_owned())?;
         let local_is_new = !state.endpoints.keys().eq(self.local.iter());
         let local = match local_is_new {
             true => Arc::new(state.endpoints.keys().copied().collect()),
@@ -212,6 +213,10 @@ impl Layout<'_> {
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Accept)));
         }
         for direction in Direction::BOTH {
+            let unprogrammed = |family| self.unprogrammed(plan, direction, family);
+            rules.extend(Family::ALL.into_iter().filter_map(unprogrammed));
+        }
+        for direction in Direction::BOTH {
             for family in Family::ALL {
                 let isolated = self.endpoints(family).filter_map(|(address, profile)| {
                     let chain = *chains.get(&(profile, direction))?;
@@ -223,6 +228,25 @@ impl Layout<'_> {
             }
         }
         plan.chains.insert(ChainId::Base, Arc::new(Chain { rules }));
+    }
+
+    /// Drops what is from or to an address of the node's ranges that no endpoint has.
+    fn unprogrammed(&self, plan: &mut Plan, direction: Direction, family: Family) -> Option<Rule> {
+        let of_family = |range: &&IpRange| Family::of(range.first) == family;
+        let ranges = self.state.ranges.iter().filter(of_family);
+        let pieces = cut(ranges.map(|range| (number(range.first), number(range.last), 0)));
+        let ranges = pieces.iter().map(|piece| (Key::Addresses(piece.range(family)), None));
+        let ranges = plan.add(SetId::Ranges(family), plain(ranges))?;
+        let pods = self.endpoints(family).map(|(address, _)| (Key::Address(address), None));
+        let pods = plan.add(SetId::Pods(family), plain(pods));
+        let field = || vec![direction.local(family)];
+        // Most packets are of pods that are known, and looking for those is the cheaper part.
+        let mut rule: Vec<_> =
+            pods.map(|pods| Expression::Absent(field(), pods)).into_iter().collect();
+        rule.push(Expression::Lookup(field(), ranges));
+        rule.push(Expression::Count(Vec::new()));
+        rule.push(Expression::Verdict(Verdict::Drop));
+        Some(Rule(rule))
     }
 
     fn endpoints(&self, family: Family) -> impl Iterator<Item = (IpAddr, u32)> {

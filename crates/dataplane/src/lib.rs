@@ -7,18 +7,25 @@
 mod attributes;
 mod bridge;
 mod compare;
+mod connections;
+mod conntrack;
 mod counts;
+mod cut;
 mod encode;
 mod error;
 mod fake;
+mod judge;
 mod layout;
 pub mod netlink;
 mod nftables;
+mod nudge;
 pub mod plan;
 mod render;
 mod seam;
 mod share;
+mod sources;
 pub mod state;
+mod table;
 mod update;
 
 /// How messages of nf_tables are written, for tables beside the one of the policies.
@@ -29,12 +36,17 @@ pub mod nf_tables {
 
 pub use bridge::Unseen;
 pub use compare::Difference;
+pub use connections::{Connections, Judged};
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use nftables::Nftables;
 pub use seam::{Dataplane, Hits, Report};
 pub use share::share;
+pub use sources::Sources;
 
 // The random states of the tests are written for both sides of the crate's border.
 #[cfg(test)]
 extern crate self as portcullis_dataplane;
+#[cfg(test)]
+#[path = "../tests/random/mod.rs"]
+mod random;

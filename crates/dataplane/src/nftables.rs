@@ -525,7 +525,7 @@ impl Dataplane for Nftables {
 /// through in read-side critical sections of RCU, and this is a system call that waits for those.
 /// It takes some 10 ms. A kernel that refuses it (one with `nohz_full`) is given far more time than
 /// a packet takes.
-fn wait_for_packets_under_way() {
+pub(crate) fn wait_for_packets_under_way() {
     if membarrier(MembarrierCommand::Global).is_err() {
         thread::sleep(Duration::from_millis(100));
     }

@@ -64,6 +64,10 @@ pub enum SetId {
     Remote(u32, Family),
     /// And those that are.
     Local(u32, Family),
+    /// The ranges of the node.
+    Ranges(Family),
+    /// The local pods.
+    Pods(Family),
 }
 
 /// Which end of a connection is the local one.
@@ -172,6 +176,9 @@ pub enum Expression {
     NeighborDiscovery,
     /// Matches if the set holds what the packet has in these fields.
     Lookup(Vec<Field>, SetId),
+    /// Matches if the set does not hold what the packet has in these fields. A packet that lacks
+    /// one does not match.
+    Absent(Vec<Field>, SetId),
     /// Takes the verdict that the map has for these fields; matches nothing if it has none.
     Map(Vec<Field>, SetId),
     /// Counts the packet, for these origins.
@@ -261,6 +268,8 @@ impl fmt::Display for SetId {
             SetId::Blocks(chain, family) => write!(f, "{chain}-blocks{}", digit(family)),
             SetId::Remote(peers, family) => write!(f, "peers{peers:08x}-{}", digit(family)),
             SetId::Local(peers, family) => write!(f, "peers{peers:08x}-local{}", digit(family)),
+            SetId::Ranges(family) => write!(f, "ranges{}", digit(family)),
+            SetId::Pods(family) => write!(f, "pods{}", digit(family)),
         }
     }
 }
@@ -292,7 +301,12 @@ impl SetId {
                 Some((profile, direction))
             }
             SetId::Addresses(chain, _) | SetId::Blocks(chain, _) => chain.family(),
-            SetId::Selves(_) | SetId::Isolated(..) | SetId::Remote(..) | SetId::Local(..) => None,
+            SetId::Selves(_)
+            | SetId::Isolated(..)
+            | SetId::Remote(..)
+            | SetId::Local(..)
+            | SetId::Ranges(_)
+            | SetId::Pods(_) => None,
         }
     }
 }

@@ -104,6 +104,7 @@ fn expression(part: &Expression) -> String {
         Expression::KnownConnection => "ct state established,related".to_owned(),
         Expression::NeighborDiscovery => "ip6 hoplimit 255 icmpv6 type 133-137".to_owned(),
         Expression::Lookup(fields, set) => format!("{} @{set}", self::fields(fields)),
+        Expression::Absent(fields, set) => format!("{} != @{set}", self::fields(fields)),
         Expression::Map(fields, map) => format!("{} vmap @{map}", self::fields(fields)),
         Expression::Count(_) => "counter".to_owned(),
         Expression::Verdict(verdict) => self::verdict(*verdict),

@@ -243,14 +243,12 @@ fn other_origins(old: &Set, new: &Set) -> Vec<Key> {
 
 fn looked_into(chain: &Chain) -> impl Iterator<Item = SetId> {
     chain.rules.iter().flat_map(|rule| &rule.0).filter_map(|part| match part {
-        Expression::Lookup(_, set) | Expression::Map(_, set) => Some(*set),
+        Expression::Lookup(_, set) | Expression::Absent(_, set) | Expression::Map(_, set) => {
+            Some(*set)
+        }
         _ => None,
     })
 }
-
-#[cfg(test)]
-#[path = "../tests/random/mod.rs"]
-mod random;
 
 #[cfg(test)]
 mod tests {
@@ -262,7 +260,7 @@ mod tests {
     use super::*;
     use crate::plan::plan;
     use crate::state::{Entry, NodeState, PeerSet, Ports, Profile};
-    use crate::{Fake, Packet};
+    use crate::{Fake, Packet, random};
 
     /// A state, and one that may follow it: the same with some addresses more or less in its peer
     /// sets, and perhaps with the pods or the rules of another one.
@@ -338,6 +336,7 @@ mod tests {
                 .collect(),
             profiles: (0..).zip(profiles.iter().map(profile)).collect(),
             peers: (0..).zip(peers.iter().cloned()).collect(),
+            ..NodeState::default()
         }
     }
 

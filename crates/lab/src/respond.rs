@@ -322,7 +322,8 @@ impl Shared {
                 }
             }
             Some(Responder::Connection(connection)) => {
-                if !connection.go_on(&mut buffers.bytes, line) {
+                let goes_on = connection.go_on(&mut buffers.bytes, line);
+                if !goes_on {
                     responders.remove(&token);
                 }
             }

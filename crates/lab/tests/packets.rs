@@ -84,7 +84,7 @@ fn a_bridge_that_asks_no_rules_is_told() -> Result {
     let addresses = lab.plan().endpoints[web].addresses.clone();
     let closed = NodeState {
         endpoints: addresses.iter().map(|address| (*address, 0)).collect(),
-        profiles: vec![Profile { ingress: Some(Vec::new()), egress: None }],
+        profiles: [(0, Profile { ingress: Some([].into()), egress: None })].into(),
         ..NodeState::default()
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
@@ -152,6 +152,7 @@ fn rules_hold(plan: &Plan) -> Result {
         endpoints: addresses(&lab, db).into_iter().map(|address| (address, 0)).collect(),
         profiles: [(0, Profile { ingress: Some([entry].into()), egress: None })].into(),
         peers: [(0, PeerSet::Addresses(peers.into_iter().collect()))].into(),
+        ..NodeState::default()
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
     rules.apply(&state)?;

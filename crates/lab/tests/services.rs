@@ -327,20 +327,15 @@ fn policies() -> Result {
         ports: Some(Ports { protocol: Protocol::Tcp, first: ENDPOINT_PORT, last: ENDPOINT_PORT }),
         origin: 0,
     };
-    let sorted = |name: &str| {
-        let mut addresses = of(&lab, name);
-        addresses.sort();
-        addresses
+    let profile = |ingress: bool| {
+        let [into, from] = [ingress, !ingress].map(|this| this.then(|| [entry(0)].into()));
+        Profile { ingress: into, egress: from }
     };
     let state = |pod: &str, ingress: bool, peer: &str| NodeState {
         endpoints: of(&lab, pod).into_iter().map(|address| (address, 0)).collect(),
-        profiles: vec![if ingress {
-            Profile { ingress: Some(vec![entry(0)]), egress: None }
-        } else {
-            Profile { ingress: None, egress: Some(vec![entry(0)]) }
-        }],
-        peers: vec![PeerSet::Addresses(sorted(peer))],
-        origins: 1,
+        profiles: [(0, profile(ingress))].into(),
+        peers: [(0, PeerSet::Addresses(of(&lab, peer).into_iter().collect()))].into(),
+        ..NodeState::default()
     };
     let states = [state("api", false, "db"), state("db", true, "web")];
     for (node, state) in states.iter().enumerate() {

@@ -136,7 +136,7 @@ fn world() -> Result<World> {
     // Nobody gets in.
     let closed = NodeState {
         endpoints: [(address(&lab, "dark"), 0)].into(),
-        profiles: vec![Profile { ingress: Some(Vec::new()), egress: None }],
+        profiles: [(0, Profile { ingress: Some([].into()), egress: None })].into(),
         ..NodeState::default()
     };
     lab.in_node(0, Nftables::open)??.apply(&closed)?;
@@ -451,14 +451,15 @@ fn forgotten_dns() -> Result {
     };
     let web = vec![entry(Protocol::Tcp, 8080, 0)];
     let with_dns = vec![entry(Protocol::Tcp, 8080, 0), entry(Protocol::Udp, 53, 1)];
-    let peers = ["web", "dns"].map(|pod| PeerSet::Addresses(vec![address(&world.lab, pod)]));
+    let peers = ["web", "dns"]
+        .map(|pod| PeerSet::Addresses([address(&world.lab, pod)].into_iter().collect()));
     let mut rules = world.lab.in_node(0, Nftables::open)??;
-    let mut allow = |egress| {
+    let mut allow = |egress: Vec<Entry>| {
         rules.apply(&NodeState {
             endpoints: [(address(&world.lab, "client"), 0)].into(),
-            profiles: vec![Profile { ingress: None, egress: Some(egress) }],
-            peers: peers.clone().into(),
-            origins: 1,
+            profiles: [(0, Profile { ingress: None, egress: Some(egress.into()) })].into(),
+            peers: (0..).zip(peers.clone()).collect(),
+            ..NodeState::default()
         })
     };
     allow(web)?;

@@ -49,7 +49,7 @@ pub(crate) fn pods_called(context: &Context<'_>, names: &[&str]) -> Vec<usize> {
     let named = |pod: &Pod| {
         ["app.kubernetes.io/name", "app", "k8s-app"]
             .iter()
-            .any(|key| pod.labels.get(*key).is_some_and(|name| names.contains(&name.as_str())))
+            .any(|key| pod.labels.get(key).is_some_and(|name| names.contains(&name.as_str())))
     };
     (0..context.known).filter(|pod| named(&context.cluster.pods[*pod])).collect()
 }

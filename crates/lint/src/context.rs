@@ -337,7 +337,7 @@ fn dns_pods(cluster: &mut Cluster, known: usize) -> Vec<usize> {
     let serves_dns = |pod: &Pod| {
         let named = ["k8s-app", "app.kubernetes.io/name", "app"];
         let known = |key: &&str| {
-            pod.labels.get(*key).is_some_and(|v| matches!(v.as_str(), "kube-dns" | "coredns"))
+            pod.labels.get(key).is_some_and(|v| matches!(v.as_str(), "kube-dns" | "coredns"))
         };
         pod.labels.contains_key(OPENSHIFT_DNS) || named.iter().any(known)
     };

@@ -7,6 +7,7 @@
     reason = "a test that clippy does not take for one, as it has no harness"
 )]
 
+mod adding;
 #[path = "../../../dataplane/tests/kernel/network.rs"]
 #[allow(dead_code)]
 mod network;
@@ -28,7 +29,7 @@ use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
-use portcullis_agent::{Desired, Options, desired_once, run, run_until};
+use portcullis_agent::{Desired, Options, Socket, Unprogrammed, desired_once, run, run_until};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Difference, Error, Fake, Hits, Nftables, Report};
@@ -63,9 +64,15 @@ fn main() -> ExitCode {
         test("nothing_is_programmed_while_a_kind_may_not_be_read", forbidden),
         test("a_policy_that_cannot_be_understood_is_closed_and_counted", unreadable),
         test("a_node_that_the_cluster_does_not_have_is_never_ready", unknown_node),
+        test("a_pod_that_the_runtime_adds_is_enforced_when_that_is_answered", adding::known),
+        test("a_pod_that_nobody_has_told_of_is_closed", adding::unknown),
+        test("what_was_added_while_no_agent_was_there_is_known_to_the_next", adding::away),
+        test("no_pod_is_added_before_the_cluster_is_known", adding::not_heard),
+        test("what_is_no_request_is_answered_and_harms_nobody", adding::strange_lines),
         test("nothing_is_asked_of_the_server_but_lists_and_watches", only_reads),
         with_nft("what_somebody_else_changes_is_repaired_in_a_second", repairs),
         test("no_refused_packet_passes_while_agents_are_killed", killed),
+        test("open_connections_and_unknown_addresses_follow_what_is_heard", guards),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
 }
@@ -102,7 +109,16 @@ fn with_nft(name: &str, test: fn()) -> Trial {
 
 fn options(kubeconfig: PathBuf, metrics_address: Option<SocketAddr>) -> Options {
     let access = Access { kubeconfig: Some(kubeconfig), ..Access::default() };
-    Options { node: NODE.to_owned(), access, metrics_address }
+    let unprogrammed = Unprogrammed::default();
+    Options {
+        node: NODE.to_owned(),
+        access,
+        metrics_address,
+        unprogrammed,
+        keep_established: true,
+        allow_spoofing: true,
+        socket: None,
+    }
 }
 
 /// An agent on threads of its own.
@@ -118,9 +134,25 @@ impl Running {
     }
 
     fn on(node: &str, server: &Server, dataplane: impl Dataplane + Send + 'static) -> Running {
+        Running::with(server, dataplane, |options| options.node = node.to_owned())
+    }
+
+    fn with_socket(
+        server: &Server,
+        dataplane: impl Dataplane + Send + 'static,
+        socket: Socket,
+    ) -> Running {
+        Running::with(server, dataplane, |options| options.socket = Some(socket))
+    }
+
+    fn with(
+        server: &Server,
+        dataplane: impl Dataplane + Send + 'static,
+        change: impl FnOnce(&mut Options),
+    ) -> Running {
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut options = options(server.kubeconfig(), Some(metrics));
-        options.node = node.to_owned();
+        change(&mut options);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = thread::spawn(move || {
             run_until(options, dataplane, async {
@@ -359,7 +391,7 @@ fn follows_in_the_kernel() {
     // What was left is taken over, and what has changed meanwhile is caught up with.
     server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
     let asked = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let desired = desired_once(&asked, NODE, PATIENCE).unwrap();
+    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, PATIENCE).unwrap();
     assert_eq!(desired.state, wanted(server));
     assert_ne!(kernel.compare(&desired.state).unwrap(), []);
     let agent = Running::start(server, Nftables::open().unwrap());
@@ -466,7 +498,7 @@ fn unknown_node() {
     });
     agent.stop();
     let access = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let error = desired_once(&access, "elsewhere", PATIENCE).unwrap_err();
+    let error = desired_once(&access, "elsewhere", &Unprogrammed::Open, PATIENCE).unwrap_err();
     assert_eq!(error.to_string(), "the cluster has no node \"elsewhere\": it has node-1, node-2");
 }
 
@@ -552,6 +584,38 @@ impl Drop for Process {
 }
 
 /// Whatever the policies are, port 53 of `db` is refused and port 54 is allowed.
+fn guards() {
+    own_network();
+    let network = Network::with_pods(3);
+    let [client, db, third] = &*network.pods else { panic!("three pods") };
+    let server = Server::start(30);
+    cluster(&server);
+    let ranges = ["10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"].map(|range| range.parse().unwrap());
+    let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
+        options.keep_established = false;
+        options.allow_spoofing = false;
+        options.unprogrammed = Unprogrammed::Closed(ranges.to_vec());
+    });
+    eventually("ready", || agent.get("/readyz").0 == 200);
+
+    let (address, unknown) = ("10.0.2.2".parse().unwrap(), "10.0.3.2".parse().unwrap());
+    let listener = db.listen(address, 80);
+    let mut open = client.connect(address, 80);
+    let (_accepted, _) = listener.accept().unwrap();
+    let _listener = third.listen(unknown, 80);
+    assert!(!client.connects(unknown, 80), "nobody has spoken of it");
+    server.put("pods", pod("third", NODE, "10.0.3.2", "web"));
+    eventually("it is known", || client.connects(unknown, 80));
+
+    let subject = json!({"matchLabels": {"app": "db"}});
+    server.put("networkpolicies", policy("db", json!({"podSelector": subject, "ingress": []})));
+    let heard = open.read(&mut [0; 1]);
+    let reset = std::io::ErrorKind::ConnectionReset;
+    assert!(heard.as_ref().is_err_and(|error| error.kind() == reset), "{heard:?}");
+    eventually("counted", || agent.metric("portcullis_connections_cut_total") >= 1.0);
+    agent.stop();
+}
+
 fn killed() {
     own_network();
     let network = Network::with_pods(2);

@@ -2,7 +2,10 @@
 //! is the first one's, by namespace and name.
 
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
+
+use rustc_hash::FxBuildHasher;
 
 use super::NodeProgram;
 use crate::net::ByAddress;
@@ -119,6 +122,8 @@ impl NodeProgram {
         let class = pod.class.and_then(|class| self.classes.get(class));
         if let Some(profile) = class.and_then(|class| class.profile.as_ref()) {
             self.state.endpoints.insert(address, profile.number);
+            let owner = FxBuildHasher.hash_one((&pod.namespace, &pod.name));
+            self.state.owners.insert(address, owner);
         }
     }
 
@@ -127,6 +132,7 @@ impl NodeProgram {
         self.count_in_sets(address, id, -1);
         if self.pods.get(id).is_some_and(|pod| pod.local) {
             self.state.endpoints.remove(&address);
+            self.state.owners.remove(&address);
         }
     }
 

@@ -8,9 +8,13 @@
     reason = "a test that clippy does not take for one, as it has no harness"
 )]
 
+mod connections;
 mod network;
+mod packets;
 #[path = "../random/mod.rs"]
 mod random;
+mod raw;
+mod sources;
 
 use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
@@ -67,8 +71,12 @@ fn main() -> ExitCode {
         in_namespace("no_refused_packet_passes_while_both_ends_change", flood_both_ends),
         in_namespace("no_refused_packet_passes_while_rules_and_sets_change", flood_rules_and_sets),
         in_namespace("no_refused_packet_passes_while_a_pod_leaves_a_profile", flood_profile_left),
+        in_namespace("an_address_that_is_not_programmed_yet_is_closed_both_ways", unprogrammed),
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
+    let tests = tests.into_iter();
+    let tests = tests.chain(connections::tests()).chain(sources::tests()).chain(packets::tests());
+    let tests = tests.collect();
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
@@ -270,6 +278,7 @@ fn proportional() {
         profiles: profiles.clone(),
         peers: [(0, PeerSet::Addresses(large.clone())), (1, PeerSet::Addresses(small.clone()))]
             .into(),
+        ..NodeState::default()
     };
     let mut nftables = Nftables::open().unwrap();
     nftables.apply(&state(&large, &small)).unwrap();
@@ -338,6 +347,7 @@ fn many_elements() {
         profiles: [(0, Profile { ingress: Some((0..5000).map(entry).collect()), egress: None })]
             .into(),
         peers: [(0, addresses(&["10.0.0.2", "fd00::2"]))].into(),
+        ..NodeState::default()
     };
     let mut nftables = Nftables::open().unwrap();
     let report = nftables.apply(&state).unwrap();
@@ -570,6 +580,7 @@ fn two_pods() -> NodeState {
             (2, PeerSet::Ranges([block("fd00:1::/64")].into())),
         ]
         .into(),
+        ..NodeState::default()
     }
 }
 
@@ -668,6 +679,7 @@ fn neighbours() {
         endpoints: [(one, 0), (two, 1)].into(),
         profiles: [(0, profile(1)), (1, profile(0))].into(),
         peers: [(0, addresses(&["fd00::1"])), (1, addresses(&["fd00::2"]))].into(),
+        ..NodeState::default()
     };
     Nftables::open().unwrap().apply(&state).unwrap();
     let _listeners = [80, 81].map(|port| server.listen(two, port));
@@ -733,6 +745,7 @@ fn node_state(
         endpoints: endpoints.iter().map(|(text, profile)| (address(text), *profile)).collect(),
         profiles: (0..).zip(profiles.iter().map(profile)).collect(),
         peers: (0..).zip(peers.iter().cloned()).collect(),
+        ..NodeState::default()
     }
 }
 
@@ -804,6 +817,63 @@ fn flood_profile_left() {
         node_state(&[(TWO, 1), (other, 0)], &profiles, &[addresses(&["10.7.0.1", ONE])]),
     ];
     flood_between("profile left", &states);
+}
+
+/// Pod 1 is programmed, pod 2 is not, and pod 3 is not of this node's ranges.
+fn unprogrammed() {
+    let network = Network::with_pods(3);
+    let addresses = |n: u8| [format!("10.0.{n}.2"), format!("fd00:{n}::2")].map(|a| address(&a));
+    let ranges = ["10.0.1.0/24", "10.0.2.0/24", "fd00:1::/64", "fd00:2::/64"];
+    let closed = NodeState {
+        endpoints: addresses(1).into_iter().map(|address| (address, 0)).collect(),
+        ranges: ranges.iter().map(|range| range.parse::<IpNet>().unwrap().into()).collect(),
+        profiles: [(0, Profile::default())].into(),
+        ..NodeState::default()
+    };
+    let open = NodeState { ranges: Vec::new(), ..closed.clone() };
+    let mut programmed = closed.clone();
+    programmed.endpoints.extend(addresses(2).into_iter().map(|address| (address, 0)));
+
+    let listeners: Vec<_> = (1..=3)
+        .zip(&network.pods)
+        .flat_map(|(n, pod)| addresses(n).map(|address| pod.listen(address, 80)))
+        .collect();
+    let pairs = || (1..=3).flat_map(|from| (1..=3).map(move |to| (from, to)));
+    let pairs = || pairs().filter(|(from, to)| from != to);
+    for (from, to) in pairs() {
+        for to in addresses(to) {
+            // New links take up to a second to come up.
+            let pod = &network.pods[usize::from(from) - 1];
+            assert!((0..20).any(|_| pod.connects(to, 80)), "{from} -> {to} without rules");
+        }
+    }
+    let mut nftables = Nftables::open().unwrap();
+    let mut fake = Fake::new();
+    for (state, known) in [(open, true), (closed, false), (programmed, true)] {
+        nftables.apply(&state).unwrap();
+        fake.apply(&state).unwrap();
+        for (from, to) in pairs() {
+            for (source, destination) in addresses(from).into_iter().zip(addresses(to)) {
+                let wanted = known || from != 2 && to != 2;
+                let place = format!("{source} -> {destination}, {state:?}");
+                let pod = &network.pods[usize::from(from) - 1];
+                assert_eq!(pod.connects(destination, 80), wanted, "{place}");
+                let packet = portcullis_dataplane::Packet {
+                    source,
+                    destination,
+                    protocol: Protocol::Tcp.number(),
+                    port: Some(80),
+                    bytes: 60,
+                };
+                assert_eq!(fake.passes(&packet), wanted, "the fake: {place}");
+            }
+        }
+        for to in (1..=3).flat_map(addresses) {
+            let connected = std::net::TcpStream::connect((to, 80));
+            assert!(connected.is_ok(), "{to} from its own node");
+        }
+    }
+    drop(listeners);
 }
 
 fn refusal() {

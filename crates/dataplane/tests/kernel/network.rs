@@ -45,6 +45,17 @@ impl Network {
 /// Two pods on one link, fd00::1 and fd00::2, in the calling thread's namespace as the node: their
 /// bridge hands what it passes on to the IPv6 hooks. `None` if the kernel cannot do that.
 pub(crate) fn two_pods_on_a_bridge() -> Option<[Pod; 2]> {
+    Some(pods_on_a_bridge()?.0)
+}
+
+/// The same, with the node's own address on the bridge, fd00::9.
+pub(crate) fn two_pods_and_the_node_on_a_bridge() -> Option<[Pod; 2]> {
+    let (pods, mut node, bridge) = pods_on_a_bridge()?;
+    add_address(&mut node, bridge, v6(0, 9));
+    Some(pods)
+}
+
+fn pods_on_a_bridge() -> Option<([Pod; 2], NetlinkSocket, u32)> {
     const TO_HOOKS: &str = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
     std::fs::write(TO_HOOKS, "1").ok()?;
     use_addresses_at_once();
@@ -54,7 +65,7 @@ pub(crate) fn two_pods_on_a_bridge() -> Option<[Pod; 2]> {
     let new = RouteNetlinkMessage::NewLink(bridge);
     node.request(new, NLM_F_CREATE | NLM_F_EXCL).unwrap();
     let bridge = up(&mut node, "bridge");
-    Some([1, 2].map(|number| {
+    let pods = [1, 2].map(|number| {
         let (pod, mut inside) = Pod::linked(&mut node, number);
         let outer = up(&mut node, &format!("pod{number}"));
         let mut port = LinkMessage::default();
@@ -64,7 +75,8 @@ pub(crate) fn two_pods_on_a_bridge() -> Option<[Pod; 2]> {
         let index = up(&mut inside, "eth0");
         add_address(&mut inside, index, v6(0, number));
         pod
-    }))
+    });
+    Some((pods, node, bridge))
 }
 
 impl Pod {
@@ -120,7 +132,7 @@ impl Pod {
         pod
     }
 
-    fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         self.jobs.send(Box::new(move || done.send(job()).unwrap())).unwrap();
         result.recv().unwrap()
@@ -134,6 +146,16 @@ impl Pod {
     pub(crate) fn connects(&self, to: IpAddr, port: u16) -> bool {
         let to = SocketAddr::new(to, port);
         self.inside(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
+    }
+
+    /// A connection, for which links that are new are waited for.
+    pub(crate) fn connect(&self, to: IpAddr, port: u16) -> TcpStream {
+        let to = SocketAddr::new(to, port);
+        let wait = Duration::from_millis(300);
+        let connect = move || (0..20).find_map(|_| TcpStream::connect_timeout(&to, wait).ok());
+        let stream = self.inside(connect).unwrap_or_else(|| panic!("no connection to {to}"));
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
     }
 
     pub(crate) fn udp(&self, address: IpAddr, port: u16) -> UdpSocket {

@@ -93,11 +93,14 @@ pub(crate) fn state() -> impl Strategy<Value = NodeState> {
         let count = peers.len() as u32;
         let rules = || direction(count, origins).prop_map(|rules| rules.map(Into::into));
         let profile = (rules(), rules()).prop_map(|(ingress, egress)| Profile { ingress, egress });
-        (btree_map(address(), 0..profiles as u32, 0..6), vec(profile, profiles)).prop_map(
-            move |(endpoints, profiles)| NodeState {
+        let endpoints = btree_map(address(), 0..profiles as u32, 0..6);
+        (endpoints, vec(range(), 0..3), vec(profile, profiles)).prop_map(
+            move |(endpoints, ranges, profiles)| NodeState {
                 endpoints,
+                ranges,
                 profiles: (0..).zip(profiles).collect(),
                 peers: (0..).zip(peers.clone()).collect(),
+                ..NodeState::default()
             },
         )
     })

@@ -67,6 +67,9 @@ pub struct Object {
     pub body: Known,
     /// What is wrong with it.
     pub problems: Vec<String>,
+    /// `metadata.uid`: what tells a pod from an earlier one of the same name. Empty if the server
+    /// says none.
+    pub uid: String,
 }
 
 /// What is known of an object.
@@ -131,16 +134,23 @@ impl Known {
     }
 }
 
+impl From<Known> for Object {
+    /// An object of which this is all, and with which nothing is wrong.
+    fn from(body: Known) -> Object {
+        Object { body, problems: Vec::new(), uid: String::new() }
+    }
+}
+
 impl Object {
     /// Reads an object of this kind as the API server sends it. There is always an object: of one
     /// that cannot be read at all, what its name alone says.
     pub fn read(kind: Kind, mut item: Map<String, Value>) -> Object {
-        strip(&mut item);
         let name = |key: &str| {
             let name = item.get("metadata").and_then(|m| m.get(key)?.as_str());
             name.unwrap_or_default().to_owned()
         };
-        let (namespace, name) = (name("namespace"), name("name"));
+        let (namespace, name, uid) = (name("namespace"), name("name"), name("uid"));
+        strip(&mut item);
         let text = kind.resource().object("", item).text;
         let mut documents = document::split(&text).into_iter();
         let mut found =
@@ -160,7 +170,7 @@ impl Object {
             problems.push("it cannot be read at all".to_owned());
             nothing_but_its_name(kind, namespace, name)
         });
-        Object { body, problems }
+        Object { body, problems, uid }
     }
 }
 
@@ -414,7 +424,7 @@ mod tests {
             "metadata": {"name": "web", "namespace": "shop", "resourceVersion": "1"},
             "spec": {"podSelector": {}, "ingress": [{"via": "mesh"}], "policyTypes": ["Ingress"]},
         });
-        let Object { body: Known::Policy(policy), problems } = read(Kind::Policy, item) else {
+        let Object { body: Known::Policy(policy), problems, .. } = read(Kind::Policy, item) else {
             panic!("no policy");
         };
         assert_eq!(problems, ["unknown field \"spec.ingress[0].via\""]);
@@ -426,7 +436,7 @@ mod tests {
     fn a_policy_that_cannot_be_read_at_all_isolates_its_namespace() {
         let deep = (0..1000).fold(json!(1), |inner, _| json!([inner]));
         let item = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": deep});
-        let Object { body: Known::Policy(policy), problems } = read(Kind::Policy, item) else {
+        let Object { body: Known::Policy(policy), problems, .. } = read(Kind::Policy, item) else {
             panic!("no policy");
         };
         assert!(!problems.is_empty());
@@ -442,7 +452,7 @@ mod tests {
             "spec": {"containers": [{"name": "c", "wings": 2}], "nodeName": "n"},
             "status": {"podIPs": [{"ip": "10.0.0.1"}], "phase": "Running", "conditions": []},
         });
-        let Object { body: Known::Pod(pod), problems } = read(Kind::Pod, item) else {
+        let Object { body: Known::Pod(pod), problems, .. } = read(Kind::Pod, item) else {
             panic!("no pod");
         };
         assert_eq!(problems, [""; 0]);

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use portcullis_agent::Options;
+use portcullis_agent::{Options, Unprogrammed};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::Access;
 use tokio::sync::oneshot;
@@ -81,6 +81,10 @@ impl Agent {
             node: name.clone(),
             access: Access { kubeconfig: Some(kubeconfig), ..Access::default() },
             metrics_address: Some(METRICS),
+            socket: None,
+            unprogrammed: Unprogrammed::Closed(Vec::new()),
+            keep_established: false,
+            allow_spoofing: false,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let ended = Arc::new(Mutex::new(None));

@@ -45,6 +45,8 @@ pub(crate) struct Pod {
 
 /// Programs that stand in where the host has none, by their names. `/tmp` is the pod's own.
 const TOOLS: &str = "/tmp/.tools";
+/// What GNU wget reads: it would try twenty times, where the wget that tutorials mean tries once.
+const WGETRC: &str = "/tmp/.tools/wgetrc";
 
 impl Pod {
     pub(crate) fn of(pod: &Value, addresses: Vec<IpAddr>) -> Pod {
@@ -178,6 +180,7 @@ fn variables(pod: &Pod, tty: bool) -> Vec<(String, String)> {
         // The host's own come first.
         ("PATH", path.as_str()),
         ("HOME", "/tmp"),
+        ("WGETRC", WGETRC),
         ("HOSTNAME", pod.hostname.as_str()),
         ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
         ("KUBERNETES_SERVICE_PORT", "443"),
@@ -202,11 +205,13 @@ pub fn run_pod_command(arguments: &[OsString]) -> ExitCode {
         eprintln!("cannot run a command in the pod: {step}: {error}");
         return ExitCode::from(126);
     }
-    // A path of the image that everybody tests networks with.
-    let error = match program.to_str() {
-        Some("/agnhost") => Command::new("/proc/self/exe").arg0("/agnhost").args(rest).exec(),
-        _ => Command::new(program).args(rest).exec(),
-    };
+    let mut error = Command::new(program).args(rest).exec();
+    let name = program.to_str().unwrap_or_default();
+    // `/agnhost` is where the image that everybody tests networks with has it.
+    let stands_in = name == "/agnhost" || tools::NAMES.contains(&name);
+    if error.kind() == io::ErrorKind::NotFound && stands_in {
+        error = Command::new("/proc/self/exe").arg0(name).args(rest).exec();
+    }
     let program = program.to_string_lossy();
     let (code, why) = match error.kind() {
         io::ErrorKind::NotFound if !program.contains('/') => {
@@ -257,6 +262,7 @@ fn settle_in(hostname: &OsStr, hosts: &OsStr, resolv_conf: &OsStr, tty: bool) ->
         "this program",
         std::env::current_exe().and_then(|program| {
             fs::create_dir(TOOLS)?;
+            fs::write(WGETRC, "tries = 1\n")?;
             tools::link(Path::new(TOOLS), &program)
         }),
     )?;

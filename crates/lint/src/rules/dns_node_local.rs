@@ -92,7 +92,7 @@ fn isolated_with(context: &Context<'_>, policy: usize, allowed: &[usize]) -> boo
 fn is_cache(pod: &Pod) -> bool {
     let labelled = ["k8s-app", "app.kubernetes.io/name", "app"]
         .iter()
-        .any(|key| pod.labels.get(*key).is_some_and(|name| NAMES.contains(&name.as_str())));
+        .any(|key| pod.labels.get(key).is_some_and(|name| NAMES.contains(&name.as_str())));
     labelled || pod.workload.as_ref().is_some_and(|w| NAMES.contains(&w.name.as_str()))
 }
 

@@ -65,9 +65,9 @@ pub(crate) fn pod_label<'s>(
     });
     let namespaces = &context.cluster.namespaces;
     exact.chain(listed).find(|(key, value)| {
-        let on_namespace = namespaces.values().any(|labels| labels.contains_key(*key));
+        let on_namespace = namespaces.values().any(|labels| labels.contains_key(key));
         let pods = &context.cluster.pods[..context.known];
-        let on_pod = || pods.iter().any(|p| p.labels.get(*key).is_some_and(|v| v == value));
+        let on_pod = || pods.iter().any(|p| p.labels.get(key).is_some_and(|v| v == value));
         !on_namespace && (OF_PODS.contains(key) || !namespaces.is_empty() && on_pod())
     })
 }

@@ -1,0 +1,91 @@
+//! What follows a state that is in force, beside the work on the next one: connections that were
+//! open before are judged by it, and packets with a false source are told by its pods.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use portcullis_dataplane::state::NodeState;
+use portcullis_dataplane::{Connections, Error, Judged, Sources};
+use tracing::{info, warn};
+
+use crate::Metrics;
+
+/// How long all stays as it is without a new state. Flows end meanwhile, and routes change.
+const TIDY: Duration = Duration::from_secs(10);
+/// The wait after the kernel refused.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What is to be guarded.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    connections: Option<Connections>,
+    sources: Option<Sources>,
+}
+
+impl Guard {
+    /// Works in the network namespace of the calling thread.
+    pub(crate) fn open(keep_established: bool, allow_spoofing: bool) -> Result<Guard, Error> {
+        let connections = (!keep_established).then(Connections::open).transpose()?;
+        if connections.as_ref().is_some_and(|connections| !connections.resets_idle_ends()) {
+            warn!(
+                "without the capability NET_RAW, ends of cut connections are reset when they speak"
+            );
+        }
+        Ok(Guard { connections, sources: (!allow_spoofing).then(Sources::open).transpose()? })
+    }
+
+    /// Follows each state that it is told, until nobody can tell it any more. Of states that come
+    /// together it takes the last.
+    pub(crate) fn on_a_thread(
+        mut self,
+        metrics: Arc<Mutex<Metrics>>,
+    ) -> io::Result<Sender<NodeState>> {
+        let (tell, told) = mpsc::channel();
+        let thread = thread::Builder::new().name("guard".to_owned());
+        thread.spawn(move || self.work(&metrics, &told))?;
+        Ok(tell)
+    }
+
+    fn work(&mut self, metrics: &Mutex<Metrics>, told: &Receiver<NodeState>) {
+        let Ok(mut state) = told.recv() else { return };
+        loop {
+            if let Some(last) = told.try_iter().last() {
+                state = last;
+            }
+            let mut wait = TIDY;
+            if let Some(sources) = &mut self.sources
+                && let Err(error) = sources.follow(&state)
+            {
+                warn!(%error, "packets with a false source may pass; trying again");
+                wait = RETRY;
+            }
+            match self.connections.as_mut().map(|connections| connections.judge(&state)) {
+                None => {}
+                Some(Ok(judged)) => {
+                    say(&judged);
+                    metrics.lock().unwrap_or_else(PoisonError::into_inner).judged(&judged);
+                }
+                Some(Err(error)) => {
+                    warn!(%error, "connections that may be forbidden go on; trying again");
+                    wait = RETRY;
+                }
+            }
+            match told.recv_timeout(wait) {
+                Ok(next) => state = next,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+}
+
+fn say(judged: &Judged) {
+    let Judged { tracked, newly_cut, forgotten, elapsed, .. } = judged;
+    if newly_cut + forgotten > 0 {
+        let seconds = elapsed.as_secs_f64();
+        info!(newly_cut, forgotten, tracked, seconds, "cut connections that are no longer allowed");
+    }
+}

@@ -1,0 +1,181 @@
+//! Pods that the container runtime adds, before the API server says what their addresses are.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use portcullis_agent::Socket;
+use portcullis_cni::InForce;
+use portcullis_cni::protocol::{Answer, Attachment, Request, ask};
+use serde_json::{Value, json};
+
+use crate::server::Server;
+use crate::{NODE, Running, Watched, cluster, eventually, pod};
+
+/// More than the agent takes to give up.
+const LONG: Duration = Duration::from_secs(20);
+
+fn socket(name: &str) -> Socket {
+    let folder = std::env::temp_dir().join(format!("adding-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(folder.join("attachments")).unwrap();
+    Socket { path: folder.join("agent.sock"), attachments: folder.join("attachments") }
+}
+
+fn without_address(name: &str, app: &str, uid: &str) -> Value {
+    let mut pod = pod(name, NODE, "0.0.0.0", app);
+    pod["metadata"]["uid"] = uid.into();
+    pod["status"] = json!({"phase": "Pending"});
+    pod
+}
+
+fn attachment(pod: &str, uid: &str, address: &str) -> Attachment {
+    Attachment {
+        network: "net".to_owned(),
+        container: format!("sandbox-of-{uid}"),
+        interface: "eth0".to_owned(),
+        namespace: "shop".to_owned(),
+        pod: pod.to_owned(),
+        uid: Some(uid.to_owned()),
+        addresses: vec![address.parse().unwrap()],
+    }
+}
+
+fn asked(socket: &Socket, request: &Request) -> Answer {
+    ask(&socket.path, request, LONG).unwrap()
+}
+
+/// Whether the fake lets the address be reached on port 80 by `web`, and by `far`, which are the
+/// pods that the policy of `db` tells apart from others.
+fn isolated(fake: &Watched, address: &str) -> Option<bool> {
+    let state = fake.state()?;
+    let profile = *state.endpoints.get(&address.parse::<IpAddr>().unwrap())?;
+    Some(state.profiles[&profile].ingress.is_some())
+}
+
+fn running(server: &Server, fake: &Watched, socket: &Socket) -> Running {
+    let agent = Running::with_socket(server, fake.clone(), socket.clone());
+    eventually("ready", || {
+        ask(&socket.path, &Request::Status, LONG).is_ok_and(|answer| answer == Answer::Ready)
+    });
+    agent
+}
+
+pub(crate) fn known() {
+    let server = Server::start(30);
+    cluster(&server);
+    let (fake, socket) = (Watched::default(), socket("known"));
+    let agent = running(&server, &fake, &socket);
+    server.put("pods", without_address("db-2", "db", "2"));
+    let added = attachment("db-2", "2", "10.0.3.2");
+    assert_eq!(asked(&socket, &Request::Add(added.clone())), Answer::Enforced);
+    assert_eq!(isolated(&fake, "10.0.3.2"), Some(true), "when it is answered, not later");
+    assert_eq!(asked(&socket, &Request::Check(added.clone())), Answer::Enforced);
+    let told = InForce::read(&socket.path).unwrap();
+    assert!(told.programmed.contains(&added.addresses[0]), "{told:?}");
+
+    // The next pod has the address before the server knows that the last one has gone.
+    server.put("pods", without_address("open", "other", "3"));
+    assert_eq!(
+        asked(&socket, &Request::Add(attachment("open", "3", "10.0.3.2"))),
+        Answer::Enforced
+    );
+    assert_eq!(isolated(&fake, "10.0.3.2"), Some(false));
+    let Answer::Failed { why } = asked(&socket, &Request::Check(added)) else { panic!() };
+    assert_eq!(why, "[10.0.3.2] are not the addresses of shop/db-2");
+    let delete = |uid: &str| Request::Delete {
+        container: format!("sandbox-of-{uid}"),
+        interface: "eth0".to_owned(),
+    };
+    assert_eq!(asked(&socket, &delete("2")), Answer::Done);
+    assert_eq!(isolated(&fake, "10.0.3.2"), Some(false), "it is another's");
+    assert_eq!(asked(&socket, &delete("3")), Answer::Done);
+    eventually("free", || isolated(&fake, "10.0.3.2").is_none());
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+pub(crate) fn unknown() {
+    let server = Server::start(30);
+    cluster(&server);
+    let (fake, socket) = (Watched::default(), socket("unknown"));
+    let agent = running(&server, &fake, &socket);
+    let added = attachment("late", "9", "10.0.3.2");
+    let Answer::Closed { why } = asked(&socket, &Request::Add(added.clone())) else { panic!() };
+    assert_eq!(why, "the API server has not told of the pod shop/late");
+    let state = fake.state().unwrap();
+    let profile = &state.profiles[&state.endpoints[&added.addresses[0]]];
+    for rules in [&profile.ingress, &profile.egress] {
+        assert!(rules.as_ref().is_some_and(|rules| rules.is_empty()), "{profile:?}");
+    }
+    // One of that name is not enough.
+    server.put("pods", without_address("late", "db", "8"));
+    let Answer::Closed { .. } = asked(&socket, &Request::Check(added.clone())) else { panic!() };
+    server.put("pods", without_address("late", "db", "9"));
+    eventually("told", || isolated(&fake, "10.0.3.2") == Some(true));
+    assert_eq!(asked(&socket, &Request::Check(added)), Answer::Enforced);
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+pub(crate) fn away() {
+    let server = Server::start(30);
+    cluster(&server);
+    let (fake, socket) = (Watched::default(), socket("away"));
+    server.put("pods", without_address("db-2", "db", "2"));
+    // What a plugin leaves that found no agent.
+    let added = attachment("db-2", "2", "10.0.2.2");
+    let file = socket.attachments.join("10.0.2.2");
+    fs::write(file, serde_json::to_vec(&added).unwrap()).unwrap();
+    let agent = running(&server, &fake, &socket);
+    assert_eq!(asked(&socket, &Request::Check(added.clone())), Answer::Enforced);
+    let web = pod("db", NODE, "10.0.2.2", "db");
+    // The server tells again that it is another's.
+    server.put("pods", web);
+    let Answer::Enforced = asked(&socket, &Request::Check(added)) else { panic!() };
+    agent.stop();
+    assert!(ask(&socket.path, &Request::Status, LONG).is_err());
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+pub(crate) fn not_heard() {
+    let server = Server::start(30);
+    cluster(&server);
+    server.forbid(&["networkpolicies"]);
+    let (fake, socket) = (Watched::default(), socket("not-heard"));
+    let agent = Running::with_socket(&server, fake.clone(), socket.clone());
+    let status = || ask(&socket.path, &Request::Status, LONG);
+    eventually("a socket", || status().is_ok());
+    let why = "nothing has been enforced yet".to_owned();
+    assert_eq!(status().unwrap(), Answer::Unready { why });
+    let answer = asked(&socket, &Request::Add(attachment("web", "1", "10.0.3.2")));
+    let why = "the agent has not heard all of the cluster yet".to_owned();
+    assert_eq!(answer, Answer::Failed { why });
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+pub(crate) fn strange_lines() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    let server = Server::start(30);
+    cluster(&server);
+    let (fake, socket) = (Watched::default(), socket("strange"));
+    let agent = running(&server, &fake, &socket);
+    let path: &PathBuf = &socket.path;
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(b"{\"request\":\"status\"}\nnonsense\n{\"request\":\"dance\"}\n").unwrap();
+    let mut lines = BufReader::new(&stream).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), r#"{"answer":"ready"}"#);
+    for _ in 0..2 {
+        let line = lines.next().unwrap();
+        assert!(line.starts_with(r#"{"answer":"failed","why":"not a request: "#), "{line}");
+    }
+    // A line without end is not kept for ever, and does not harm others.
+    let mut endless = UnixStream::connect(path).unwrap();
+    let _ = endless.write_all(&vec![b'x'; 1 << 20]);
+    assert_eq!(asked(&socket, &Request::Status), Answer::Ready);
+    agent.stop();
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}

@@ -1,0 +1,247 @@
+//! A pod sends only from its own addresses.
+//!
+//! The kernel knows where an address is: where the route to it leads. What comes from a pod's link
+//! with a source that no route leads back to over this link is dropped, and so is what comes from
+//! anywhere with a pod's address for its source.
+//!
+//! ```nft
+//! table inet portcullis-sources {
+//!     set links {
+//!         type iface_index
+//!         elements = { "veth1", "veth2" }
+//!     }
+//!     set pods4 {
+//!         type ipv4_addr
+//!         elements = { 10.244.1.4, 10.244.1.5 }
+//!     }
+//!     set pods6 {
+//!         type ipv6_addr
+//!     }
+//!     chain prerouting {
+//!         type filter hook prerouting priority raw; policy accept;
+//!         ip6 saddr fe80::/10 accept
+//!         iif @links fib saddr . iif oif missing counter drop
+//!         ip saddr @pods4 fib saddr . iif oif missing counter drop
+//!         ip6 saddr @pods6 fib saddr . iif oif missing counter drop
+//!     }
+//! }
+//! ```
+//!
+//! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
+//! Links that are no pod's may receive from any source, as routes may be asymmetric there.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use portcullis_core::net::Family;
+
+use crate::Error;
+use crate::attributes::Attributes;
+use crate::encode::{
+    self, DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
+    expression, load_meta, load_payload,
+};
+use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
+use crate::state::NodeState;
+use crate::table::{self, ADDRESS_V4, ADDRESS_V6, LINK, Table, Verdict, register};
+
+/// The name of the table; its family is `inet`.
+const SOURCES_TABLE: &str = "portcullis-sources";
+
+const BASE: &str = "prerouting";
+const HOOK_PREROUTING: u32 = 0;
+/// Before connection tracking.
+const PRIORITY_RAW: i32 = -300;
+const META_LINK: u32 = 4;
+
+/// Addresses that are of nobody (RFC 5737, RFC 3849): the route to them is that to elsewhere.
+const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+/// The sources of packets in one network namespace.
+#[derive(Debug)]
+pub struct Sources {
+    netfilter: NetlinkSocket,
+    route: NetlinkSocket,
+    /// What was put in force last.
+    in_force: Option<Known>,
+}
+
+/// What the table is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Known {
+    /// The links that lead to pods, by number.
+    links: BTreeSet<u32>,
+    pods: BTreeSet<IpAddr>,
+}
+
+impl Sources {
+    /// Works in the network namespace of the calling thread. What an earlier process put there
+    /// stays until the first [`follow`](Sources::follow).
+    pub fn open() -> Result<Sources, Error> {
+        Ok(Sources {
+            netfilter: NetlinkSocket::open(NETLINK_NETFILTER)?,
+            route: NetlinkSocket::open(NETLINK_ROUTE)?,
+            in_force: None,
+        })
+    }
+
+    /// Drops from now on what has a false source, by the local pods of the state and the routes to
+    /// them. Routes change without a state: to be called from time to time. Says how many links
+    /// lead to pods.
+    pub fn follow(&mut self, state: &NodeState) -> Result<usize, Error> {
+        let known = self.known(state)?;
+        let links = known.links.len();
+        let rules = Table::new(SOURCES_TABLE).get_rules();
+        let there = self.netfilter.dump(rules).is_ok_and(|rules| rules.len() == RULES);
+        if self.in_force.as_ref() != Some(&known) || !there {
+            self.in_force = None;
+            self.netfilter.transaction(encode::transaction(requests(&known)))?;
+            self.in_force = Some(known);
+        }
+        Ok(links)
+    }
+
+    /// Lets every source pass.
+    pub fn remove(&mut self) -> Result<(), Error> {
+        self.in_force = None;
+        let mut table = Table::new(SOURCES_TABLE);
+        table.add();
+        table.delete();
+        self.netfilter.transaction(encode::transaction(table.into_requests()))
+    }
+
+    /// The local pods that the node has a link to, and these links.
+    fn known(&mut self, state: &NodeState) -> Result<Known, Error> {
+        let mut elsewhere = BTreeSet::new();
+        for address in ELSEWHERE {
+            elsewhere.extend(self.link_to(address)?);
+        }
+        let mut known = Known { links: BTreeSet::new(), pods: BTreeSet::new() };
+        for address in state.endpoints.keys() {
+            // A pod that is not there yet, or not any more, is looked for elsewhere.
+            if let Some(link) = self.link_to(*address)?.filter(|link| !elsewhere.contains(link)) {
+                known.links.insert(link);
+                known.pods.insert(*address);
+            }
+        }
+        Ok(known)
+    }
+
+    /// The link that leads to an address without a gateway. An address without a route has none.
+    fn link_to(&mut self, address: IpAddr) -> Result<Option<u32>, Error> {
+        let mut message = RouteMessage::default();
+        let (family, bits, wanted) = match address {
+            IpAddr::V4(a) => (AddressFamily::Inet, 32, RouteAddress::Inet(a)),
+            IpAddr::V6(a) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(a)),
+        };
+        message.header.address_family = family;
+        message.header.destination_prefix_length = bits;
+        message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        message.attributes.push(RouteAttribute::Destination(wanted));
+        let answers = match self.route.request(RouteNetlinkMessage::GetRoute(message), 0) {
+            Ok(answers) => answers,
+            // The kernel says in many ways that there is no way.
+            Err(Error::Refused { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(answers.iter().find_map(|answer| {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
+            let gateway = |a: &RouteAttribute| {
+                matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+            };
+            let direct = route.header.kind == RouteType::Unicast;
+            if !direct || route.attributes.iter().any(gateway) {
+                return None;
+            }
+            route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(link) => Some(*link),
+                _ => None,
+            })
+        }))
+    }
+}
+
+/// How many rules [`requests`] has.
+const RULES: usize = 4;
+
+/// Puts the table there, whatever was there.
+fn requests(known: &Known) -> Vec<Request> {
+    let mut table = Table::new(SOURCES_TABLE);
+    table.add();
+    table.delete();
+    table.add();
+    table.base_chain(BASE, HOOK_PREROUTING, PRIORITY_RAW);
+    table.set("links", &[LINK]);
+    table.set("pods4", &[ADDRESS_V4]);
+    table.set("pods6", &[ADDRESS_V6]);
+    table.add_elements("links", known.links.iter().map(|link| link.to_ne_bytes().to_vec()));
+    for (set, family) in [("pods4", Family::V4), ("pods6", Family::V6)] {
+        let of_family = known.pods.iter().filter(|address| Family::of(**address) == family);
+        table.add_elements(
+            set,
+            of_family.map(|address| {
+                let mut bytes = Vec::new();
+                table::address(*address, &mut bytes);
+                bytes
+            }),
+        );
+    }
+    table.rule(BASE, |list| {
+        load_meta(list, META_FAMILY, register(0));
+        compare(list, EQUAL, &[FAMILY_V6]);
+        load_payload(list, NETWORK_HEADER, 8, 16, register(0));
+        let begins_with = |first: u8, second: u8| {
+            let mut bytes = [0; 16];
+            bytes[..2].copy_from_slice(&[first, second]);
+            bytes
+        };
+        expression(list, "bitwise", |bitwise| {
+            bitwise.u32(1, register(0)).u32(2, register(0)).u32(3, 16);
+            bitwise.nest(4, |mask| {
+                mask.bytes(DATA_VALUE, &begins_with(0xff, 0xc0));
+            });
+            bitwise.nest(5, |xor| {
+                xor.bytes(DATA_VALUE, &[0; 16]);
+            });
+        });
+        compare(list, EQUAL, &begins_with(0xfe, 0x80));
+        table::verdict(list, Verdict::Accept);
+    });
+    table.rule(BASE, |list| {
+        load_meta(list, META_LINK, register(0));
+        table::lookup(list, "links");
+        false_source(list);
+    });
+    for (set, family, at, length) in [("pods4", FAMILY_V4, 12, 4), ("pods6", FAMILY_V6, 8, 16)] {
+        table.rule(BASE, |list| {
+            load_meta(list, META_FAMILY, register(0));
+            compare(list, EQUAL, &[family]);
+            load_payload(list, NETWORK_HEADER, at, length, register(0));
+            table::lookup(list, set);
+            false_source(list);
+        });
+    }
+    table.into_requests()
+}
+
+/// `fib saddr . iif oif missing counter drop`.
+fn false_source(list: &mut Attributes) {
+    const RESULT_LINK: u32 = 1;
+    const OF_SOURCE: u32 = 1;
+    const BY_INCOMING_LINK: u32 = 8;
+    const WHETHER: u32 = 32;
+    expression(list, "fib", |fib| {
+        fib.u32(1, register(0)).u32(2, RESULT_LINK);
+        fib.u32(3, OF_SOURCE | BY_INCOMING_LINK | WHETHER);
+    });
+    compare(list, EQUAL, &[0; 4]);
+    expression(list, "counter", |_| {});
+    table::verdict(list, Verdict::Drop);
+}

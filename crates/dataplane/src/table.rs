@@ -1,0 +1,214 @@
+//! Requests about a small table of ours that is not made from a plan.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+
+use crate::attributes::{Attributes, Message, all, find};
+use crate::encode::{
+    ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
+    DELETE_ELEMENTS, DELETE_TABLE, ELEMENT_KEY, ELEMENT_LIST_BYTES, ELEMENTS_LIST, ELEMENTS_SET,
+    GET_ELEMENTS, GET_RULE, HOOK_NUMBER, HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN,
+    NEW_ELEMENTS, NEW_RULE, NEW_SET, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_FLAGS,
+    SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME, SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME,
+    VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER, byte_order, expression, message,
+};
+
+/// The type of a part of a key: its number in `nft`, and its bytes.
+pub(crate) type Part = (u32, u32);
+
+pub(crate) const ADDRESS_V4: Part = (7, 4);
+pub(crate) const ADDRESS_V6: Part = (8, 16);
+pub(crate) const PROTOCOL: Part = (12, 1);
+pub(crate) const PORT: Part = (13, 2);
+/// The number of a link, in the machine's own byte order.
+pub(crate) const LINK: Part = (20, 4);
+
+/// What follows for a packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Verdict {
+    /// It passes this table.
+    Accept,
+    /// It is dropped.
+    Drop,
+    /// It goes to this chain and does not come back.
+    Goto(&'static str),
+}
+
+/// Requests about one table of the family `inet`, in order.
+#[derive(Debug)]
+pub(crate) struct Table {
+    name: &'static str,
+    requests: Vec<Request>,
+    sets: u32,
+}
+
+impl Table {
+    pub(crate) fn new(name: &'static str) -> Table {
+        Table { name, requests: Vec::new(), sets: 0 }
+    }
+
+    pub(crate) fn into_requests(self) -> Vec<Request> {
+        self.requests
+    }
+
+    /// Asks for all of its rules.
+    pub(crate) fn get_rules(&self) -> Message {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, self.name);
+        message(GET_RULE, attributes)
+    }
+
+    /// Asks for all elements of a set.
+    pub(crate) fn get_elements(&self, set: &str) -> Message {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, self.name).text(ELEMENTS_SET, set);
+        message(GET_ELEMENTS, attributes)
+    }
+
+    /// Makes the table, if it is not there.
+    pub(crate) fn add(&mut self) {
+        self.push(NEW_TABLE, NLM_F_CREATE, |_| {});
+    }
+
+    /// Removes the table with all that is in it.
+    pub(crate) fn delete(&mut self) {
+        self.push(DELETE_TABLE, 0, |_| {});
+    }
+
+    /// A chain that nothing but rules leads to.
+    pub(crate) fn chain(&mut self, chain: &str) {
+        self.push(NEW_CHAIN, NLM_F_CREATE, |attributes| {
+            attributes.text(CHAIN_NAME, chain);
+        });
+    }
+
+    /// A chain of type `filter` at a hook, with policy accept.
+    pub(crate) fn base_chain(&mut self, chain: &str, hook: u32, priority: i32) {
+        self.push(NEW_CHAIN, NLM_F_CREATE, |attributes| {
+            attributes.text(CHAIN_NAME, chain);
+            attributes.nest(CHAIN_HOOK, |place| {
+                place.u32(HOOK_NUMBER, hook).u32(HOOK_PRIORITY, priority.cast_unsigned());
+            });
+            attributes.u32(CHAIN_POLICY, 1).text(CHAIN_TYPE, "filter");
+        });
+    }
+
+    /// A hash set.
+    pub(crate) fn set(&mut self, set: &str, key: &[Part]) {
+        self.sets += 1;
+        let number = self.sets;
+        self.push(NEW_SET, NLM_F_CREATE, |attributes| {
+            // A user's program reads the types of the parts from this, 6 bits each.
+            let types = key.iter().fold(0, |types, (number, _)| types << 6 | number);
+            let length = key.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
+            attributes.text(SET_NAME, set).u32(SET_FLAGS, 0);
+            attributes.u32(SET_KEY_TYPE, types).u32(SET_KEY_LENGTH, length).u32(SET_ID, number);
+            let order = match key {
+                [LINK] => ByteOrder::Machine,
+                [_] => ByteOrder::Network,
+                _ => ByteOrder::Mixed,
+            };
+            attributes.bytes(SET_USER_DATA, &byte_order(order));
+        });
+    }
+
+    /// Puts elements into a set, in as many messages as they need.
+    pub(crate) fn add_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
+        self.elements(NEW_ELEMENTS, NLM_F_CREATE, set, keys);
+    }
+
+    /// Takes elements out of a set. One that is not there is an error.
+    pub(crate) fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
+        self.elements(DELETE_ELEMENTS, 0, set, keys);
+    }
+
+    /// A rule at the end of a chain.
+    pub(crate) fn rule(&mut self, chain: &str, write: impl FnOnce(&mut Attributes)) {
+        self.push(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |attributes| {
+            attributes.text(RULE_CHAIN, chain).nest(RULE_EXPRESSIONS, write);
+        });
+    }
+
+    fn elements(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        set: &str,
+        keys: impl IntoIterator<Item = Vec<u8>>,
+    ) {
+        let mut keys = keys.into_iter().peekable();
+        while keys.peek().is_some() {
+            self.push(kind, flags, |attributes| {
+                attributes.text(ELEMENTS_SET, set).nest(ELEMENTS_LIST, |list| {
+                    let start = list.len();
+                    while list.len() - start < ELEMENT_LIST_BYTES
+                        && let Some(key) = keys.next()
+                    {
+                        list.nest(LIST_ELEMENT, |element| {
+                            element.nest(ELEMENT_KEY, |data| {
+                                data.bytes(DATA_VALUE, &key);
+                            });
+                        });
+                    }
+                });
+            });
+        }
+    }
+
+    fn push(&mut self, kind: u16, flags: u16, write: impl FnOnce(&mut Attributes)) {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, self.name);
+        write(&mut attributes);
+        self.requests.push((message(kind, attributes), flags));
+    }
+}
+
+/// The keys of the elements that the kernel listed in a message.
+pub(crate) fn keys(message: &Message) -> impl Iterator<Item = &[u8]> {
+    let list = find(message.attributes.as_bytes(), ELEMENTS_LIST).unwrap_or_default();
+    all(list, LIST_ELEMENT).filter_map(|element| find(find(element, ELEMENT_KEY)?, DATA_VALUE))
+}
+
+/// The register for a part of a key that begins after so many bytes. The kernel calls a register
+/// by the larger name where both fit.
+pub(crate) fn register(offset: u32) -> u32 {
+    match offset % 16 {
+        0 => KEY_REGISTER + offset / 16,
+        _ => SMALL_REGISTERS + offset / 4,
+    }
+}
+
+/// Goes on if the set has the key that begins in the first register.
+pub(crate) fn lookup(list: &mut Attributes, set: &str) {
+    expression(list, "lookup", |lookup| {
+        lookup.text(1, set).u32(2, KEY_REGISTER);
+    });
+}
+
+/// Ends the rule.
+pub(crate) fn verdict(list: &mut Attributes, verdict: Verdict) {
+    let (code, chain): (i32, _) = match verdict {
+        Verdict::Accept => (1, None),
+        Verdict::Drop => (0, None),
+        Verdict::Goto(chain) => (-4, Some(chain)),
+    };
+    expression(list, "immediate", |immediate| {
+        immediate.u32(1, VERDICT_REGISTER).nest(2, |data| {
+            data.nest(DATA_VERDICT, |attributes| {
+                attributes.bytes(VERDICT_CODE, &code.to_be_bytes());
+                if let Some(chain) = chain {
+                    attributes.text(VERDICT_CHAIN, chain);
+                }
+            });
+        });
+    });
+}
+
+/// The bytes of an address in a key.
+pub(crate) fn address(address: IpAddr, bytes: &mut Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => bytes.extend_from_slice(&address.octets()),
+        IpAddr::V6(address) => bytes.extend_from_slice(&address.octets()),
+    }
+}
