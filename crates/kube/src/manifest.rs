@@ -76,8 +76,9 @@ mod tests {
 
     use crate::{Options, Source, load};
 
+    /// An unquoted `on` is a boolean to Kubernetes, also where it is a key.
     #[test]
-    fn objects_are_given_back_as_they_were_written() {
+    fn objects_are_given_back_as_kubernetes_reads_them() {
         let text = "\
 apiVersion: v1
 kind: Namespace
@@ -98,7 +99,7 @@ items:
             json!({"apiVersion": "v1", "kind": "Namespace",
                    "metadata": {"name": "shop", "labels": {"tier": "1"}}}),
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"},
-                   "data": {"on": "yes please"}}),
+                   "data": {"true": "yes please"}}),
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b"},
                    "spec": {"ports": [{"port": 80}]}}),
         ];

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use portcullis_agent::Desired;
 use portcullis_apiserver::{Resource, Server, Store};
 use portcullis_core::model::Cluster as Model;
-use portcullis_core::net::{IpRange, Protocol, Traffic};
+use portcullis_core::net::{Protocol, Traffic};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::Snapshot;
 use portcullis_kube::{Input, Source, load};
@@ -178,8 +178,7 @@ impl Cluster {
         for node in &self.pods.nodes.nodes {
             let name = &node.space.owner;
             let kernel = |source| Error::Kernel { node: name.clone(), source };
-            let mut desired = Desired::of(state, name).state;
-            desired.ranges = node.pod_cidrs.iter().map(|net| IpRange::from(*net)).collect();
+            let desired = Desired::of(state, name).state;
             let mut dataplane = on_own_thread(|| {
                 node.namespace.enter()?;
                 Nftables::open().map_err(kernel)

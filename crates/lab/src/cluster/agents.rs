@@ -82,7 +82,9 @@ impl Agent {
             access: Access { kubeconfig: Some(kubeconfig), ..Access::default() },
             metrics_address: Some(METRICS),
             socket: None,
-            unprogrammed: Unprogrammed::Closed(Vec::new()),
+            // A pod's command starts with its network, and nothing here makes it wait for the agent:
+            // its first packet would be lost.
+            unprogrammed: Unprogrammed::Open,
             keep_established: false,
             allow_spoofing: false,
         };
