@@ -41,7 +41,7 @@ use server::Server;
 /// The kubeconfig of an agent that this program is to be, instead of a test.
 const BE_AN_AGENT: &str = "PORTCULLIS_TEST_AGENT";
 const NODE: &str = "node-1";
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
     if let Some(kubeconfig) = std::env::var_os(BE_AN_AGENT) {
