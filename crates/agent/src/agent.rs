@@ -1,11 +1,14 @@
 //! What the agent does, step by step. It runs on whatever thread calls it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use portcullis_cni::flow::{RuleHits, RuleName};
 use portcullis_cni::protocol::{Answer, Attachment, Request};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Hits};
@@ -15,9 +18,10 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::attached::Attached;
-use crate::desired::{PolicyName, close};
+use crate::desired::{PolicyName, RulePlace, close};
 use crate::in_force::Told;
-use crate::{Metrics, Observed, Unprogrammed};
+use crate::observed::Concern;
+use crate::{Logging, Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -42,6 +46,7 @@ pub struct Agent<D> {
     unprogrammed: Unprogrammed,
     /// Where each state is told that is in force.
     tell: Option<Sender<NodeState>>,
+    reports: Option<Reports>,
     dataplane: D,
     attached: Attached,
     observed: Observed,
@@ -51,7 +56,9 @@ pub struct Agent<D> {
     in_force: Option<NodeState>,
     /// The version of the rules that are in force, and whose their origins are.
     version: Option<u64>,
-    origins: BTreeMap<u32, PolicyName>,
+    origins: BTreeMap<u32, RulePlace>,
+    /// Since when the hits of each rule are counted.
+    counted_since: BTreeMap<RulePlace, Timestamp>,
     /// What has been counted, by origin.
     counted: FxHashMap<u32, u64>,
     next_attempt: Instant,
@@ -67,6 +74,14 @@ pub struct Agent<D> {
     waiting: Vec<Waiting>,
     told: Told,
     metrics: Arc<Mutex<Metrics>>,
+}
+
+/// What is reported of connections.
+#[derive(Debug)]
+pub(crate) struct Reports {
+    pub(crate) logging: Logging,
+    /// Where it is told which pods' allowed connections are reported.
+    pub(crate) tell: Sender<BTreeSet<IpAddr>>,
 }
 
 /// Somebody who waits for a pod's policies to be in force.
@@ -85,6 +100,7 @@ impl<D: Dataplane> Agent<D> {
             node: node.to_owned(),
             unprogrammed: Unprogrammed::default(),
             tell: None,
+            reports: None,
             dataplane,
             attached: Attached::new(node),
             observed: Observed::new(node),
@@ -92,6 +108,7 @@ impl<D: Dataplane> Agent<D> {
             in_force: None,
             version: None,
             origins: BTreeMap::new(),
+            counted_since: BTreeMap::new(),
             counted: FxHashMap::default(),
             next_attempt: now,
             next_look: now,
@@ -113,6 +130,11 @@ impl<D: Dataplane> Agent<D> {
     /// Tells each state as soon as it is in force.
     pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
         Agent { tell: Some(tell), ..self }
+    }
+
+    /// Has the rules tell of connections.
+    pub(crate) fn with_reports(self, reports: Option<Reports>) -> Agent<D> {
+        Agent { reports, ..self }
     }
 
     /// Tells from now on, beside this socket, what is in force.
@@ -165,6 +187,12 @@ impl<D: Dataplane> Agent<D> {
                 Answer::Done
             }
             Request::Status => self.status(),
+            Request::Hits => {
+                self.count_hits();
+                Answer::Hits { rules: self.rule_hits() }
+            }
+            // Connections are not known here.
+            Request::Observe { .. } => Answer::Failed { why: "not here".to_owned() },
         };
         // Whoever asked may have gone.
         let _ = answer.send(done);
@@ -203,6 +231,15 @@ impl<D: Dataplane> Agent<D> {
             Ok(hits) => self.add(&hits),
             Err(error) => warn!(%error, "hits cannot be read"),
         }
+        match self.dataplane.refused() {
+            Ok(refused) => self.metrics().refused = refused,
+            Err(error) => warn!(%error, "what was refused cannot be counted"),
+        }
+    }
+
+    /// What concerns connections between two addresses.
+    pub(crate) fn excerpt(&self, source: IpAddr, destination: IpAddr) -> Concern {
+        self.observed.excerpt(source, destination)
     }
 
     /// What is in force, if anything has been put there.
@@ -277,6 +314,12 @@ impl<D: Dataplane> Agent<D> {
         state.ranges = ranges;
         // Until the API server says which policies select them.
         close(&mut state, self.attached.strangers());
+        let mut allowed = BTreeSet::new();
+        if let Some(Reports { logging, .. }) = &self.reports {
+            let logged = program.logged(logging.level);
+            state.log = logging.of(&logged);
+            allowed = logged.allowed;
+        }
         let (version, is_known) = (program.version(), program.node_is_known());
         let counts = [program.policy_count(), program.pod_count(), program.class_count()];
         if self.in_force.as_ref() != Some(&state) {
@@ -285,6 +328,10 @@ impl<D: Dataplane> Agent<D> {
                 return;
             };
             self.metrics().enforced(at.saturating_duration_since(since));
+        }
+        if let Some(reports) = &self.reports {
+            // Nobody listens any more when the agent stops.
+            let _ = reports.tell.send(allowed);
         }
         let is_open =
             matches!(self.unprogrammed, Unprogrammed::Closed(_)) && state.ranges.is_empty();
@@ -317,14 +364,18 @@ impl<D: Dataplane> Agent<D> {
     /// Learns whose the origins of the rules are.
     fn learn_origins(&mut self) {
         let Some(program) = self.observed.program() else { return };
-        let names = program.origins().iter().map(|(number, origin)| {
+        let rules = program.origins().iter().map(|(number, origin)| {
             let (namespace, name) = (origin.namespace.to_string(), origin.name.to_string());
-            (*number, PolicyName { namespace, name, direction: origin.direction })
+            let policy = PolicyName { namespace, name, direction: origin.direction };
+            (*number, RulePlace { policy, rule: origin.rule })
         });
-        let (names, policies) = (names.collect::<BTreeMap<_, _>>(), program.local_policies());
-        self.counted.retain(|origin, _| names.contains_key(origin));
-        self.metrics().programmed(policies, names.values());
-        self.origins = names;
+        let (rules, policies) = (rules.collect::<BTreeMap<_, _>>(), program.local_policies());
+        self.counted.retain(|origin, _| rules.contains_key(origin));
+        let now = Timestamp::now();
+        let since = |rule: &RulePlace| self.counted_since.get(rule).copied().unwrap_or(now);
+        self.counted_since = rules.values().map(|rule| (rule.clone(), since(rule))).collect();
+        self.metrics().programmed(policies, rules.values());
+        self.origins = rules;
     }
 
     /// Puts the state in force, and says since when it is. If that fails, it is to be tried again
@@ -408,15 +459,28 @@ impl<D: Dataplane> Agent<D> {
     fn add(&mut self, hits: &[Hits]) {
         let mut new = BTreeMap::new();
         for hits in hits {
-            let Some(policy) = self.origins.get(&hits.origin) else { continue };
+            let Some(rule) = self.origins.get(&hits.origin) else { continue };
             let counted = self.counted.entry(hits.origin).or_default();
             let more = hits.packets.saturating_sub(*counted);
             *counted = hits.packets;
             if more > 0 {
-                *new.entry(policy.clone()).or_default() += more;
+                *new.entry(rule.clone()).or_default() += more;
             }
         }
         self.metrics().hit(new);
+    }
+
+    /// The hits of every rule, in the order of their names.
+    fn rule_hits(&self) -> Vec<RuleHits> {
+        let metrics = self.metrics();
+        let rules = self.counted_since.iter().map(|(place, since)| {
+            let RulePlace { policy: PolicyName { namespace, name, direction }, rule } = place;
+            let policy = format!("{namespace}/{name}");
+            let rule = RuleName { policy, rule: format!("spec.{direction}[{rule}]") };
+            let hits = metrics.rule_hits.get(place).copied().unwrap_or_default();
+            RuleHits { rule, hits, since: format!("{since:.0}") }
+        });
+        rules.collect()
     }
 
     fn metrics(&self) -> MutexGuard<'_, Metrics> {

@@ -10,7 +10,7 @@ use portcullis_core::model::{Cluster, Direction};
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
-use crate::run::Error;
+use crate::run::{Error, Logging};
 use crate::{Observed, Unprogrammed};
 
 /// A policy in one direction: what hits are told by.
@@ -19,6 +19,14 @@ pub(crate) struct PolicyName {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) direction: Direction,
+}
+
+/// A rule of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RulePlace {
+    pub(crate) policy: PolicyName,
+    /// Its index in the section of the direction.
+    pub(crate) rule: u32,
 }
 
 /// What a node must enforce.
@@ -74,6 +82,7 @@ pub fn desired_once(
     access: &Access,
     node: &str,
     unprogrammed: &Unprogrammed,
+    logging: Logging,
     patience: Duration,
 ) -> Result<Desired, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -104,8 +113,10 @@ pub fn desired_once(
             if let Some(program) = observed.program() {
                 return match program.node_is_known() {
                     true => {
+                        let log = logging.of(&program.logged(logging.level));
                         let mut desired = Desired::from(program);
                         desired.state.ranges = ranges;
+                        desired.state.log = log;
                         Ok(desired)
                     }
                     false => Err(Error::UnknownNode {

@@ -62,6 +62,10 @@ impl Guard {
                 warn!(%error, "packets with a false source may pass; trying again");
                 wait = RETRY;
             }
+            if let Some(sources) = &mut self.sources {
+                let dropped = sources.dropped();
+                metrics.lock().unwrap_or_else(PoisonError::into_inner).false_sources = dropped;
+            }
             match self.connections.as_mut().map(|connections| connections.judge(&state)) {
                 None => {}
                 Some(Ok(judged)) => {

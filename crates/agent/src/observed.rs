@@ -1,8 +1,9 @@
 //! The cluster as far as the API server has told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use portcullis_core::incremental::NodeProgram;
+use portcullis_core::incremental::{Excerpt, NodeProgram};
 use portcullis_core::net::IpNet;
 use portcullis_kube::live::{Event, Kind, Known, Object};
 
@@ -18,8 +19,18 @@ pub struct Observed {
     complete: [bool; Kind::ALL.len()],
     /// While a kind is being listed: what has come of it, by namespace and name.
     listed: [Option<BTreeSet<(String, String)>>; Kind::ALL.len()],
+    /// `metadata.uid` of the pods of the node, by namespace and name.
+    uids: BTreeMap<(String, String), String>,
     /// What is wrong with policies, by namespace and name.
     unreadable: BTreeMap<(String, String), Vec<String>>,
+}
+
+/// What concerns connections between two addresses.
+#[derive(Debug)]
+pub(crate) struct Concern {
+    pub(crate) excerpt: Excerpt,
+    /// `metadata.uid` of the source and the destination, empty for what is no pod of this node.
+    pub(crate) uids: [String; 2],
 }
 
 impl Observed {
@@ -31,6 +42,7 @@ impl Observed {
             program: NodeProgram::new(node),
             complete: Default::default(),
             listed: Default::default(),
+            uids: BTreeMap::new(),
             unreadable: BTreeMap::new(),
         }
     }
@@ -53,6 +65,17 @@ impl Observed {
     /// state would be taken for all of it: policies without the pods that they allow.
     pub fn program(&mut self) -> Option<&mut NodeProgram> {
         self.complete.iter().all(|complete| *complete).then_some(&mut self.program)
+    }
+
+    /// What concerns connections between two addresses, and the uids of the pods of this node that
+    /// have them.
+    pub(crate) fn excerpt(&self, source: IpAddr, destination: IpAddr) -> Concern {
+        let excerpt = self.program.excerpt(source, destination);
+        let uid = |(namespace, name): (&str, &str)| {
+            self.uids.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        };
+        let uids = excerpt.pods().map(|pod| pod.and_then(uid).unwrap_or_default());
+        Concern { excerpt, uids }
     }
 
     /// The `podCIDRs` of the node.
@@ -79,8 +102,17 @@ impl Observed {
             listed.insert(name.clone());
         }
         match object.body {
-            Known::Namespace(name, labels) => self.program.namespace(&name, Some(labels)),
-            Known::Pod(pod) => self.program.pod(&pod.namespace, &pod.name, Some(&pod)),
+            Known::Namespace(name, labels) => {
+                self.program.namespace(&name, Some(labels))
+                    | self.program.namespace_log(&name, object.log)
+            }
+            Known::Pod(pod) => {
+                match pod.node.as_ref() == Some(&self.node) {
+                    true => _ = self.uids.insert(name, object.uid),
+                    false => _ = self.uids.remove(&name),
+                }
+                self.program.pod(&pod.namespace, &pod.name, Some(&pod))
+            }
             Known::Node(node) => {
                 let moved = node.name == self.node && node.pod_cidrs != self.pod_cidrs;
                 if moved {
@@ -107,8 +139,13 @@ impl Observed {
             listed.remove(&(namespace.to_owned(), name.to_owned()));
         }
         match kind {
-            Kind::Namespace => self.program.namespace(name, None),
-            Kind::Pod => self.program.pod(namespace, name, None),
+            Kind::Namespace => {
+                self.program.namespace_log(name, None) | self.program.namespace(name, None)
+            }
+            Kind::Pod => {
+                self.uids.remove(&(namespace.to_owned(), name.to_owned()));
+                self.program.pod(namespace, name, None)
+            }
             Kind::Node => self.program.node(name, None),
             Kind::Policy => {
                 self.unreadable.remove(&(namespace.to_owned(), name.to_owned()));

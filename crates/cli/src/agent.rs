@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use portcullis_agent::{Desired, Options, desired_once};
 use portcullis_cni::InForce;
+use portcullis_core::model::LogLevel;
 use portcullis_core::net::IpNet;
 use portcullis_dataplane::plan::{TABLE, plan, render};
-use portcullis_dataplane::{Connections, Dataplane, Nftables, Sources};
+use portcullis_dataplane::{Allowed, Connections, Dataplane, Nftables, Sources};
 use portcullis_kube::live::Access;
 
 use crate::install_cni::InstallCni;
@@ -37,11 +38,55 @@ pub(crate) struct Agent {
     /// What becomes of packets whose source is not an address of the pod that sends them
     #[arg(long, value_enum, default_value_t = Spoofing::Drop)]
     spoofing: Spoofing,
+    /// Write Events on pods whose connections are refused, one in five minutes for each pod and
+    /// direction
+    #[arg(long)]
+    events: bool,
     /// Form of the log, which goes to standard error: a line for each thing
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     #[command(flatten)]
     socket: Socket,
+}
+
+/// What is reported of connections.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Logging {
+    /// Which connections are logged, of pods whose namespace has no annotation portcullis.dev/log
+    #[arg(long, value_enum, default_value_t = Log::Denied)]
+    log: Log,
+    /// NFLOG group by which the kernel tells the agent of packets: one that nobody else listens to
+    #[arg(long, default_value_t = portcullis_agent::Logging::default().group, value_name = "NUMBER")]
+    log_group: u16,
+    /// Most packets a second that the kernel tells of, in each direction; others are counted
+    #[arg(
+        long,
+        default_value_t = portcullis_agent::Logging::default().rate,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    log_rate: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Log {
+    /// Those that are refused
+    Denied,
+    /// Those that are allowed too
+    All,
+    /// None
+    None,
+}
+
+impl From<Logging> for portcullis_agent::Logging {
+    fn from(Logging { log, log_group, log_rate }: Logging) -> Self {
+        let level = match log {
+            Log::Denied => LogLevel::Denied,
+            Log::All => LogLevel::All,
+            Log::None => LogLevel::None,
+        };
+        Self { level, group: log_group, rate: log_rate }
+    }
 }
 
 /// Where others of this node meet the agent.
@@ -87,6 +132,8 @@ struct Cluster {
     /// Where this node's pods get their addresses from, instead of the podCIDRs of its Node object
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
+    #[command(flatten)]
+    logging: Logging,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -156,6 +203,7 @@ impl Agent {
                 Nftables::open()?.remove()?;
                 Connections::open()?.remove()?;
                 Sources::open()?.remove()?;
+                Allowed::cleanup()?;
                 print("nothing is enforced on this node any more\n")?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -173,6 +221,8 @@ impl Agent {
                 let options = Options {
                     access: cluster.access(),
                     unprogrammed: cluster.unprogrammed(),
+                    log: cluster.logging.into(),
+                    events: self.events,
                     allow_spoofing: self.spoofing == Spoofing::Allow,
                     keep_established: self.established == Established::Keep,
                     node: cluster.node,
@@ -189,8 +239,13 @@ impl Agent {
 }
 
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
-    let Desired { state, policies, .. } =
-        desired_once(&cluster.access(), &cluster.node, &cluster.unprogrammed(), PATIENCE)?;
+    let Desired { state, policies, .. } = desired_once(
+        &cluster.access(),
+        &cluster.node,
+        &cluster.unprogrammed(),
+        cluster.logging.into(),
+        PATIENCE,
+    )?;
     portcullis_agent::take_net_admin()?;
     let differences = Nftables::open()?.compare(&state)?;
     let mut text = format!(

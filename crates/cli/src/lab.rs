@@ -169,10 +169,10 @@ impl Run {
 
 /// Which of several labs.
 #[derive(Debug, clap::Args)]
-struct Name {
+pub(crate) struct Name {
     /// Name of the lab; labs of one user with different names live side by side
     #[arg(long = "name", env = "PORTCULLIS_LAB", default_value = "default", value_name = "NAME")]
-    lab_name: String,
+    pub(crate) lab_name: String,
 }
 
 /// Try a connection in a lab that is up, or all of them

@@ -20,6 +20,7 @@ mod kustomize;
 mod lab;
 mod manifest;
 mod matrix;
+mod observe;
 mod output;
 mod potential;
 mod reach;

@@ -83,6 +83,12 @@ pub(crate) enum Trouble {
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
+    /// An option whose value means nothing.
+    #[error("{option} {found:?} is not {wanted}")]
+    Option { option: &'static str, found: String, wanted: &'static str },
+    /// An agent that cannot be asked, or breaks off.
+    #[error("the agent at {name} does not answer: {source}{hint}")]
+    NoAgent { name: String, source: io::Error, hint: &'static str },
     /// The lab.
     #[error(transparent)]
     Lab(#[from] portcullis_lab::Error),

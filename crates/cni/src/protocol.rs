@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::{Filter, Flow, RuleHits};
+
 /// The longest line, in bytes, with its end.
 pub const LONGEST: usize = 64 * 1024;
 
@@ -52,6 +54,22 @@ pub enum Request {
     Check(Attachment),
     /// Can pods be added? [`Answer::Ready`], [`Answer::Unready`] or [`Answer::Failed`].
     Status,
+    /// Which connections were refused or allowed? [`Answer::Flow`] for each, and in the end
+    /// [`Answer::Done`].
+    Observe {
+        /// Which ones.
+        #[serde(default)]
+        filter: Filter,
+        /// The most of those that have been; all that the agent still knows without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        last: Option<usize>,
+        /// Whether those that will be are told too. Then there is no end.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// How often did each rule let connections pass? [`Answer::Hits`], as many times as it takes,
+    /// and in the end [`Answer::Done`].
+    Hits,
 }
 
 /// What the agent answers.
@@ -79,6 +97,18 @@ pub enum Answer {
     Unready {
         /// What the agent waits for.
         why: String,
+    },
+    /// A connection.
+    Flow(Box<Flow>),
+    /// So many connections could not be told, as whoever asked did not keep up.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+    /// Some of the rules, in the order of their names.
+    Hits {
+        /// The rules.
+        rules: Vec<RuleHits>,
     },
 }
 

@@ -7,6 +7,8 @@
 //! nodes is remembered and never looked at.
 
 mod claims;
+mod excerpt;
+mod logged;
 mod peers;
 mod rules;
 
@@ -17,9 +19,11 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::labels::Labels;
-use crate::model::{ContainerPort, Direction, NAMESPACE_NAME_LABEL, Pod, Policy};
+use crate::model::{ContainerPort, Direction, LogLevel, NAMESPACE_NAME_LABEL, Pod, Policy};
 use crate::node::NodeState;
 use claims::Claims;
+pub use excerpt::Excerpt;
+pub use logged::Logged;
 use peers::{Peer, SetKey};
 
 /// The policies, pods, namespaces and nodes of a cluster, and what follows for one of its nodes.
@@ -67,6 +71,8 @@ pub struct NodeOrigin {
 struct Namespace {
     /// `None` if it has no object.
     labels: Option<Labels>,
+    /// The level that it says itself.
+    log: Option<LogLevel>,
     pods: BTreeMap<Arc<str>, u32>,
     classes: FxHashMap<Arc<ClassKey>, u32>,
     policies: BTreeMap<Arc<str>, Stored>,

@@ -11,6 +11,33 @@ use crate::net::{IpNet, Protocol};
 /// The label that every namespace carries, whatever its manifest says (SEMANTICS 11).
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
+/// The annotation of a Namespace that says its [`LogLevel`].
+pub const LOG_ANNOTATION: &str = "portcullis.dev/log";
+
+/// Which connections of a pod are reported.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// None.
+    None,
+    /// Those that are refused.
+    #[default]
+    Denied,
+    /// All.
+    All,
+}
+
+impl LogLevel {
+    /// The level of this name.
+    pub fn of_name(name: &str) -> Option<LogLevel> {
+        match name {
+            "none" => Some(LogLevel::None),
+            "denied" => Some(LogLevel::Denied),
+            "all" => Some(LogLevel::All),
+            _ => None,
+        }
+    }
+}
+
 /// Everything policies speak of, as known at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cluster {

@@ -29,6 +29,17 @@ pub struct NodeState {
     pub profiles: BTreeMap<u32, Profile>,
     /// Sets of remote addresses that entries name.
     pub peers: BTreeMap<u32, PeerSet>,
+    /// Where packets that are refused are told; without it they are only counted.
+    pub log: Option<Log>,
+}
+
+/// Where packets are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Log {
+    /// The NFLOG group.
+    pub group: u16,
+    /// The most packets a second, in each direction. What is beyond is counted.
+    pub rate: u32,
 }
 
 /// A class of local pods that the same rules select.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::Hits;
 use crate::attributes::Message;
 use crate::encode::{self, Counted};
 use crate::plan::{Chain, Expression, Set};
+use crate::{Hits, Tally};
 
 /// What was counted of things that are no longer there, and where counters began to count for what
 /// they count for.
@@ -16,6 +16,8 @@ use crate::plan::{Chain, Expression, Set};
 pub(crate) struct Counts {
     /// By origin.
     pub(crate) past: BTreeMap<u32, Hits>,
+    /// By direction.
+    pub(crate) refused: [Tally; 2],
     /// By set and key.
     pub(crate) begun: FxHashMap<String, FxHashMap<Vec<u8>, Counted>>,
 }
@@ -76,8 +78,15 @@ impl Counts {
             *index += 1;
             let (Some(rule), Some(counter)) = (rule, counter) else { continue };
             for part in &rule.0 {
-                if let Expression::Count(origins) = part {
-                    self.add(origins, counter);
+                match part {
+                    Expression::Count(origins) => self.add(origins, counter),
+                    Expression::Tell(direction, _) => {
+                        self.refused[*direction as usize].told += counter.packets;
+                    }
+                    Expression::Refused(direction) => {
+                        self.refused[*direction as usize].packets += counter.packets;
+                    }
+                    _ => {}
                 }
             }
         }

@@ -137,6 +137,7 @@ impl Planner {
             }
         }
         layout.base_chain(&mut plan, &chain_of);
+        layout.refused_chains(&mut plan);
         let shared = layout.shared;
         *self = Planner { state: state.clone(), local, shared, parts };
         Ok(plan)
@@ -230,7 +231,22 @@ impl Layout<'_> {
         plan.chains.insert(ChainId::Base, Arc::new(Chain { rules }));
     }
 
-    /// Drops what is from or to an address of the node's ranges that no endpoint has.
+    /// The chains for what is refused, as far as rules lead there.
+    fn refused_chains(&self, plan: &mut Plan) {
+        for direction in Direction::BOTH {
+            let refused = ChainId::Refused(direction);
+            let end = Expression::Verdict(Verdict::Goto(refused));
+            let mut rules = plan.chains.values().flat_map(|chain| &chain.rules);
+            if rules.any(|rule| rule.0.last() == Some(&end)) {
+                let tell = self.state.log.map(|log| Rule(vec![Expression::Tell(direction, log)]));
+                let drop = [Expression::Refused(direction), Expression::Verdict(Verdict::Drop)];
+                let rules = tell.into_iter().chain([Rule(drop.into())]).collect();
+                plan.chains.insert(refused, Arc::new(Chain { rules }));
+            }
+        }
+    }
+
+    /// Refuses what is from or to an address of the node's ranges that no endpoint has.
     fn unprogrammed(&self, plan: &mut Plan, direction: Direction, family: Family) -> Option<Rule> {
         let of_family = |range: &&IpRange| Family::of(range.first) == family;
         let ranges = self.state.ranges.iter().filter(of_family);
@@ -244,8 +260,7 @@ impl Layout<'_> {
         let mut rule: Vec<_> =
             pods.map(|pods| Expression::Absent(field(), pods)).into_iter().collect();
         rule.push(Expression::Lookup(field(), ranges));
-        rule.push(Expression::Count(Vec::new()));
-        rule.push(Expression::Verdict(Verdict::Drop));
+        rule.push(Expression::Verdict(Verdict::Goto(ChainId::Refused(direction))));
         Some(Rule(rule))
     }
 
@@ -288,7 +303,7 @@ impl Layout<'_> {
         }
         self.peer_rules(&mut part, direction, chain, &every_port, &mut rules);
         rules.extend(self.port_map(&mut part, profile, direction, &by_port, &every_port.any));
-        rules.push(last_rule(&every_port.any));
+        rules.push(last_rule(direction, &every_port.any));
         part.chains.push((chain, Arc::new(Chain { rules })));
         part
     }
@@ -347,7 +362,7 @@ impl Layout<'_> {
                         let chain = ChainId::Ports(profile, direction, chains.len() as u32);
                         let mut rules = Vec::new();
                         self.peer_rules(part, direction, chain, &peers, &mut rules);
-                        rules.push(last_rule(&peers.any));
+                        rules.push(last_rule(direction, &peers.any));
                         part.chains.push((chain, Arc::new(Chain { rules })));
                         chains.insert(piece.labels, chain);
                         chain
@@ -494,9 +509,11 @@ fn sorted(origins: &[u32]) -> Vec<u32> {
     origins
 }
 
-fn last_rule(any: &[u32]) -> Rule {
-    let verdict = if any.is_empty() { Verdict::Drop } else { Verdict::Return };
-    Rule(vec![Expression::Count(sorted(any)), Expression::Verdict(verdict)])
+fn last_rule(direction: Direction, any: &[u32]) -> Rule {
+    match any {
+        [] => Rule(vec![Expression::Verdict(Verdict::Goto(ChainId::Refused(direction)))]),
+        any => Rule(vec![Expression::Count(sorted(any)), Expression::Verdict(Verdict::Return)]),
+    }
 }
 
 /// With a counter for each element: equal keys become one with all their origins.

@@ -18,7 +18,7 @@ use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
-use crate::{Dataplane, Difference, Error, Hits, Report, Unseen};
+use crate::{Dataplane, Difference, Error, Hits, Report, Tally, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
 /// `inet portcullis` and touches nothing else.
@@ -475,11 +475,31 @@ impl Dataplane for Nftables {
         let mut counts = Counts {
             past: self.counts.past.clone(),
             begun: std::mem::take(&mut self.counts.begun),
+            ..Counts::default()
         };
         let counted = self.count(&mut counts, &sets, &chains);
         self.counts.begun = counts.begun;
         counted?;
         Ok(counts.past.into_values().collect())
+    }
+
+    fn refused(&mut self) -> Result<[Tally; 2], Error> {
+        let mut counts = Counts { refused: self.counts.refused, ..Counts::default() };
+        let installed = self.installed.iter().flat_map(|Installed { plan, names }| {
+            plan.chains.iter().map(move |(id, chain)| (*id, names.chain(*id), chain.clone()))
+        });
+        let refused = installed.filter(|(id, ..)| matches!(id, ChainId::Refused(_)));
+        let refused = refused.map(|(_, name, chain)| (name, chain));
+        // It is told by the name which of those put aside these are.
+        let aside =
+            self.aside.iter().flat_map(|aside| &aside.chains).filter_map(|(name, chain)| {
+                name.starts_with("refused-").then_some((name.clone(), chain.clone()?))
+            });
+        for chain in refused.chain(aside).collect::<Vec<_>>() {
+            let rules = self.socket.dump(encode::get_rules(Some(&chain.0)))?;
+            counts.add_rules(&rules, [chain].into_iter());
+        }
+        Ok(counts.refused)
     }
 
     fn differences(&mut self) -> Result<Vec<Difference>, Error> {

@@ -74,10 +74,12 @@ const KINDS: [&str; 6] = ["NetworkPolicy", "Namespace", "Pod", "Node", "Service"
 impl Cluster {
     /// Brings a cluster up, and returns when every node enforces. The listener is where people reach
     /// the API server, and may be of another network. With a directory, the state that is in it is
-    /// gone on from, and kept there. [`enter`](crate::enter) comes first.
+    /// gone on from, and kept there. Each agent has a socket in a folder: `NODE/agent.sock`.
+    /// [`enter`](crate::enter) comes first.
     pub fn up(
         listener: TcpListener,
         options: &Options,
+        sockets: &Path,
         state: Option<&Path>,
     ) -> Result<Cluster, Error> {
         let nodes = Nodes::up(options.nodes, options.families, options.topology)?;
@@ -108,7 +110,7 @@ impl Cluster {
             });
         }
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
-        let agents = Agents::start(&pods.nodes.nodes, &kubeconfig)?;
+        let agents = Agents::start(&pods.nodes.nodes, &kubeconfig, sockets)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
         for object in services::dns() {
             server.apply(&object)?;
@@ -178,7 +180,8 @@ impl Cluster {
         for node in &self.pods.nodes.nodes {
             let name = &node.space.owner;
             let kernel = |source| Error::Kernel { node: name.clone(), source };
-            let desired = Desired::of(state, name).state;
+            let mut desired = Desired::of(state, name).state;
+            desired.log = Some(agents::LOG);
             let mut dataplane = on_own_thread(|| {
                 node.namespace.enter()?;
                 Nftables::open().map_err(kernel)

@@ -32,7 +32,7 @@ mod wiring;
 pub use cluster::{Cluster, POD_COMMAND, run_pod_command};
 pub use portcullis_apiserver::Error as ServerError;
 
-pub use control::{Connection, Control, Event};
+pub use control::{Connection, Control, Event, make_sockets, sockets};
 pub use enter::enter;
 pub use error::Error;
 pub use families::Families;

@@ -33,7 +33,7 @@ use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getgid, getuid};
-use portcullis_agent::{Options, Socket, Unprogrammed, run};
+use portcullis_agent::{Logging, Options, Socket, Unprogrammed, run};
 use portcullis_cni::InForce;
 use portcullis_cni::protocol::{Answer, Request, ask};
 use portcullis_dataplane::Nftables;
@@ -72,6 +72,8 @@ fn be_an_agent(folder: &Path) {
         access: Access { kubeconfig: Some(folder.join("kubeconfig")), ..Access::default() },
         metrics_address: None,
         unprogrammed: Unprogrammed::Closed(Vec::new()),
+        log: Logging::default(),
+        events: false,
         keep_established: false,
         allow_spoofing: false,
         socket: Some(socket(folder)),

@@ -9,6 +9,7 @@
 )]
 
 mod connections;
+mod flow_log;
 mod network;
 mod packets;
 #[path = "../random/mod.rs"]
@@ -75,7 +76,11 @@ fn main() -> ExitCode {
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
     let tests = tests.into_iter();
-    let tests = tests.chain(connections::tests()).chain(sources::tests()).chain(packets::tests());
+    let tests = tests
+        .chain(connections::tests())
+        .chain(flow_log::tests())
+        .chain(sources::tests())
+        .chain(packets::tests());
     let tests = tests.collect();
     libtest_mimic::run(&arguments, tests).exit_code()
 }

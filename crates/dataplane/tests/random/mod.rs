@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use portcullis_core::net::{Family, IpRange, Protocol};
 use portcullis_dataplane::Packet;
-use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use portcullis_dataplane::state::{Entry, Log, NodeState, PeerSet, Ports, Profile};
 use proptest::collection::{btree_map, btree_set, vec};
-use proptest::option::weighted;
+use proptest::option::{of, weighted};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 
@@ -94,10 +94,12 @@ pub(crate) fn state() -> impl Strategy<Value = NodeState> {
         let rules = || direction(count, origins).prop_map(|rules| rules.map(Into::into));
         let profile = (rules(), rules()).prop_map(|(ingress, egress)| Profile { ingress, egress });
         let endpoints = btree_map(address(), 0..profiles as u32, 0..6);
-        (endpoints, vec(range(), 0..3), vec(profile, profiles)).prop_map(
-            move |(endpoints, ranges, profiles)| NodeState {
+        let log = of((0..9u16, 1..500u32).prop_map(|(group, rate)| Log { group, rate }));
+        (endpoints, vec(range(), 0..3), vec(profile, profiles), log).prop_map(
+            move |(endpoints, ranges, profiles, log)| NodeState {
                 endpoints,
                 ranges,
+                log,
                 profiles: (0..).zip(profiles).collect(),
                 peers: (0..).zip(peers.clone()).collect(),
                 ..NodeState::default()

@@ -17,7 +17,7 @@ use kube::core::{ApiResource, DynamicResourceScope};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use portcullis_core::labels::Labels;
-use portcullis_core::model::{Node, Pod, Policy};
+use portcullis_core::model::{LOG_ANNOTATION, LogLevel, Node, Pod, Policy};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
@@ -70,6 +70,8 @@ pub struct Object {
     /// `metadata.uid`: what tells a pod from an earlier one of the same name. Empty if the server
     /// says none.
     pub uid: String,
+    /// Of a namespace: which connections of its pods are to be reported, if it says that.
+    pub log: Option<LogLevel>,
 }
 
 /// What is known of an object.
@@ -137,7 +139,7 @@ impl Known {
 impl From<Known> for Object {
     /// An object of which this is all, and with which nothing is wrong.
     fn from(body: Known) -> Object {
-        Object { body, problems: Vec::new(), uid: String::new() }
+        Object { body, problems: Vec::new(), uid: String::new(), log: None }
     }
 }
 
@@ -150,6 +152,8 @@ impl Object {
             name.unwrap_or_default().to_owned()
         };
         let (namespace, name, uid) = (name("namespace"), name("name"), name("uid"));
+        let log = item.get("metadata").and_then(|m| m.get("annotations")?.get(LOG_ANNOTATION));
+        let log = log.filter(|_| kind == Kind::Namespace).cloned();
         strip(&mut item);
         let text = kind.resource().object("", item).text;
         let mut documents = document::split(&text).into_iter();
@@ -164,13 +168,20 @@ impl Object {
                 problems.push(problem.message.clone());
             }
         }
+        let level = log.as_ref().and_then(|log| LogLevel::of_name(log.as_str()?));
+        if let (Some(log), None) = (log, level) {
+            problems.push(format!(
+                "metadata.annotations[{LOG_ANNOTATION}]: {log} is none of \"denied\", \"all\" and \
+                 \"none\"; it has no effect"
+            ));
+        }
         let body = found.and_then(|found| known(kind, found.body));
         let body = body.filter(|body| body.name() == (&*namespace, &*name));
         let body = body.unwrap_or_else(|| {
             problems.push("it cannot be read at all".to_owned());
             nothing_but_its_name(kind, namespace, name)
         });
-        Object { body, problems, uid }
+        Object { body, problems, uid, log: level }
     }
 }
 

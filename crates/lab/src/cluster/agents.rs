@@ -4,14 +4,16 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use portcullis_agent::{Options, Unprogrammed};
+use portcullis_agent::{Logging, Options, Socket, Unprogrammed};
+use portcullis_core::model::LogLevel;
 use portcullis_dataplane::Nftables;
+use portcullis_dataplane::state::Log;
 use portcullis_kube::live::Access;
 use tokio::sync::oneshot;
 
@@ -21,6 +23,9 @@ use crate::namespace::{Namespace, on_own_thread};
 
 /// Where an agent tells how it is; each has a loopback of its own.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+/// Everything: a lab is there to be looked at.
+const LOGGING: Logging = Logging { level: LogLevel::All, group: LOG.group, rate: LOG.rate };
+pub(crate) const LOG: Log = Log { group: 86, rate: 1000 };
 /// How long an agent may take until it enforces.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,13 +49,14 @@ struct Agent {
 
 impl Agents {
     /// Starts an agent on each node. The kubeconfig leads to the API server as the nodes reach it.
-    pub(crate) fn start(nodes: &[Node], kubeconfig: &str) -> Result<Agents, Error> {
+    /// Each has a socket in the folder: `NODE/agent.sock`.
+    pub(crate) fn start(nodes: &[Node], kubeconfig: &str, sockets: &Path) -> Result<Agents, Error> {
         let io = |source| Error::Socket { step: "keep a kubeconfig".to_owned(), source };
         let file = memfd_create("kubeconfig", MFdFlags::MFD_CLOEXEC);
         let mut file = File::from(file.map_err(|e| io(e.into()))?);
         file.write_all(kubeconfig.as_bytes()).map_err(io)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let running = nodes.iter().map(|node| Agent::start(node, path.clone()));
+        let running = nodes.iter().map(|node| Agent::start(node, path.clone(), sockets));
         let running = running.collect::<Result<_, _>>()?;
         Ok(Agents { running, _kubeconfig: file })
     }
@@ -75,13 +81,19 @@ impl Agents {
 }
 
 impl Agent {
-    fn start(node: &Node, kubeconfig: PathBuf) -> Result<Agent, Error> {
+    fn start(node: &Node, kubeconfig: PathBuf, sockets: &Path) -> Result<Agent, Error> {
         let name = node.space.owner.clone();
         let options = Options {
             node: name.clone(),
             access: Access { kubeconfig: Some(kubeconfig), ..Access::default() },
             metrics_address: Some(METRICS),
-            socket: None,
+            log: LOGGING,
+            events: false,
+            socket: Some(Socket {
+                path: sockets.join(&name).join("agent.sock"),
+                // No container runtime adds pods here.
+                attachments: sockets.join(&name).join("attachments"),
+            }),
             // A pod's command starts with its network, and nothing here makes it wait for the agent:
             // its first packet would be lost.
             unprogrammed: Unprogrammed::Open,
