@@ -83,7 +83,7 @@ pub struct Headers {
 
 impl FlowLog {
     /// Listens to the group in the network namespace of the calling thread. The error is the
-    /// kernel's, `EBUSY` if somebody else listens to it.
+    /// kernel's, `EPERM` also if somebody else listens to it.
     pub fn open(group: u16) -> Result<FlowLog, Error> {
         let mut socket = NetlinkSocket::open(NETLINK_NETFILTER)?;
         let mut configure = |write: &dyn Fn(&mut Attributes)| {
