@@ -24,6 +24,8 @@ use crate::Error;
 #[derive(Debug)]
 pub struct NetlinkSocket {
     socket: netlink_sys::Socket,
+    /// The number by which the kernel knows the socket.
+    port: u32,
     /// The sequence number of the next request.
     sequence: u32,
     received: Vec<u8>,
@@ -33,6 +35,8 @@ pub struct NetlinkSocket {
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// Wanted for both socket buffers. Without privilege the kernel caps it at `net.core.*mem_max`.
 const BUFFER_BYTES: usize = 64 << 20;
+/// What a group has been told is kept up to half of this; the kernel counts more than the messages.
+const HEARD_BYTES: usize = 1 << 20;
 /// So many acknowledgements fit into the smallest receive buffer in use.
 const ACKS_AT_ONCE: usize = 64;
 /// The kernel answers during the send; an answer that is so late will never come.
@@ -52,7 +56,7 @@ impl NetlinkSocket {
 
     fn try_open(protocol: isize) -> io::Result<NetlinkSocket> {
         let mut socket = netlink_sys::Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         // A connected socket hears the kernel and no other process.
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;
@@ -65,7 +69,51 @@ impl NetlinkSocket {
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
         }
-        Ok(NetlinkSocket { socket, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(NetlinkSocket { socket, port, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// Opens a socket that hears what the kernel tells a multicast group of the protocol. It is not
+    /// for requests.
+    pub(crate) fn listen(protocol: isize, group: u32) -> Result<NetlinkSocket, Error> {
+        let socket = NetlinkSocket::open(protocol)?;
+        let listening = socket.socket.add_membership(group);
+        let listening = listening.and_then(|()| socket.socket.set_non_blocking(true));
+        listening.map_err(|source| Error::Open { protocol, source })?;
+        // A group is told of everything, and nobody waits for who does not read.
+        setsockopt(&socket.socket, sockopt::RcvBuf, &HEARD_BYTES)
+            .map_err(|e| Error::Option(io::Error::from(e)))?;
+        Ok(socket)
+    }
+
+    /// What the group has been told since the last call, each with the port of the socket whose request
+    /// was the reason. An error if some of it was lost.
+    pub(crate) fn heard<M>(&mut self) -> Result<Vec<(u32, M)>, Error>
+    where
+        M: NetlinkDeserializable,
+    {
+        let mut heard = Vec::new();
+        let mut lost = None;
+        loop {
+            match self.receive::<M>() {
+                Ok(messages) => heard.extend(messages.into_iter().filter_map(|message| {
+                    let port = message.header.port_number;
+                    match message.payload {
+                        NetlinkPayload::InnerMessage(message) => Some((port, message)),
+                        _ => None,
+                    }
+                })),
+                Err(Error::Receive(e)) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // Said once; what comes after it is there to be read.
+                Err(error) if lost.is_none() => lost = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        lost.map_or(Ok(heard), Err)
+    }
+
+    /// The number by which the kernel knows the socket.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     /// The most bytes that one send, and so one transaction, may have.
