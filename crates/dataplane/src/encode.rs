@@ -477,9 +477,9 @@ pub(crate) fn kernel_generation(message: &Message) -> Option<u32> {
     Some(u32::from_be_bytes(id.try_into().ok()?))
 }
 
-/// The number that a transaction has given to the state, where a message tells of its end.
-pub(crate) fn new_generation(message: &Message) -> Option<u32> {
-    kernel_generation(message).filter(|_| message.kind == NEW_GENERATION)
+/// Whether a message tells of the end of a transaction.
+pub(crate) fn is_new_generation(message: &Message) -> bool {
+    message.kind == NEW_GENERATION
 }
 
 /// Whether a message is about our table or something in it. The name of the table is the first

@@ -24,8 +24,6 @@ use crate::Error;
 #[derive(Debug)]
 pub struct NetlinkSocket {
     socket: netlink_sys::Socket,
-    /// The number by which the kernel knows the socket.
-    port: u32,
     /// The sequence number of the next request.
     sequence: u32,
     received: Vec<u8>,
@@ -56,7 +54,7 @@ impl NetlinkSocket {
 
     fn try_open(protocol: isize) -> io::Result<NetlinkSocket> {
         let mut socket = netlink_sys::Socket::new(protocol)?;
-        let port = socket.bind_auto()?.port_number();
+        socket.bind_auto()?;
         // A connected socket hears the kernel and no other process.
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;
@@ -69,15 +67,14 @@ impl NetlinkSocket {
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
         }
-        Ok(NetlinkSocket { socket, port, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(NetlinkSocket { socket, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
-    /// Opens a socket that hears what the kernel tells a multicast group of the protocol. It is not
-    /// for requests.
-    pub(crate) fn listen(protocol: isize, group: u32) -> Result<NetlinkSocket, Error> {
+    /// Opens a socket that is for hearing what the kernel tells multicast groups of the protocol, and
+    /// never waits.
+    pub(crate) fn listener(protocol: isize) -> Result<NetlinkSocket, Error> {
         let socket = NetlinkSocket::open(protocol)?;
-        let listening = socket.socket.add_membership(group);
-        let listening = listening.and_then(|()| socket.socket.set_non_blocking(true));
+        let listening = socket.socket.set_non_blocking(true);
         listening.map_err(|source| Error::Open { protocol, source })?;
         // A group is told of everything, and nobody waits for who does not read.
         setsockopt(&socket.socket, sockopt::RcvBuf, &HEARD_BYTES)
@@ -85,9 +82,18 @@ impl NetlinkSocket {
         Ok(socket)
     }
 
-    /// What the group has been told since the last call, each with the port of the socket whose request
-    /// was the reason. An error if some of it was lost.
-    pub(crate) fn heard<M>(&mut self) -> Result<Vec<(u32, M)>, Error>
+    /// Hears what a group is told from now on.
+    pub(crate) fn join(&mut self, group: u32) -> Result<(), Error> {
+        self.socket.add_membership(group).map_err(Error::Option)
+    }
+
+    /// Hears no more of a group.
+    pub(crate) fn leave(&mut self, group: u32) -> Result<(), Error> {
+        self.socket.drop_membership(group).map_err(Error::Option)
+    }
+
+    /// What has been heard since the last call. An error if some of it was lost.
+    pub(crate) fn heard<M>(&mut self) -> Result<Vec<M>, Error>
     where
         M: NetlinkDeserializable,
     {
@@ -95,13 +101,12 @@ impl NetlinkSocket {
         let mut lost = None;
         loop {
             match self.receive::<M>() {
-                Ok(messages) => heard.extend(messages.into_iter().filter_map(|message| {
-                    let port = message.header.port_number;
-                    match message.payload {
-                        NetlinkPayload::InnerMessage(message) => Some((port, message)),
+                Ok(messages) => {
+                    heard.extend(messages.into_iter().filter_map(|message| match message.payload {
+                        NetlinkPayload::InnerMessage(message) => Some(message),
                         _ => None,
-                    }
-                })),
+                    }))
+                }
                 Err(Error::Receive(e)) if e.kind() == io::ErrorKind::WouldBlock => break,
                 // Said once; what comes after it is there to be read.
                 Err(error) if lost.is_none() => lost = Some(error),
@@ -109,11 +114,6 @@ impl NetlinkSocket {
             }
         }
         lost.map_or(Ok(heard), Err)
-    }
-
-    /// The number by which the kernel knows the socket.
-    pub(crate) fn port(&self) -> u32 {
-        self.port
     }
 
     /// The most bytes that one send, and so one transaction, may have.

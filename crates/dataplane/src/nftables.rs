@@ -154,7 +154,13 @@ impl Nftables {
 
     /// One transaction. As long as nobody else makes any, the kernel's number is known after it.
     fn transaction(&mut self, requests: Vec<Request>) -> Result<(), Error> {
-        self.socket.transaction(encode::transaction(requests))?;
+        self.witness.iter_mut().for_each(Witness::off);
+        let done = self.socket.transaction(encode::transaction(requests));
+        if let Some(witness) = &mut self.witness {
+            // What it misses shows in the kernel's number.
+            let _ = witness.on();
+        }
+        done?;
         // 0 is never used.
         self.seen = self.seen.map(|seen| seen.wrapping_add(1).max(1));
         Ok(())
@@ -502,12 +508,12 @@ impl Dataplane for Nftables {
             return Ok(Vec::new());
         }
         // First what is told, then how far that has to go: what comes between is seen the next time.
-        let ours = self.socket.port();
-        self.witness.iter_mut().for_each(|witness| witness.listen(ours));
+        let others = self.witness.as_mut().and_then(Witness::elsewhere);
         let now = self.kernel_generation()?;
-        let clears = |now| self.witness.as_ref().is_some_and(|witness| witness.clears(now));
-        let unchanged = self.seen.zip(now).is_some_and(|(seen, now)| seen == now || clears(now));
-        self.witness.iter_mut().for_each(Witness::forget);
+        let unchanged = self.seen.zip(now).is_some_and(|(seen, now)| {
+            let since = now.wrapping_sub(seen);
+            since == 0 || Some(since) == others
+        });
         if unchanged {
             self.seen = now;
             return Ok(Vec::new());

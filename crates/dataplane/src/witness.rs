@@ -1,9 +1,12 @@
 //! Whether others have been in our table, by what the kernel tells everybody who listens.
 //!
 //! The kernel's number of its state says that somebody changed something, and no more: a node on
-//! which another program keeps thousands of rules changes it all the time. With each transaction the
-//! kernel tells what was changed, by the request of which socket, and at the end which number the state
-//! has now (`nf_tables_gen_notify`). So only what was in our table has to be looked at.
+//! which another program keeps thousands of rules changes it all the time. At each transaction the
+//! kernel also tells what was changed, and at the end that the state has a new number
+//! (`nf_tables_gen_notify`). So only what was in our table has to be looked at.
+//!
+//! Where anybody listens, the kernel writes a message for every element and keeps them all to the
+//! end of the transaction, each in a buffer of kilobytes. So nobody listens during our own.
 
 use crate::Error;
 use crate::attributes::Message;
@@ -17,41 +20,44 @@ const GROUP: u32 = 7;
 #[derive(Debug)]
 pub(crate) struct Witness {
     socket: NetlinkSocket,
-    /// The number of the last transaction that was heard of.
-    last: Option<u32>,
-    /// Whether somebody else may have changed our table since that was last forgotten.
+    /// How many transactions of others were heard of since the last answer.
+    others: u32,
+    /// Whether one of them was in our table, or could have been.
     suspects: bool,
 }
 
 impl Witness {
     /// Listens in the network namespace of the calling thread.
     pub(crate) fn open() -> Result<Witness, Error> {
-        let socket = NetlinkSocket::listen(NETLINK_NETFILTER, GROUP)?;
-        Ok(Witness { socket, last: None, suspects: false })
+        let socket = NetlinkSocket::listener(NETLINK_NETFILTER)?;
+        let mut witness = Witness { socket, others: 0, suspects: false };
+        witness.on()?;
+        Ok(witness)
     }
 
-    /// Takes in what has been told so far. What was asked for by the socket with our port is ours.
-    pub(crate) fn listen(&mut self, ours: u32) {
-        let Ok(heard) = self.socket.heard::<Message>() else {
+    /// Hears nothing until [`on`](Witness::on).
+    pub(crate) fn off(&mut self) {
+        // Then it hears, which is no harm.
+        let _ = self.socket.leave(GROUP);
+    }
+
+    /// Hears again. What others did meanwhile shows in the kernel's number.
+    pub(crate) fn on(&mut self) -> Result<(), Error> {
+        self.socket.join(GROUP)
+    }
+
+    /// How many transactions others made since the last call, as far as it was heard: `None` if one of
+    /// them may have been in our table.
+    pub(crate) fn elsewhere(&mut self) -> Option<u32> {
+        match self.socket.heard::<Message>() {
+            Ok(heard) => heard.iter().for_each(|message| {
+                self.others += u32::from(encode::is_new_generation(message));
+                self.suspects |= encode::is_in_our_table(message);
+            }),
             // More than the socket could hold.
-            (self.last, self.suspects) = (None, true);
-            return;
-        };
-        for (port, message) in heard {
-            match encode::new_generation(&message) {
-                Some(number) => self.last = Some(number),
-                None => self.suspects |= port != ours && encode::is_in_our_table(&message),
-            }
+            Err(_) => self.suspects = true,
         }
-    }
-
-    /// Whether all is told up to this number of the kernel's state, and nobody else was in our table.
-    pub(crate) fn clears(&self, now: u32) -> bool {
-        !self.suspects && self.last == Some(now)
-    }
-
-    /// What was told so far has been looked after.
-    pub(crate) fn forget(&mut self) {
-        self.suspects = false;
+        let others = std::mem::take(&mut self.others);
+        (!std::mem::take(&mut self.suspects)).then_some(others)
     }
 }
