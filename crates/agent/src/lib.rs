@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod api;
 mod attached;
 mod capability;
 mod desired;
@@ -18,6 +19,8 @@ mod observed;
 mod run;
 mod socket;
 mod unprogrammed;
+
+pub use portcullis_core::model::Mode;
 
 pub use agent::Agent;
 pub use capability::take_net_admin;

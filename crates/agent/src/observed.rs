@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use portcullis_cni::protocol::Held;
 use portcullis_core::incremental::NodeProgram;
+use portcullis_core::model::Mode;
 use portcullis_core::net::IpNet;
-use portcullis_kube::live::{Event, Kind, Known, Object};
+use portcullis_kube::live::{Event, Kind, Known, Object, Version};
 
 /// What follows for one node from what was heard of the cluster. It depends on what the last events
 /// of each object said and on nothing else: not on their order, number, or what came before.
@@ -18,6 +20,8 @@ pub struct Observed {
     complete: [bool; Kind::ALL.len()],
     /// While a kind is being listed: what has come of it, by namespace and name.
     listed: [Option<BTreeSet<(String, String)>>; Kind::ALL.len()],
+    /// Which versions of the policies these are, by namespace and name.
+    versions: BTreeMap<(String, String), Version>,
     /// What is wrong with policies, by namespace and name.
     unreadable: BTreeMap<(String, String), Vec<String>>,
 }
@@ -31,6 +35,7 @@ impl Observed {
             program: NodeProgram::new(node),
             complete: Default::default(),
             listed: Default::default(),
+            versions: BTreeMap::new(),
             unreadable: BTreeMap::new(),
         }
     }
@@ -72,6 +77,26 @@ impl Observed {
         unreadable.map(|((namespace, name), why)| (&**namespace, &**name, &**why))
     }
 
+    /// The policies that select pods of the node, or one of them, as they were heard of last. A new
+    /// version need not change anything. In audit, all are.
+    pub(crate) fn held(&self, only: Option<&(String, String)>, mode: Mode) -> Vec<Held> {
+        let known = &self.program;
+        let local = known.local_policies().into_iter();
+        let asked = local.filter(|((namespace, name), _)| {
+            only.is_none_or(|(a, b)| (a.as_str(), b.as_str()) == (*namespace, *name))
+        });
+        let held = asked.map(|((namespace, name), pods)| {
+            let key = (namespace.to_owned(), name.to_owned());
+            let Version { uid, generation, resource_version } =
+                self.versions.get(&key).cloned().unwrap_or_default();
+            let mode = mode.max(known.mode(namespace, name)).to_string();
+            let addresses = only.map(|_| known.subjects(namespace, name)).unwrap_or_default();
+            let (namespace, name) = key;
+            Held { namespace, name, uid, generation, resource_version, mode, pods, addresses }
+        });
+        held.collect()
+    }
+
     fn put(&mut self, object: Object) -> bool {
         let (namespace, name) = object.body.name();
         let name = (namespace.to_owned(), name.to_owned());
@@ -79,7 +104,9 @@ impl Observed {
             listed.insert(name.clone());
         }
         match object.body {
-            Known::Namespace(name, labels) => self.program.namespace(&name, Some(labels)),
+            Known::Namespace(name, labels, mode) => {
+                self.program.namespace(&name, Some(labels), mode)
+            }
             Known::Pod(pod) => self.program.pod(&pod.namespace, &pod.name, Some(&pod)),
             Known::Node(node) => {
                 let moved = node.name == self.node && node.pod_cidrs != self.pod_cidrs;
@@ -90,6 +117,7 @@ impl Observed {
             }
             Known::Policy(policy) => {
                 let problems = object.problems;
+                self.versions.insert(name.clone(), object.version);
                 let changed = self.program.policy(&name.0, &name.1, Some(policy));
                 let reported = match problems.is_empty() {
                     true => self.unreadable.remove(&name).is_some(),
@@ -107,11 +135,13 @@ impl Observed {
             listed.remove(&(namespace.to_owned(), name.to_owned()));
         }
         match kind {
-            Kind::Namespace => self.program.namespace(name, None),
+            Kind::Namespace => self.program.namespace(name, None, None),
             Kind::Pod => self.program.pod(namespace, name, None),
             Kind::Node => self.program.node(name, None),
             Kind::Policy => {
-                self.unreadable.remove(&(namespace.to_owned(), name.to_owned()));
+                let key = (namespace.to_owned(), name.to_owned());
+                self.versions.remove(&key);
+                self.unreadable.remove(&key);
                 self.program.policy(namespace, name, None)
             }
         }

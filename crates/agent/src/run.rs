@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis_cni::protocol::{Answer, Request};
+use portcullis_core::model::Mode;
 use portcullis_dataplane::Dataplane;
 use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
@@ -24,7 +25,7 @@ use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::guard::Guard;
-use crate::{Agent, Metrics, Unprogrammed, http, socket};
+use crate::{Agent, Metrics, Unprogrammed, api, http, socket};
 
 /// How the agent is to run.
 #[derive(Debug, Clone)]
@@ -35,8 +36,12 @@ pub struct Options {
     pub access: Access,
     /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// Where on loopback people can ask what the Unix socket answers; `None` for nowhere.
+    pub api_address: Option<SocketAddr>,
     /// What becomes of addresses that nothing has been heard of.
     pub unprogrammed: Unprogrammed,
+    /// Whether anything is refused at all.
+    pub mode: Mode,
     /// Whether connections go on that were open before a state that does not allow them.
     pub keep_established: bool,
     /// Whether a pod may send from addresses that are not its own.
@@ -76,6 +81,19 @@ pub enum Error {
     /// The address for metrics is not free, or not here.
     #[error("cannot serve metrics at {address}: {source}; choose another with --metrics-address")]
     Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the machine answered.
+        source: io::Error,
+    },
+    /// Whoever can connect may ask.
+    #[error(
+        "cannot answer people at {0}: --api-address must be of loopback, such as 127.0.0.1:9465"
+    )]
+    NotLoopback(SocketAddr),
+    /// The address for people is not free.
+    #[error("cannot answer people at {address}: {source}; choose another with --api-address")]
+    ApiAddress {
         /// The address.
         address: SocketAddr,
         /// What the machine answered.
@@ -186,6 +204,7 @@ pub fn run_until(
     let guard = guard.map_err(Error::Runtime)?;
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
         .with_unprogrammed(options.unprogrammed)
+        .with_mode(options.mode)
         .with_teller(guard);
     if let Some(Socket { path, .. }) = &options.socket {
         agent.tell_beside(path.clone());
@@ -212,14 +231,22 @@ pub fn run_until(
             };
             tokio::spawn(http::serve(listener, metrics, refresh));
         }
+        let asking = tell.clone();
+        let ask = move |request| {
+            let (answer, wait) = oneshot::channel();
+            // Nobody answers when the agent stops.
+            let _ = asking.send(Message::Asked(request, Instant::now(), answer));
+            wait
+        };
+        if let Some(address) = options.api_address {
+            if !address.ip().is_loopback() {
+                return Err(Error::NotLoopback(address));
+            }
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.map_err(|source| Error::ApiAddress { address, source })?;
+            tokio::spawn(api::serve(listener, ask.clone()));
+        }
         if let Some(Socket { path, attachments }) = options.socket {
-            let tell = tell.clone();
-            let ask = move |request| {
-                let (answer, wait) = oneshot::channel();
-                // Nobody answers when the agent stops.
-                let _ = tell.send(Message::Asked(request, Instant::now(), answer));
-                wait
-            };
             tokio::spawn(async move { socket::serve(&path, &attachments, ask).await });
         }
         let tell = tell.clone();

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_cni::Attachments;
-use portcullis_cni::protocol::{Answer, LONGEST, Request, line};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use portcullis_cni::protocol::{Answer, Holding, LONGEST, Request, line};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
 
@@ -19,6 +19,8 @@ use tracing::{info, warn};
 const CONNECTIONS: usize = 64;
 /// The longest that a connection says nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// So many policies are told in one line, so that none is longer than [`LONGEST`].
+const POLICIES: usize = 50;
 /// Between attempts to listen, and after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -85,11 +87,12 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn converse(
-    stream: UnixStream,
+/// Answers requests until whoever asks hangs up.
+pub(crate) async fn converse(
+    stream: impl AsyncRead + AsyncWrite,
     ask: impl Fn(Request) -> oneshot::Receiver<Answer>,
 ) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
+    let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::new(reader);
     loop {
         let mut request = Vec::new();
@@ -104,6 +107,20 @@ async fn converse(
                 .unwrap_or_else(|_| Answer::Failed { why: "the agent is stopping".to_owned() }),
             Err(error) => Answer::Failed { why: format!("not a request: {error}") },
         };
+        if let Answer::Policies(Holding { node, settled, mut policies }) = answer {
+            // At least one line, for the name of the node.
+            loop {
+                let rest = policies.split_off(policies.len().min(POLICIES));
+                let part = Holding { node: node.clone(), settled, policies };
+                writer.write_all(&line(&Answer::Policies(part))).await?;
+                if rest.is_empty() {
+                    break;
+                }
+                policies = rest;
+            }
+            writer.write_all(&line(&Answer::Done)).await?;
+            continue;
+        }
         writer.write_all(&line(&answer)).await?;
     }
 }

@@ -31,6 +31,10 @@ pub(crate) struct Agent {
     /// Address that /healthz, /readyz and /metrics are served at
     #[arg(long, default_value = "127.0.0.1:9464", value_name = "IP:PORT")]
     metrics_address: SocketAddr,
+    /// Address of loopback at which people are answered what goes on, who come by a port-forward;
+    /// nothing can be changed there [default: none]
+    #[arg(long, value_name = "IP:PORT")]
+    api_address: Option<SocketAddr>,
     /// What becomes of connections that are open when a state comes that does not allow them
     #[arg(long, value_enum, default_value_t = Established::Cut)]
     established: Established,
@@ -87,6 +91,17 @@ struct Cluster {
     /// Where this node's pods get their addresses from, instead of the podCIDRs of its Node object
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
+    /// What becomes of what policies refuse
+    #[arg(long, value_enum, default_value_t = Mode::Enforce)]
+    mode: Mode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// It is refused, unless the policies are in audit by an annotation
+    Enforce,
+    /// Nothing at all is refused: it passes and is reported
+    Audit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -125,6 +140,13 @@ enum LogFormat {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Cluster {
+    fn mode(&self) -> portcullis_agent::Mode {
+        match self.mode {
+            Mode::Enforce => portcullis_agent::Mode::Enforce,
+            Mode::Audit => portcullis_agent::Mode::Audit,
+        }
+    }
+
     fn access(&self) -> Access {
         Access {
             kubeconfig: self.kubeconfig.clone(),
@@ -173,10 +195,12 @@ impl Agent {
                 let options = Options {
                     access: cluster.access(),
                     unprogrammed: cluster.unprogrammed(),
+                    mode: cluster.mode(),
                     allow_spoofing: self.spoofing == Spoofing::Allow,
                     keep_established: self.established == Established::Keep,
                     node: cluster.node,
                     metrics_address: Some(self.metrics_address),
+                    api_address: self.api_address,
                     socket: Some(portcullis_agent::Socket { path: socket, attachments }),
                 };
                 portcullis_agent::run(options, Nftables::open()?)?;
@@ -189,8 +213,9 @@ impl Agent {
 }
 
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
+    let (access, unprogrammed) = (cluster.access(), cluster.unprogrammed());
     let Desired { state, policies, .. } =
-        desired_once(&cluster.access(), &cluster.node, &cluster.unprogrammed(), PATIENCE)?;
+        desired_once(&access, &cluster.node, &unprogrammed, cluster.mode(), PATIENCE)?;
     portcullis_agent::take_net_admin()?;
     let differences = Nftables::open()?.compare(&state)?;
     let mut text = format!(

@@ -43,6 +43,8 @@ pub enum ChainId {
     Profile(u32, Direction),
     /// Of a profile, for some destination ports: the first, second, … kind of such.
     Ports(u32, Direction, u32),
+    /// Where every packet goes that would be refused in this direction, and passes.
+    Audited(Direction),
 }
 
 /// A set or map. Its name follows from what it is for, and so is the same in every plan.
@@ -248,6 +250,7 @@ impl fmt::Display for ChainId {
             ChainId::Ports(profile, direction, nth) => {
                 write!(f, "p{profile:08x}-{direction}-ports{nth}")
             }
+            ChainId::Audited(direction) => write!(f, "audited-{direction}"),
         }
     }
 }
@@ -282,10 +285,10 @@ fn digit(family: &Family) -> char {
 }
 
 impl ChainId {
-    /// The profile and direction that it belongs to; `None` for the base chain.
+    /// The profile and direction that it belongs to; `None` if it belongs to none alone.
     pub fn family(self) -> Option<(u32, Direction)> {
         match self {
-            ChainId::Base => None,
+            ChainId::Base | ChainId::Audited(_) => None,
             ChainId::Profile(profile, direction) | ChainId::Ports(profile, direction, _) => {
                 Some((profile, direction))
             }

@@ -29,6 +29,8 @@
 //!
 //! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
 //! Links that are no pod's may receive from any source, as routes may be asymmetric there.
+//!
+//! Where nothing is refused (SEMANTICS 28), `counter accept` stands in the place of `counter drop`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -79,6 +81,8 @@ struct Known {
     /// The links that lead to pods, by number.
     links: BTreeSet<u32>,
     pods: BTreeSet<IpAddr>,
+    /// As in [`NodeState::audit`].
+    audit: bool,
 }
 
 impl Sources {
@@ -123,7 +127,8 @@ impl Sources {
         for address in ELSEWHERE {
             elsewhere.extend(self.link_to(address)?);
         }
-        let mut known = Known { links: BTreeSet::new(), pods: BTreeSet::new() };
+        let (links, pods) = (BTreeSet::new(), BTreeSet::new());
+        let mut known = Known { links, pods, audit: state.audit };
         for address in state.endpoints.keys() {
             // A pod that is not there yet, or not any more, is looked for elsewhere.
             if let Some(link) = self.link_to(*address)?.filter(|link| !elsewhere.contains(link)) {
@@ -214,10 +219,11 @@ fn requests(known: &Known) -> Vec<Request> {
         compare(list, EQUAL, &begins_with(0xfe, 0x80));
         table::verdict(list, Verdict::Accept);
     });
+    let then = if known.audit { Verdict::Accept } else { Verdict::Drop };
     table.rule(BASE, |list| {
         load_meta(list, META_LINK, register(0));
         table::lookup(list, "links");
-        false_source(list);
+        false_source(list, then);
     });
     for (set, family, at, length) in [("pods4", FAMILY_V4, 12, 4), ("pods6", FAMILY_V6, 8, 16)] {
         table.rule(BASE, |list| {
@@ -225,14 +231,14 @@ fn requests(known: &Known) -> Vec<Request> {
             compare(list, EQUAL, &[family]);
             load_payload(list, NETWORK_HEADER, at, length, register(0));
             table::lookup(list, set);
-            false_source(list);
+            false_source(list, then);
         });
     }
     table.into_requests()
 }
 
-/// `fib saddr . iif oif missing counter drop`.
-fn false_source(list: &mut Attributes) {
+/// `fib saddr . iif oif missing counter`, and what then becomes of it.
+fn false_source(list: &mut Attributes, then: Verdict) {
     const RESULT_LINK: u32 = 1;
     const OF_SOURCE: u32 = 1;
     const BY_INCOMING_LINK: u32 = 8;
@@ -243,5 +249,5 @@ fn false_source(list: &mut Attributes) {
     });
     compare(list, EQUAL, &[0; 4]);
     expression(list, "counter", |_| {});
-    table::verdict(list, Verdict::Drop);
+    table::verdict(list, then);
 }

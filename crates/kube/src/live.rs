@@ -5,6 +5,7 @@
 //! is to [watch](Access::watch).
 
 mod access;
+mod agents;
 mod error;
 mod list;
 mod watch;
@@ -15,8 +16,9 @@ use std::sync::Arc;
 use portcullis_core::model::Cluster;
 
 pub use access::Access;
+pub use agents::{AGENT_LABEL, AgentPod, Agents, Forwarded};
 pub use error::Error;
-pub use watch::{Event, Kind, Known, Object};
+pub use watch::{Event, Kind, Known, Object, Version};
 
 use crate::diagnostic::Diagnostic;
 use crate::input::Input;
