@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis_cni::flow::{RuleHits, RuleName};
-use portcullis_cni::protocol::{Answer, Attachment, Request};
+use portcullis_cni::protocol::{Answer, Attachment, Holding, Request};
+use portcullis_core::model::Mode;
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Hits};
 use portcullis_kube::live::Event;
@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 
 use crate::attached::Attached;
 use crate::desired::{PolicyName, RulePlace, close};
+use crate::guard::Teller;
 use crate::in_force::Told;
 use crate::observed::Concern;
 use crate::{Logging, Metrics, Observed, Unprogrammed};
@@ -35,6 +36,8 @@ const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10
 /// How long somebody who adds a pod waits for the policies of it to be known and in force. The
 /// plugin waits longer, so that it hears why not.
 const ADDING: Duration = Duration::from_secs(5);
+/// How long somebody who asks what the kernel holds waits for what was heard to be in it.
+const HOLDING: Duration = Duration::from_secs(2);
 
 /// Enforces on one node what it hears of the cluster.
 ///
@@ -44,8 +47,9 @@ const ADDING: Duration = Duration::from_secs(5);
 pub struct Agent<D> {
     node: String,
     unprogrammed: Unprogrammed,
+    mode: Mode,
     /// Where each state is told that is in force.
-    tell: Option<Sender<NodeState>>,
+    tell: Option<Teller>,
     reports: Option<Reports>,
     dataplane: D,
     attached: Attached,
@@ -72,6 +76,8 @@ pub struct Agent<D> {
     repairs: u32,
     /// Who waits for a pod's policies to be in force.
     waiting: Vec<Waiting>,
+    /// Who asks what the kernel holds.
+    asking: Vec<Asking>,
     told: Told,
     metrics: Arc<Mutex<Metrics>>,
 }
@@ -92,6 +98,15 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
+/// Somebody who asks what the kernel holds.
+#[derive(Debug)]
+struct Asking {
+    /// The only policy that is asked for.
+    only: Option<(String, String)>,
+    until: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
 impl<D: Dataplane> Agent<D> {
     /// An agent for the node of this name, that knows nothing yet.
     pub fn new(node: &str, dataplane: D, metrics: Arc<Mutex<Metrics>>) -> Agent<D> {
@@ -99,6 +114,7 @@ impl<D: Dataplane> Agent<D> {
         Agent {
             node: node.to_owned(),
             unprogrammed: Unprogrammed::default(),
+            mode: Mode::default(),
             tell: None,
             reports: None,
             dataplane,
@@ -117,6 +133,7 @@ impl<D: Dataplane> Agent<D> {
             refusal: None,
             repairs: 0,
             waiting: Vec::new(),
+            asking: Vec::new(),
             told: Told::default(),
             metrics,
         }
@@ -127,8 +144,13 @@ impl<D: Dataplane> Agent<D> {
         Agent { unprogrammed, ..self }
     }
 
+    /// Says whether anything is refused at all; without it, what policies refuse is.
+    pub fn with_mode(self, mode: Mode) -> Agent<D> {
+        Agent { mode, ..self }
+    }
+
     /// Tells each state as soon as it is in force.
-    pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
+    pub(crate) fn with_teller(self, tell: Teller) -> Agent<D> {
         Agent { tell: Some(tell), ..self }
     }
 
@@ -193,6 +215,11 @@ impl<D: Dataplane> Agent<D> {
             }
             // Connections are not known here.
             Request::Observe { .. } => Answer::Failed { why: "not here".to_owned() },
+            Request::Policies { namespace, name } => {
+                let until = at + HOLDING;
+                self.asking.push(Asking { only: namespace.zip(name), until, answer });
+                return;
+            }
         };
         // Whoever asked may have gone.
         let _ = answer.send(done);
@@ -217,7 +244,8 @@ impl<D: Dataplane> Agent<D> {
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
         let next = if more { next.min(now + TIDY) } else { next };
-        self.waiting.iter().map(|waiting| waiting.until).fold(next, Instant::min)
+        let waiting = self.waiting.iter().map(|waiting| waiting.until);
+        waiting.chain(self.asking.iter().map(|asking| asking.until)).fold(next, Instant::min)
     }
 
     /// Leaves nothing behind but what is in force.
@@ -227,6 +255,10 @@ impl<D: Dataplane> Agent<D> {
 
     /// Brings the hits by policy up to date.
     pub fn count_hits(&mut self) {
+        // While something else is on its way to the kernel, it holds what it held last time.
+        if let Ok(holding) = self.holding(None) {
+            self.metrics().held = holding.policies;
+        }
         match self.dataplane.hits() {
             Ok(hits) => self.add(&hits),
             Err(error) => warn!(%error, "hits cannot be read"),
@@ -262,14 +294,42 @@ impl<D: Dataplane> Agent<D> {
     fn answer(&mut self, now: Instant) {
         let all = std::mem::take(&mut self.waiting);
         for waiting in all {
-            let standing = self.standing(&waiting.attachment);
-            if standing == Answer::Enforced || now >= waiting.until {
+            let mut standing = self.standing(&waiting.attachment);
+            let waited = now >= waiting.until;
+            // In audit nothing is refused, also no pod.
+            if waited && self.mode == Mode::Audit {
+                standing = Answer::Enforced;
+            }
+            if standing == Answer::Enforced || waited {
                 // Whoever asked may have gone.
                 let _ = waiting.answer.send(standing);
             } else {
                 self.waiting.push(waiting);
             }
         }
+        for asking in std::mem::take(&mut self.asking) {
+            match self.holding(asking.only.as_ref()) {
+                Err(_) if now < asking.until => self.asking.push(asking),
+                holding => {
+                    let failed = |why| Answer::Failed { why };
+                    let _ = asking.answer.send(holding.map_or_else(failed, Answer::Policies));
+                }
+            }
+        }
+    }
+
+    /// What the kernel holds, of all policies or of one; or why that is not what has been heard.
+    fn holding(&self, only: Option<&(String, String)>) -> Result<Holding, String> {
+        if let Some(why) = &self.refusal {
+            return Err(why.clone());
+        }
+        if self.waiting_since.is_some() || self.in_force.is_none() {
+            return Err("the agent has not heard all of the cluster yet".to_owned());
+        }
+        // What was heard last is in force.
+        let policies = self.observed.held(only, self.mode);
+        let settled = self.tell.as_ref().is_none_or(Teller::is_settled);
+        Ok(Holding { node: self.node.clone(), settled, policies })
     }
 
     /// What is in force at the addresses of an attachment.
@@ -312,6 +372,7 @@ impl<D: Dataplane> Agent<D> {
         let Some(since) = self.waiting_since.take() else { return };
         let mut state = program.state().clone();
         state.ranges = ranges;
+        state.audit = self.mode == Mode::Audit;
         // Until the API server says which policies select them.
         close(&mut state, self.attached.strangers());
         let mut allowed = BTreeSet::new();
@@ -369,7 +430,7 @@ impl<D: Dataplane> Agent<D> {
             let policy = PolicyName { namespace, name, direction: origin.direction };
             (*number, RulePlace { policy, rule: origin.rule })
         });
-        let (rules, policies) = (rules.collect::<BTreeMap<_, _>>(), program.local_policies());
+        let (rules, policies) = (rules.collect::<BTreeMap<_, _>>(), program.local_policies().len());
         self.counted.retain(|origin, _| rules.contains_key(origin));
         let now = Timestamp::now();
         let since = |rule: &RulePlace| self.counted_since.get(rule).copied().unwrap_or(now);
@@ -390,9 +451,8 @@ impl<D: Dataplane> Agent<D> {
                 self.failures = 0;
                 self.next_ask = Instant::now();
                 self.metrics().applied(&report);
-                if let Some(tell) = &self.tell {
-                    // Nobody listens any more when the agent stops.
-                    let _ = tell.send(state.clone());
+                if let Some(tell) = &mut self.tell {
+                    tell.tell(state.clone());
                 }
                 info!(
                     endpoints = state.endpoints.len(),

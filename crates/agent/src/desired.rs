@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::incremental::NodeProgram;
-use portcullis_core::model::{Cluster, Direction};
+use portcullis_core::model::{Cluster, Direction, Mode};
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
@@ -46,7 +46,8 @@ impl Desired {
             program.policy(&policy.namespace, &policy.name, Some(policy.clone()));
         }
         for (name, labels) in &cluster.namespaces {
-            program.namespace(name, Some(labels.clone()));
+            let mode = cluster.modes.get(name).copied();
+            program.namespace(name, Some(labels.clone()), mode);
         }
         for known in &cluster.nodes {
             program.node(&known.name, Some(&known.addresses));
@@ -61,7 +62,7 @@ impl Desired {
 impl From<&mut NodeProgram> for Desired {
     fn from(program: &mut NodeProgram) -> Desired {
         let state = program.state().clone();
-        Desired { state, policies: program.local_policies() }
+        Desired { state, policies: program.local_policies().len() }
     }
 }
 
@@ -82,6 +83,7 @@ pub fn desired_once(
     access: &Access,
     node: &str,
     unprogrammed: &Unprogrammed,
+    mode: Mode,
     logging: Logging,
     patience: Duration,
 ) -> Result<Desired, Error> {
@@ -117,6 +119,7 @@ pub fn desired_once(
                         let mut desired = Desired::from(program);
                         desired.state.ranges = ranges;
                         desired.state.log = log;
+                        desired.state.audit = mode == Mode::Audit;
                         Ok(desired)
                     }
                     false => Err(Error::UnknownNode {

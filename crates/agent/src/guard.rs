@@ -2,6 +2,8 @@
 //! open before are judged by it, and packets with a false source are told by its pods.
 
 use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -17,6 +19,30 @@ use crate::Metrics;
 const TIDY: Duration = Duration::from_secs(10);
 /// The wait after the kernel refused.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// Tells a guard on its thread which state is in force.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    tell: Sender<(u64, NodeState)>,
+    /// How many states it was told.
+    told: u64,
+    /// Up to which of these it has followed.
+    followed: Arc<AtomicU64>,
+}
+
+impl Teller {
+    /// This state is in force from now on.
+    pub(crate) fn tell(&mut self, state: NodeState) {
+        self.told += 1;
+        // Nobody listens any more when the agent stops.
+        let _ = self.tell.send((self.told, state));
+    }
+
+    /// Whether the guard has followed what it was told last.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.followed.load(Acquire) == self.told
+    }
+}
 
 /// What is to be guarded.
 #[derive(Debug)]
@@ -39,21 +65,24 @@ impl Guard {
 
     /// Follows each state that it is told, until nobody can tell it any more. Of states that come
     /// together it takes the last.
-    pub(crate) fn on_a_thread(
-        mut self,
-        metrics: Arc<Mutex<Metrics>>,
-    ) -> io::Result<Sender<NodeState>> {
+    pub(crate) fn on_a_thread(mut self, metrics: Arc<Mutex<Metrics>>) -> io::Result<Teller> {
         let (tell, told) = mpsc::channel();
-        let thread = thread::Builder::new().name("guard".to_owned());
-        thread.spawn(move || self.work(&metrics, &told))?;
-        Ok(tell)
+        let followed = Arc::new(AtomicU64::new(0));
+        let (thread, follow) = (thread::Builder::new().name("guard".to_owned()), followed.clone());
+        thread.spawn(move || self.work(&metrics, &told, &follow))?;
+        Ok(Teller { tell, told: 0, followed })
     }
 
-    fn work(&mut self, metrics: &Mutex<Metrics>, told: &Receiver<NodeState>) {
-        let Ok(mut state) = told.recv() else { return };
+    fn work(
+        &mut self,
+        metrics: &Mutex<Metrics>,
+        told: &Receiver<(u64, NodeState)>,
+        followed: &AtomicU64,
+    ) {
+        let Ok((mut number, mut state)) = told.recv() else { return };
         loop {
             if let Some(last) = told.try_iter().last() {
-                state = last;
+                (number, state) = last;
             }
             let mut wait = TIDY;
             if let Some(sources) = &mut self.sources
@@ -77,8 +106,11 @@ impl Guard {
                     wait = RETRY;
                 }
             }
+            if wait == TIDY {
+                followed.store(number, Release);
+            }
             match told.recv_timeout(wait) {
-                Ok(next) => state = next,
+                Ok(next) => (number, state) = next,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod api;
 mod attached;
 mod capability;
 mod desired;
@@ -22,6 +23,8 @@ mod report;
 mod run;
 mod socket;
 mod unprogrammed;
+
+pub use portcullis_core::model::Mode;
 
 pub use agent::Agent;
 pub use capability::take_net_admin;

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use portcullis_cni::flow::Verdict;
-use portcullis_dataplane::{Judged, Report, Tally};
+use portcullis_cni::protocol::Held;
+use portcullis_dataplane::{Ended, Judged, Report, Tally};
 use portcullis_kube::live::Kind;
 
 use crate::desired::{PolicyName, RulePlace};
@@ -53,6 +54,8 @@ pub struct Metrics {
     pub(crate) flows_repeated: u64,
     pub(crate) flows_unwanted: u64,
     pub(crate) flows_lost: u64,
+    /// The policies that the kernel holds, by namespace and name.
+    pub(crate) held: Vec<Held>,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +157,10 @@ impl Metrics {
         }
     }
 
+    fn told_of_held(&self) -> impl Iterator<Item = &Held> {
+        self.held.iter().take(MOST_POLICIES)
+    }
+
     /// All of it, as Prometheus scrapes it.
     pub fn render(&self) -> String {
         let mut page = Page::default();
@@ -188,6 +195,19 @@ impl Metrics {
         for kind in Kind::ALL {
             let errors = self.watch_errors.get(&kind).copied().unwrap_or_default();
             page.line("watch_errors_total", &format!("resource=\"{kind}\""), errors);
+        }
+        let help = "metadata.generation of a NetworkPolicy, as the kernel holds it.";
+        page.head("policy_generation", "gauge", help);
+        for Held { namespace, name, uid, generation, mode, .. } in self.told_of_held() {
+            let labels = format!(
+                "namespace=\"{namespace}\",policy=\"{name}\",uid=\"{uid}\",mode=\"{mode}\""
+            );
+            page.line("policy_generation", &labels, generation);
+        }
+        page.head("policy_pods", "gauge", "Pods of this node that a NetworkPolicy selects.");
+        for Held { namespace, name, pods, .. } in self.told_of_held() {
+            let labels = format!("namespace=\"{namespace}\",policy=\"{name}\"");
+            page.line("policy_pods", &labels, pods);
         }
         let help = "Connections that a policy let pass at its pods of this node. One that several \
                     rules allow can count for each of them.";

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use portcullis_cni::protocol::Held;
 use portcullis_core::incremental::{Excerpt, NodeProgram};
+use portcullis_core::model::Mode;
 use portcullis_core::net::IpNet;
-use portcullis_kube::live::{Event, Kind, Known, Object};
+use portcullis_kube::live::{Event, Kind, Known, Object, Version};
 
 /// What follows for one node from what was heard of the cluster. It depends on what the last events
 /// of each object said and on nothing else: not on their order, number, or what came before.
@@ -21,6 +23,8 @@ pub struct Observed {
     listed: [Option<BTreeSet<(String, String)>>; Kind::ALL.len()],
     /// `metadata.uid` of the pods of the node, by namespace and name.
     uids: BTreeMap<(String, String), String>,
+    /// Which versions of the policies these are, by namespace and name.
+    versions: BTreeMap<(String, String), Version>,
     /// What is wrong with policies, by namespace and name.
     unreadable: BTreeMap<(String, String), Vec<String>>,
 }
@@ -43,6 +47,7 @@ impl Observed {
             complete: Default::default(),
             listed: Default::default(),
             uids: BTreeMap::new(),
+            versions: BTreeMap::new(),
             unreadable: BTreeMap::new(),
         }
     }
@@ -95,6 +100,26 @@ impl Observed {
         unreadable.map(|((namespace, name), why)| (&**namespace, &**name, &**why))
     }
 
+    /// The policies that select pods of the node, or one of them, as they were heard of last. A new
+    /// version need not change anything. In audit, all are.
+    pub(crate) fn held(&self, only: Option<&(String, String)>, mode: Mode) -> Vec<Held> {
+        let known = &self.program;
+        let local = known.local_policies().into_iter();
+        let asked = local.filter(|((namespace, name), _)| {
+            only.is_none_or(|(a, b)| (a.as_str(), b.as_str()) == (*namespace, *name))
+        });
+        let held = asked.map(|((namespace, name), pods)| {
+            let key = (namespace.to_owned(), name.to_owned());
+            let Version { uid, generation, resource_version } =
+                self.versions.get(&key).cloned().unwrap_or_default();
+            let mode = mode.max(known.mode(namespace, name)).to_string();
+            let addresses = only.map(|_| known.subjects(namespace, name)).unwrap_or_default();
+            let (namespace, name) = key;
+            Held { namespace, name, uid, generation, resource_version, mode, pods, addresses }
+        });
+        held.collect()
+    }
+
     fn put(&mut self, object: Object) -> bool {
         let (namespace, name) = object.body.name();
         let name = (namespace.to_owned(), name.to_owned());
@@ -102,13 +127,13 @@ impl Observed {
             listed.insert(name.clone());
         }
         match object.body {
-            Known::Namespace(name, labels) => {
-                self.program.namespace(&name, Some(labels))
+            Known::Namespace(name, labels, mode) => {
+                self.program.namespace(&name, Some(labels), mode)
                     | self.program.namespace_log(&name, object.log)
             }
             Known::Pod(pod) => {
                 match pod.node.as_ref() == Some(&self.node) {
-                    true => _ = self.uids.insert(name, object.uid),
+                    true => _ = self.uids.insert(name, object.version.uid),
                     false => _ = self.uids.remove(&name),
                 }
                 self.program.pod(&pod.namespace, &pod.name, Some(&pod))
@@ -122,6 +147,7 @@ impl Observed {
             }
             Known::Policy(policy) => {
                 let problems = object.problems;
+                self.versions.insert(name.clone(), object.version);
                 let changed = self.program.policy(&name.0, &name.1, Some(policy));
                 let reported = match problems.is_empty() {
                     true => self.unreadable.remove(&name).is_some(),
@@ -140,7 +166,7 @@ impl Observed {
         }
         match kind {
             Kind::Namespace => {
-                self.program.namespace_log(name, None) | self.program.namespace(name, None)
+                self.program.namespace_log(name, None) | self.program.namespace(name, None, None)
             }
             Kind::Pod => {
                 self.uids.remove(&(namespace.to_owned(), name.to_owned()));
@@ -148,7 +174,9 @@ impl Observed {
             }
             Kind::Node => self.program.node(name, None),
             Kind::Policy => {
-                self.unreadable.remove(&(namespace.to_owned(), name.to_owned()));
+                let key = (namespace.to_owned(), name.to_owned());
+                self.versions.remove(&key);
+                self.unreadable.remove(&key);
                 self.program.policy(namespace, name, None)
             }
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_cni::protocol::{Answer, Request};
 use portcullis_core::incremental::Logged;
-use portcullis_core::model::LogLevel;
+use portcullis_core::model::{LogLevel, Mode};
 use portcullis_dataplane::state::Log;
 use portcullis_dataplane::{Allowed, Dataplane};
 use portcullis_kube::live::{self, Access, Event, Kind};
@@ -31,7 +31,7 @@ use crate::flows::Flows;
 use crate::guard::Guard;
 use crate::observed::Concern;
 use crate::report::Reporter;
-use crate::{Agent, Metrics, Unprogrammed, events, http, socket};
+use crate::{Agent, Metrics, Unprogrammed, api, events, http, socket};
 
 /// How the agent is to run.
 #[derive(Debug, Clone)]
@@ -42,8 +42,12 @@ pub struct Options {
     pub access: Access,
     /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// Where on loopback people can ask what the Unix socket answers; `None` for nowhere.
+    pub api_address: Option<SocketAddr>,
     /// What becomes of addresses that nothing has been heard of.
     pub unprogrammed: Unprogrammed,
+    /// Whether anything is refused at all.
+    pub mode: Mode,
     /// Whether connections go on that were open before a state that does not allow them.
     pub keep_established: bool,
     /// Whether a pod may send from addresses that are not its own.
@@ -112,6 +116,19 @@ pub enum Error {
     /// The address for metrics is not free, or not here.
     #[error("cannot serve metrics at {address}: {source}; choose another with --metrics-address")]
     Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the machine answered.
+        source: io::Error,
+    },
+    /// Whoever can connect may ask.
+    #[error(
+        "cannot answer people at {0}: --api-address must be of loopback, such as 127.0.0.1:9465"
+    )]
+    NotLoopback(SocketAddr),
+    /// The address for people is not free.
+    #[error("cannot answer people at {address}: {source}; choose another with --api-address")]
+    ApiAddress {
         /// The address.
         address: SocketAddr,
         /// What the machine answered.
@@ -229,6 +246,7 @@ pub fn run_until(
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
         .with_reports(reports)
         .with_unprogrammed(options.unprogrammed)
+        .with_mode(options.mode)
         .with_teller(guard);
     if let Some(Socket { path, .. }) = &options.socket {
         agent.tell_beside(path.clone());
@@ -255,14 +273,22 @@ pub fn run_until(
             };
             tokio::spawn(http::serve(listener, metrics, refresh));
         }
+        let asking = tell.clone();
+        let ask = move |request| {
+            let (answer, wait) = oneshot::channel();
+            // Nobody answers when the agent stops.
+            let _ = asking.send(Message::Asked(request, Instant::now(), answer));
+            wait
+        };
+        if let Some(address) = options.api_address {
+            if !address.ip().is_loopback() {
+                return Err(Error::NotLoopback(address));
+            }
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.map_err(|source| Error::ApiAddress { address, source })?;
+            tokio::spawn(api::serve(listener, flows.clone(), ask.clone()));
+        }
         if let Some(Socket { path, attachments }) = options.socket {
-            let tell = tell.clone();
-            let ask = move |request| {
-                let (answer, wait) = oneshot::channel();
-                // Nobody answers when the agent stops.
-                let _ = tell.send(Message::Asked(request, Instant::now(), answer));
-                wait
-            };
             tokio::spawn(async move { socket::serve(&path, &attachments, &flows, ask).await });
         }
         if options.events {

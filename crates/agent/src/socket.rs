@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use portcullis_cni::Attachments;
 use portcullis_cni::flow::{Filter, Flow};
-use portcullis_cni::protocol::{Answer, LONGEST, Request, line};
+use portcullis_cni::protocol::{Answer, Holding, LONGEST, Request, line};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
 
@@ -22,8 +22,8 @@ use crate::flows::Flows;
 const CONNECTIONS: usize = 64;
 /// The longest that a connection says nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// So many rules are told in one line, so that none is longer than [`LONGEST`].
-const RULES: usize = 50;
+/// So many rules or policies are told in one line, so that none is longer than [`LONGEST`].
+const IN_A_LINE: usize = 50;
 /// Between attempts to listen, and after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -91,12 +91,13 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn converse(
-    stream: UnixStream,
+/// Answers requests until whoever asks hangs up.
+pub(crate) async fn converse(
+    stream: impl AsyncRead + AsyncWrite,
     flows: &Flows,
     ask: impl Fn(Request) -> oneshot::Receiver<Answer>,
 ) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
+    let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::new(reader);
     loop {
         let mut request = Vec::new();
@@ -117,8 +118,22 @@ async fn converse(
             Err(error) => Answer::Failed { why: format!("not a request: {error}") },
         };
         if let Answer::Hits { rules } = answer {
-            for rules in rules.chunks(RULES) {
+            for rules in rules.chunks(IN_A_LINE) {
                 writer.write_all(&line(&Answer::Hits { rules: rules.to_vec() })).await?;
+            }
+            writer.write_all(&line(&Answer::Done)).await?;
+            continue;
+        }
+        if let Answer::Policies(Holding { node, settled, mut policies }) = answer {
+            // At least one line, for the name of the node.
+            loop {
+                let rest = policies.split_off(policies.len().min(IN_A_LINE));
+                let part = Holding { node: node.clone(), settled, policies };
+                writer.write_all(&line(&Answer::Policies(part))).await?;
+                if rest.is_empty() {
+                    break;
+                }
+                policies = rest;
             }
             writer.write_all(&line(&Answer::Done)).await?;
             continue;

@@ -32,6 +32,10 @@ pub(crate) struct Agent {
     /// Address that /healthz, /readyz and /metrics are served at
     #[arg(long, default_value = "127.0.0.1:9464", value_name = "IP:PORT")]
     metrics_address: SocketAddr,
+    /// Address of loopback at which people are answered what goes on, who come by a port-forward;
+    /// nothing can be changed there [default: none]
+    #[arg(long, value_name = "IP:PORT")]
+    api_address: Option<SocketAddr>,
     /// What becomes of connections that are open when a state comes that does not allow them
     #[arg(long, value_enum, default_value_t = Established::Cut)]
     established: Established,
@@ -134,6 +138,17 @@ struct Cluster {
     pod_cidrs: Vec<IpNet>,
     #[command(flatten)]
     logging: Logging,
+    /// What becomes of what policies refuse
+    #[arg(long, value_enum, default_value_t = Mode::Enforce)]
+    mode: Mode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// It is refused, unless the policies are in audit by an annotation
+    Enforce,
+    /// Nothing at all is refused: it passes and is reported
+    Audit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -172,6 +187,13 @@ enum LogFormat {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Cluster {
+    fn mode(&self) -> portcullis_agent::Mode {
+        match self.mode {
+            Mode::Enforce => portcullis_agent::Mode::Enforce,
+            Mode::Audit => portcullis_agent::Mode::Audit,
+        }
+    }
+
     fn access(&self) -> Access {
         Access {
             kubeconfig: self.kubeconfig.clone(),
@@ -223,10 +245,12 @@ impl Agent {
                     unprogrammed: cluster.unprogrammed(),
                     log: cluster.logging.into(),
                     events: self.events,
+                    mode: cluster.mode(),
                     allow_spoofing: self.spoofing == Spoofing::Allow,
                     keep_established: self.established == Established::Keep,
                     node: cluster.node,
                     metrics_address: Some(self.metrics_address),
+                    api_address: self.api_address,
                     socket: Some(portcullis_agent::Socket { path: socket, attachments }),
                 };
                 portcullis_agent::run(options, Nftables::open()?)?;
@@ -239,13 +263,10 @@ impl Agent {
 }
 
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
-    let Desired { state, policies, .. } = desired_once(
-        &cluster.access(),
-        &cluster.node,
-        &cluster.unprogrammed(),
-        cluster.logging.into(),
-        PATIENCE,
-    )?;
+    let (access, unprogrammed) = (cluster.access(), cluster.unprogrammed());
+    let (mode, logging) = (cluster.mode(), cluster.logging.into());
+    let Desired { state, policies, .. } =
+        desired_once(&access, &cluster.node, &unprogrammed, mode, logging, PATIENCE)?;
     portcullis_agent::take_net_admin()?;
     let differences = Nftables::open()?.compare(&state)?;
     let mut text = format!(

@@ -501,13 +501,19 @@ impl Page<'_> {
                     }
                     EndExplanation::Refused { isolated_by, .. }
                     | EndExplanation::Undetermined { isolated_by, .. } => {
+                        let audited = match end {
+                            EndExplanation::Refused { audited: true, .. } => ", in audit",
+                            _ => "",
+                        };
                         let policy = |i: &u32| {
                             let policy = &cluster.policies[*i as usize];
                             format!("{}/{}", policy.namespace, policy.name)
                         };
                         let names: Vec<_> = isolated_by.iter().map(policy).collect();
                         let names = names.join(", ");
-                        text.push_str(&format!("  {direction} isolated by {names}, not allowed\n"));
+                        text.push_str(&format!(
+                            "  {direction} isolated by {names}, not allowed{audited}\n"
+                        ));
                     }
                 }
             }

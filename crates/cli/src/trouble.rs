@@ -32,6 +32,9 @@ pub(crate) enum Trouble {
     /// A live cluster that cannot be read.
     #[error(transparent)]
     Live(#[from] portcullis_kube::live::Error),
+    /// A policy that is not in the cluster.
+    #[error("the namespace {namespace} has no NetworkPolicy {name:?}")]
+    NoPolicy { namespace: String, name: String },
     /// `-k` without the program for it.
     #[error(
         "-k needs kustomize or kubectl, and neither is installed: install one, or pass what \

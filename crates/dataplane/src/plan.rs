@@ -45,6 +45,8 @@ pub enum ChainId {
     Ports(u32, Direction, u32),
     /// Where every packet goes that is refused in this direction.
     Refused(Direction),
+    /// Where every packet goes that would be refused in this direction, and passes.
+    Audited(Direction),
 }
 
 /// A set or map. Its name follows from what it is for, and so is the same in every plan.
@@ -185,11 +187,11 @@ pub enum Expression {
     Map(Vec<Field>, SetId),
     /// Counts the packet, for these origins.
     Count(Vec<u32>),
-    /// Tells of a packet that is refused in this direction, and counts it as told; up to a rate,
-    /// beyond which it does not match.
-    Tell(Direction, Log),
-    /// Counts the packet as refused in this direction.
-    Refused(Direction),
+    /// Tells of a packet that has come to this chain, and counts it as told; up to a rate, beyond
+    /// which it does not match.
+    Tell(ChainId, Log),
+    /// Counts a packet that has come to this chain.
+    Tally(ChainId),
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -256,6 +258,7 @@ impl fmt::Display for ChainId {
                 write!(f, "p{profile:08x}-{direction}-ports{nth}")
             }
             ChainId::Refused(direction) => write!(f, "refused-{direction}"),
+            ChainId::Audited(direction) => write!(f, "audited-{direction}"),
         }
     }
 }
@@ -293,7 +296,7 @@ impl ChainId {
     /// The profile and direction that it belongs to; `None` if it belongs to none alone.
     pub fn family(self) -> Option<(u32, Direction)> {
         match self {
-            ChainId::Base | ChainId::Refused(_) => None,
+            ChainId::Base | ChainId::Refused(_) | ChainId::Audited(_) => None,
             ChainId::Profile(profile, direction) | ChainId::Ports(profile, direction, _) => {
                 Some((profile, direction))
             }

@@ -33,6 +33,8 @@
 //!
 //! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
 //! Links that are no pod's may receive from any source, as routes may be asymmetric there.
+//!
+//! Where nothing is refused (SEMANTICS 28), `counter accept` stands in the place of `counter drop`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -88,6 +90,8 @@ struct Known {
     links: BTreeSet<u32>,
     pods: BTreeSet<IpAddr>,
     log: Option<Log>,
+    /// As in [`NodeState::audit`].
+    audit: bool,
 }
 
 impl Sources {
@@ -147,7 +151,8 @@ impl Sources {
         for address in ELSEWHERE {
             elsewhere.extend(self.link_to(address)?);
         }
-        let mut known = Known { links: BTreeSet::new(), pods: BTreeSet::new(), log: state.log };
+        let (links, pods) = (BTreeSet::new(), BTreeSet::new());
+        let mut known = Known { links, pods, log: state.log, audit: state.audit };
         for address in state.endpoints.keys() {
             // A pod that is not there yet, or not any more, is looked for elsewhere.
             if let Some(link) = self.link_to(*address)?.filter(|link| !elsewhere.contains(link)) {
@@ -240,6 +245,7 @@ fn requests(known: &Known) -> Vec<Request> {
         compare(list, EQUAL, &begins_with(0xfe, 0x80));
         table::verdict(list, Verdict::Accept);
     });
+    let then = if known.audit { Verdict::Accept } else { Verdict::Drop };
     table.rule(BASE, |list| {
         load_meta(list, META_LINK, register(0));
         table::lookup(list, "links");

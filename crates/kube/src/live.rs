@@ -5,6 +5,7 @@
 //! is to [watch](Access::watch).
 
 mod access;
+mod agents;
 mod error;
 mod events;
 mod list;
@@ -16,9 +17,10 @@ use std::sync::Arc;
 use portcullis_core::model::Cluster;
 
 pub use access::Access;
+pub use agents::{AGENT_LABEL, AgentPod, Agents, Forwarded};
 pub use error::Error;
 pub use events::{Events, PodEvent};
-pub use watch::{Event, Kind, Known, Object};
+pub use watch::{Event, Kind, Known, Object, Version};
 
 use crate::diagnostic::Diagnostic;
 use crate::input::Input;

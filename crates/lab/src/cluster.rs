@@ -112,8 +112,8 @@ impl Cluster {
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
         let agents = Agents::start(&pods.nodes.nodes, &kubeconfig, sockets)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
-        for object in services::dns() {
-            server.apply(&object)?;
+        for object in services::dns().iter().chain([&agents::daemon_set()]) {
+            server.apply(object)?;
         }
         agents.wait_until_ready()?;
         let (options, fresh) = (options.clone(), Fresh::default());

@@ -8,6 +8,7 @@
 )]
 
 mod adding;
+mod holding;
 #[path = "../../../dataplane/tests/kernel/network.rs"]
 #[allow(dead_code)]
 mod network;
@@ -31,7 +32,7 @@ use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
 use portcullis_agent::{
-    Desired, Logging, Options, Socket, Unprogrammed, desired_once, run, run_until,
+    Desired, Logging, Mode, Options, Socket, Unprogrammed, desired_once, run, run_until,
 };
 use portcullis_core::model::LogLevel;
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
@@ -74,6 +75,12 @@ fn main() -> ExitCode {
         test("what_was_added_while_no_agent_was_there_is_known_to_the_next", adding::away),
         test("no_pod_is_added_before_the_cluster_is_known", adding::not_heard),
         test("what_is_no_request_is_answered_and_harms_nobody", adding::strange_lines),
+        test(
+            "the_policies_that_the_kernel_holds_are_told_by_their_generation",
+            holding::generations,
+        ),
+        test("what_the_kernel_refused_is_not_told_as_held", holding::refused),
+        test("an_agent_in_audit_refuses_nothing", holding::audit),
         test("nothing_is_asked_of_the_server_but_lists_and_watches", only_reads),
         with_nft("what_somebody_else_changes_is_repaired_in_a_second", repairs),
         test("no_refused_packet_passes_while_agents_are_killed", killed),
@@ -129,7 +136,9 @@ fn options(kubeconfig: PathBuf, metrics_address: Option<SocketAddr>) -> Options 
         node: NODE.to_owned(),
         access,
         metrics_address,
+        api_address: None,
         unprogrammed,
+        mode: Mode::Enforce,
         keep_established: true,
         allow_spoofing: true,
         log: NO_LOG,
@@ -412,7 +421,8 @@ fn follows_in_the_kernel() {
     // What was left is taken over, and what has changed meanwhile is caught up with.
     server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
     let asked = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, NO_LOG, PATIENCE).unwrap();
+    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let desired = desired.unwrap();
     assert_eq!(desired.state, wanted(server));
     assert_ne!(kernel.compare(&desired.state).unwrap(), []);
     let agent = Running::start(server, Nftables::open().unwrap());
@@ -519,7 +529,8 @@ fn unknown_node() {
     });
     agent.stop();
     let access = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let error = desired_once(&access, "elsewhere", &Unprogrammed::Open, NO_LOG, PATIENCE);
+    let error =
+        desired_once(&access, "elsewhere", &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
     let error = error.unwrap_err();
     assert_eq!(error.to_string(), "the cluster has no node \"elsewhere\": it has node-1, node-2");
 }

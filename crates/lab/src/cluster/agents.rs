@@ -10,11 +10,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use portcullis_agent::{Logging, Options, Socket, Unprogrammed};
+use portcullis_agent::{Logging, Mode, Options, Socket, Unprogrammed};
 use portcullis_core::model::LogLevel;
 use portcullis_dataplane::Nftables;
 use portcullis_dataplane::state::Log;
 use portcullis_kube::live::Access;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::Error;
@@ -26,8 +27,31 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// Everything: a lab is there to be looked at.
 const LOGGING: Logging = Logging { level: LogLevel::All, group: LOG.group, rate: LOG.rate };
 pub(crate) const LOG: Log = Log { group: 86, rate: 1000 };
+/// Where an agent answers people, who come by a port-forward to its pod.
+const API: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
 /// How long an agent may take until it enforces.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The pods of the agents, as deploy/ has them. Nothing runs in them: the agents are threads of this
+/// process, and the network of the nodes is all that they have in common.
+pub(crate) fn daemon_set() -> Value {
+    let labels = json!({"app.kubernetes.io/name": "portcullis"});
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "portcullis", "namespace": "kube-system", "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "hostNetwork": true,
+                    "containers": [{"name": "agent", "image": "portcullis"}],
+                },
+            },
+        },
+    })
+}
 
 /// The agents of all nodes. They stop when this is dropped; what is in force stands.
 #[derive(Debug)]
@@ -87,6 +111,7 @@ impl Agent {
             node: name.clone(),
             access: Access { kubeconfig: Some(kubeconfig), ..Access::default() },
             metrics_address: Some(METRICS),
+            api_address: Some(API),
             log: LOGGING,
             events: false,
             socket: Some(Socket {
@@ -97,6 +122,7 @@ impl Agent {
             // A pod's command starts with its network, and nothing here makes it wait for the agent:
             // its first packet would be lost.
             unprogrammed: Unprogrammed::Open,
+            mode: Mode::Enforce,
             keep_established: false,
             allow_spoofing: false,
         };
