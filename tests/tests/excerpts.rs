@@ -60,7 +60,7 @@ fn an_excerpt_says_of_local_ends_what_the_whole_cluster_says() {
             node.policy(&policy.namespace, &policy.name, Some(policy.clone()));
         }
         for (name, labels) in &cluster.namespaces {
-            node.namespace(name, Some(labels.clone()));
+            node.namespace(name, Some(labels.clone()), None);
         }
         for known in &cluster.nodes {
             node.node(&known.name, Some(&known.addresses));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -263,8 +264,8 @@ impl<D: Dataplane> Agent<D> {
             Ok(hits) => self.add(&hits),
             Err(error) => warn!(%error, "hits cannot be read"),
         }
-        match self.dataplane.refused() {
-            Ok(refused) => self.metrics().refused = refused,
+        match self.dataplane.ended() {
+            Ok(ended) => self.metrics().ended = ended,
             Err(error) => warn!(%error, "what was refused cannot be counted"),
         }
     }

@@ -46,8 +46,7 @@ pub struct Metrics {
     watch_errors: BTreeMap<Kind, u64>,
     hits: BTreeMap<PolicyName, u64>,
     pub(crate) rule_hits: BTreeMap<RulePlace, u64>,
-    /// Egress, ingress.
-    pub(crate) refused: [Tally; 2],
+    pub(crate) ended: Ended,
     pub(crate) false_sources: Tally,
     pub(crate) allowed: Tally,
     pub(crate) flows: BTreeMap<Verdict, u64>,
@@ -241,7 +240,7 @@ impl Metrics {
 
 impl Metrics {
     fn render_flows(&self, page: &mut Page) {
-        let [egress, ingress] = self.refused;
+        let Ended { refused: [egress, ingress], audited } = self.ended;
         let refused = [("egress", egress), ("ingress", ingress), ("source", self.false_sources)];
         let help = "Packets that were refused: by the policies of their source or destination, or \
                     for a false source.";
@@ -255,12 +254,24 @@ impl Metrics {
             let unlogged = packets.saturating_sub(told);
             page.line("refused_unlogged_packets_total", &format!("by=\"{by}\""), unlogged);
         }
+        let audited = ["egress", "ingress"].into_iter().zip(audited);
+        let help = "Packets that passed because what refuses them is only audited.";
+        page.head("audited_packets_total", "counter", help);
+        for (by, tally) in audited.clone() {
+            page.line("audited_packets_total", &format!("by=\"{by}\""), tally.packets);
+        }
+        let help = "Those of them that were not logged, because they were too many.";
+        page.head("audited_unlogged_packets_total", "counter", help);
+        for (by, Tally { packets, told }) in audited {
+            let unlogged = packets.saturating_sub(told);
+            page.line("audited_unlogged_packets_total", &format!("by=\"{by}\""), unlogged);
+        }
         let help =
             "Allowed packets that were to be logged and were not, because they were too many.";
         let unlogged = self.allowed.packets.saturating_sub(self.allowed.told);
         page.one("allowed_unlogged_packets_total", "counter", help, unlogged);
         page.head("flows_total", "counter", "Connections that were logged.");
-        for verdict in [Verdict::Allowed, Verdict::Refused] {
+        for verdict in [Verdict::Allowed, Verdict::Refused, Verdict::Audited] {
             let flows = self.flows.get(&verdict).copied().unwrap_or_default();
             page.line("flows_total", &format!("verdict=\"{}\"", verdict.as_str()), flows);
         }
@@ -328,7 +339,7 @@ mod tests {
         let elapsed = Duration::from_millis(4);
         metrics.applied(&Report { elapsed, ..Report::default() });
         metrics.watch_failed(Kind::Pod);
-        metrics.refused[1] = Tally { packets: 5, told: 3 };
+        metrics.ended.refused[1] = Tally { packets: 5, told: 3 };
         let policy = |name: &str| PolicyName {
             namespace: "shop".to_owned(),
             name: name.to_owned(),

@@ -86,7 +86,15 @@ pub(crate) fn record(node: &str, logged: &Logged, known: &Explained) -> Flow {
     };
     match logged.outcome {
         Outcome::Refused(hook) => refused(&mut flow, hook, &logged.headers, known),
+        Outcome::Audited(hook) => {
+            flow.verdict = Verdict::Audited;
+            refused(&mut flow, hook, &logged.headers, known);
+        }
         Outcome::FalseSource => flow.reason = Some(Reason::FalseSource),
+        Outcome::AuditedSource => {
+            flow.verdict = Verdict::Audited;
+            flow.reason = Some(Reason::FalseSource);
+        }
         Outcome::Allowed => {
             flow.verdict = Verdict::Allowed;
             for end in known.ends(&logged.headers).into_iter().flatten() {

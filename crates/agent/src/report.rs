@@ -2,11 +2,12 @@
 //! [`Flow`] for whoever asks, on a thread of its own.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use portcullis_cni::flow::{Direction, Flow, Verdict};
 use portcullis_core::incremental::Excerpt;
@@ -45,6 +46,8 @@ pub(crate) struct Reporter {
     /// Of pods whose namespace says nothing.
     pub(crate) level: LogLevel,
     pub(crate) log: Log,
+    /// What the kernel tells; `None` if somebody else listens to that.
+    pub(crate) told: Option<FlowLog>,
     pub(crate) allowed: Allowed,
     pub(crate) ask: Ask,
     /// The addresses of the pods whose allowed connections are reported, whenever they are others.
@@ -56,11 +59,10 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Reports until nobody can say any more what is wanted.
-    pub(crate) fn on_a_thread(mut self) -> io::Result<()> {
-        let thread = thread::Builder::new().name("report".to_owned());
-        // A namespace belongs to a thread: what is opened there is of the one that starts it.
-        thread.spawn(move || self.work()).map(drop)
+    /// Reports until nobody can say any more what is wanted. Works in the network namespace of the
+    /// calling thread.
+    pub(crate) fn on_a_thread(mut self) -> io::Result<JoinHandle<()>> {
+        thread::Builder::new().name("report".to_owned()).spawn(move || self.work())
     }
 
     fn work(&mut self) {
@@ -97,6 +99,9 @@ impl Reporter {
     fn listen(&mut self) -> Option<FlowLog> {
         let mut said = false;
         loop {
+            if let Some(told) = self.told.take() {
+                return Some(told);
+            }
             match FlowLog::open(self.log.group) {
                 Ok(log) => return Some(log),
                 Err(error) if !said => {
@@ -165,8 +170,11 @@ impl Reporter {
         let level = match outcome {
             // The rules tell only of those that are wanted.
             Outcome::Allowed => return true,
-            Outcome::FalseSource | Outcome::Refused(Hook::Egress) => source,
-            Outcome::Refused(Hook::Ingress) => destination,
+            Outcome::FalseSource
+            | Outcome::AuditedSource
+            | Outcome::Refused(Hook::Egress)
+            | Outcome::Audited(Hook::Egress) => source,
+            Outcome::Refused(Hook::Ingress) | Outcome::Audited(Hook::Ingress) => destination,
         };
         level.unwrap_or(self.level) > LogLevel::None
     }
@@ -238,13 +246,14 @@ fn say(flow: &Flow) {
         Verdict::Allowed => {
             info!(from, to, port, protocol, %source, %destination, "allowed");
         }
-        Verdict::Refused => {
+        Verdict::Refused | Verdict::Audited => {
+            let verdict = flow.verdict.as_str();
             let reason = flow.reason.map(|reason| reason.as_str());
             let isolated_by = flow.isolated_by.join(",");
             let nearest = flow.nearest.as_ref().map(ToString::to_string);
             info!(
                 direction, from, to, port, protocol, %source, %destination, reason, isolated_by,
-                nearest, "refused"
+                nearest, "{verdict}"
             );
         }
     }

@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portcullis_cni::protocol::{Answer, Request};
 use portcullis_core::incremental::Logged;
 use portcullis_core::model::{LogLevel, Mode};
 use portcullis_dataplane::state::Log;
-use portcullis_dataplane::{Allowed, Dataplane};
+use portcullis_dataplane::{Allowed, Dataplane, FlowLog};
 use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -242,7 +242,7 @@ pub fn run_until(
     let flows = Arc::new(Flows::default());
     let (say, refused) = tokio::sync::mpsc::channel(events::WAITING);
     let say = options.events.then_some(say);
-    let reports = report(&options, &tell, &flows, say, &metrics)?;
+    let (reports, reporter) = report(&options, &tell, &flows, say, &metrics)?.unzip();
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
         .with_reports(reports)
         .with_unprogrammed(options.unprogrammed)
@@ -315,7 +315,9 @@ pub fn run_until(
     let _ = tell.send(Message::Stop);
     let joined = worker.join();
     outcome?;
-    joined.map_err(|_| Error::Broken)?;
+    // It ends with the work, and the next agent can listen.
+    let reported = reporter.map_or(Ok(()), JoinHandle::join);
+    joined.and(reported).map_err(|_| Error::Broken)?;
     info!("stopped; what is in force stands");
     Ok(())
 }
@@ -328,7 +330,7 @@ fn report(
     flows: &Arc<Flows>,
     events: Option<tokio::sync::mpsc::Sender<events::Refused>>,
     metrics: &Arc<Mutex<Metrics>>,
-) -> Result<Option<Reports>, Error> {
+) -> Result<Option<(Reports, JoinHandle<()>)>, Error> {
     let Logging { level, group, rate } = options.log;
     let log = Log { group, rate };
     let allowed = match Allowed::open(log) {
@@ -350,10 +352,20 @@ fn report(
         excerpt.recv().ok()
     };
     let (node, flows, metrics) = (options.node.clone(), flows.clone(), metrics.clone());
-    let reporter =
-        Reporter { node, level, log, allowed, ask: Box::new(ask), wanted, flows, events, metrics };
-    reporter.on_a_thread().map_err(Error::Runtime)?;
-    Ok(Some(Reports { logging: options.log, tell: say }))
+    let reporter = Reporter {
+        node,
+        level,
+        log,
+        told: FlowLog::open(log.group).ok(),
+        allowed,
+        ask: Box::new(ask),
+        wanted,
+        flows,
+        events,
+        metrics,
+    };
+    let thread = reporter.on_a_thread().map_err(Error::Runtime)?;
+    Ok(Some((Reports { logging: options.log, tell: say }, thread)))
 }
 
 fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {

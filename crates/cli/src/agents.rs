@@ -150,6 +150,11 @@ impl Line {
         }
     }
 
+    /// Waits from now on for as long as it takes.
+    pub(crate) fn without_hurry(&mut self) -> Result<(), String> {
+        self.reader.get_ref().set_read_timeout(None).map_err(|error| error.to_string())
+    }
+
     /// Asks something, and gives every answer up to the last one.
     pub(crate) fn ask(
         &mut self,

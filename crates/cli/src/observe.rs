@@ -4,21 +4,23 @@ mod hits;
 mod shown;
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use portcullis_cni::flow::{Filter, Port, Verdict, Who};
-use portcullis_cni::protocol::{Answer, LONGEST, Request, line};
+use portcullis_cni::protocol::{Answer, Request};
 use portcullis_core::net::{IpNet, Protocol};
 
+use crate::agents::{Agent, AgentArgs, Line, Reach, each};
+use crate::input::LiveArgs;
 use crate::lab::Name;
 use crate::output::{Output, print};
+use crate::style::WARNING;
 use crate::trouble::Trouble;
 use shown::Shown;
 
@@ -35,14 +37,14 @@ pub(crate) struct Observe {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    agents: Agents,
+    asked: Asked,
     /// Go on, and show connections as they happen
     #[arg(long)]
     follow: bool,
     /// Show so many of the last connections; without --follow 20, with it none
     #[arg(long, value_name = "NUMBER")]
     last: Option<usize>,
-    /// Only what was allowed, or refused
+    /// Only what was allowed, refused or audited
     #[arg(long, value_enum, value_name = "VERDICT")]
     verdict: Vec<WantedVerdict>,
     /// Only from this pod, address or CIDR
@@ -69,17 +71,11 @@ enum Command {
 
 /// The agents that are asked.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Agents {
-    /// Unix socket of an agent on this machine; may be given several times
-    #[arg(
-        long,
-        default_value = portcullis_cni::SOCKET,
-        value_name = "PATH",
-        conflicts_with = "lab"
-    )]
-    socket: Vec<PathBuf>,
+pub(crate) struct Asked {
+    #[command(flatten)]
+    agents: AgentArgs,
     /// Ask the agents of a lab that is up
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["socket", "agent_port"])]
     lab: bool,
     #[command(flatten)]
     name: Name,
@@ -91,24 +87,14 @@ enum WantedVerdict {
     Allowed,
     /// What did not
     Refused,
+    /// What passed because it is only audited
+    Audited,
 }
 
 /// What is shown if nothing is said.
 const LAST: usize = 20;
 /// What comes within so long is shown in the order of time, whichever agent tells it.
 const GATHER: Duration = Duration::from_millis(50);
-
-/// An agent that can be asked.
-pub(crate) struct Agent {
-    /// What it is called in messages.
-    pub(crate) name: String,
-    /// Where requests go, and answers come from.
-    pub(crate) stream: Box<dyn Stream>,
-}
-
-pub(crate) trait Stream: Read + Write + Send {}
-
-impl<T: Read + Write + Send> Stream for T {}
 
 /// What is heard of agents.
 enum Heard {
@@ -129,16 +115,20 @@ impl Observe {
         let last = self.last.unwrap_or(if self.follow { 0 } else { LAST });
         let request =
             Request::Observe { filter: self.filter()?, last: Some(last), follow: self.follow };
-        let agents = self.agents.open()?;
-        let mut shown = Shown::new(self.output, agents.len() > 1);
+        let reach = self.asked.reach()?;
+        let lines = lines(&reach)?;
+        let mut shown = Shown::new(self.output, lines.len() > 1);
         let (say, heard) = mpsc::channel();
-        for agent in agents {
-            let (say, request) = (say.clone(), request.clone());
+        for (agent, mut line) in lines {
+            let (say, request, follow) = (say.clone(), request.clone(), self.follow);
             thread::spawn(move || {
-                let end =
-                    converse(agent, &request, |answer| say.send(Heard::Answer(answer)).is_ok());
+                let hear = |answer| say.send(Heard::Answer(answer)).map_err(|e| e.to_string());
+                let end = match follow {
+                    true => line.without_hurry().and_then(|()| line.ask(&request, hear)),
+                    false => line.ask(&request, hear),
+                };
                 // Nobody listens when this process ends.
-                let _ = say.send(Heard::End(end));
+                let _ = say.send(Heard::End(end.map_err(|why| unheard(&agent, why))));
             });
         }
         drop(say);
@@ -191,6 +181,7 @@ impl Observe {
         let verdicts = self.verdict.iter().map(|verdict| match verdict {
             WantedVerdict::Allowed => Verdict::Allowed,
             WantedVerdict::Refused => Verdict::Refused,
+            WantedVerdict::Audited => Verdict::Audited,
         });
         Ok(Filter {
             verdicts: verdicts.collect(),
@@ -236,70 +227,63 @@ fn port(text: &str) -> Option<Port> {
     Some(Port { port: port.parse().ok().filter(|_| fits)?, protocol })
 }
 
-impl Agents {
-    /// Connections to all of them.
-    pub(crate) fn open(&self) -> Result<Vec<Agent>, Trouble> {
-        let sockets = match self.lab {
-            true => self.of_the_lab()?,
-            false => self.socket.clone(),
-        };
-        let open = |path: &PathBuf| {
-            let name = path.display().to_string();
-            let stream = UnixStream::connect(path).map_err(|source| {
-                let hint = match source.kind() {
-                    io::ErrorKind::PermissionDenied => "; only its owner and root may ask it",
-                    io::ErrorKind::NotFound if self.socket.iter().eq([portcullis_cni::SOCKET]) => {
-                        "; does an agent run on this machine? --socket names another one, --lab \
-                         asks those of a lab"
-                    }
-                    _ => "",
-                };
-                Trouble::NoAgent { name: name.clone(), source, hint }
-            })?;
-            Ok(Agent { name, stream: Box::new(stream) })
-        };
-        sockets.iter().map(open).collect()
+impl Asked {
+    /// How the agents are reached.
+    pub(crate) fn reach(&self) -> Result<Reach, Trouble> {
+        let LiveArgs { kubeconfig, context, .. } = &self.agents.live;
+        let own = Path::new(portcullis_cni::SOCKET);
+        let named = kubeconfig.is_some() || context.is_some();
+        match self.lab {
+            true => Ok(Reach::Sockets(self.of_the_lab()?)),
+            // On a node, its own agent.
+            false if self.agents.socket.is_empty() && !named && own.exists() => {
+                Ok(Reach::Sockets(vec![own.to_owned()]))
+            }
+            false => self.agents.reach(),
+        }
     }
 
     fn of_the_lab(&self) -> Result<Vec<PathBuf>, Trouble> {
         let name = &self.name.lab_name;
         // An error if there is no such lab.
         portcullis_lab::Control::connect(name)?;
-        let folder = portcullis_lab::sockets(name);
-        let what = || format!("cannot look for the agents of the lab {name:?}");
-        let nodes = fs::read_dir(&folder).and_then(|nodes| {
+        let nodes = fs::read_dir(portcullis_lab::sockets(name)).and_then(|nodes| {
             nodes.map(|node| Ok(node?.path().join("agent.sock"))).collect::<io::Result<Vec<_>>>()
         });
-        let mut nodes = nodes.map_err(|source| Trouble::Io { what: what(), source })?;
+        let what = format!("cannot look for the agents of the lab {name:?}");
+        let mut nodes = nodes.map_err(|source| Trouble::Io { what, source })?;
         nodes.sort();
         Ok(nodes)
     }
 }
 
-/// Asks an agent, and hands on what it says until it has said all, or nobody wants more.
-pub(crate) fn converse(
-    agent: Agent,
-    request: &Request,
-    mut hear: impl FnMut(Answer) -> bool,
-) -> Result<(), Trouble> {
-    let Agent { name, mut stream } = agent;
-    let broke = |source| Trouble::NoAgent { name: name.clone(), source, hint: "" };
-    stream.write_all(&line(request)).map_err(broke)?;
-    let mut reader = BufReader::new(stream);
-    loop {
-        let mut text = String::new();
-        (&mut reader).take(LONGEST as u64).read_line(&mut text).map_err(broke)?;
-        if text.is_empty() {
-            return Err(broke(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up")));
-        }
-        match serde_json::from_str(&text).map_err(|error| broke(error.into()))? {
-            Answer::Done => return Ok(()),
-            Answer::Failed { why } => return Err(broke(io::Error::other(why))),
-            answer => {
-                if !hear(answer) {
-                    return Ok(());
-                }
-            }
+/// Connects to all agents. Says which cannot be reached; that none can is an error.
+pub(crate) fn lines(reach: &Reach) -> Result<Vec<(Agent, Line)>, Trouble> {
+    let agents = reach.agents()?;
+    let lines = each(agents, |agent| {
+        let line = reach.connect(&agent);
+        (agent, line)
+    });
+    let (mut connected, mut missing) = (Vec::new(), Vec::new());
+    for (agent, line) in lines {
+        match line {
+            Ok(line) => connected.push((agent, line)),
+            Err(why) => missing.push(unheard(&agent, why)),
         }
     }
+    if connected.is_empty() {
+        return Err(missing.into_iter().next().unwrap_or(Trouble::NoAgents));
+    }
+    for trouble in missing {
+        anstream::eprintln!("{WARNING}warning{WARNING:#}: {trouble}");
+    }
+    Ok(connected)
+}
+
+pub(crate) fn unheard(agent: &Agent, why: String) -> Trouble {
+    let name = match agent {
+        Agent::Socket(path) => path.display().to_string(),
+        Agent::Pod(pod) => format!("{}/{} on {}", pod.namespace, pod.name, pod.node),
+    };
+    Trouble::NoAgent { name, why }
 }

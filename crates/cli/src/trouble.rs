@@ -90,8 +90,14 @@ pub(crate) enum Trouble {
     #[error("{option} {found:?} is not {wanted}")]
     Option { option: &'static str, found: String, wanted: &'static str },
     /// An agent that cannot be asked, or breaks off.
-    #[error("the agent at {name} does not answer: {source}{hint}")]
-    NoAgent { name: String, source: io::Error, hint: &'static str },
+    #[error("the agent {name}: {why}")]
+    NoAgent { name: String, why: String },
+    /// A cluster without any.
+    #[error(
+        "the cluster has no agent of portcullis; --socket asks one on this machine, and --lab those \
+         of a lab"
+    )]
+    NoAgents,
     /// The lab.
     #[error(transparent)]
     Lab(#[from] portcullis_lab::Error),

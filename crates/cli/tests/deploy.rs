@@ -135,8 +135,12 @@ fn events_are_asked_for_and_may_be_created_and_nothing_else() {
     };
     let more: Vec<_> = with.lines().filter(|line| !without.lines().any(|l| l == *line)).collect();
     let wanted = [
-        "  name: portcullis-events", "  - events", "  - create", "  name: portcullis-events",
-        "  name: portcullis-events", "        - --events",
+        "  name: portcullis-events",
+        "  - events",
+        "  - create",
+        "  name: portcullis-events",
+        "  name: portcullis-events",
+        "        - --events",
     ];
     assert_eq!(more, wanted);
 }

@@ -48,6 +48,8 @@ pub enum Verdict {
     Allowed,
     /// It did not.
     Refused,
+    /// It passed, because what refuses it is only audited.
+    Audited,
 }
 
 /// Why a connection was refused.
@@ -216,6 +218,7 @@ impl Verdict {
         match self {
             Verdict::Allowed => "allowed",
             Verdict::Refused => "refused",
+            Verdict::Audited => "audited",
         }
     }
 }

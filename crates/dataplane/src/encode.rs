@@ -363,12 +363,10 @@ impl Encoder<'_> {
                         self.lookup(fields, *set, Find::Absent, list);
                     }
                     Expression::Map(fields, set) => self.lookup(fields, *set, Find::Verdict, list),
-                    Expression::Count(_) | Expression::Refused(_) => {
+                    Expression::Count(_) | Expression::Tally(_) => {
                         expression(list, "counter", |_| {});
                     }
-                    Expression::Tell(direction, log) => {
-                        tell(list, *log, &ChainId::Refused(*direction).to_string());
-                    }
+                    Expression::Tell(chain, log) => tell(list, *log, &chain.to_string()),
                     Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
                         immediate.u32(1, VERDICT_REGISTER);
                         immediate.nest(2, |data| self.write_verdict(*verdict, data));

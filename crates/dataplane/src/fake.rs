@@ -11,7 +11,7 @@ use crate::plan::{
     ChainId, Element, Expression, Field, Key, OriginsId, Plan, Planner, Set, SetId, Type, Verdict,
 };
 use crate::state::{NodeState, Ports};
-use crate::{Dataplane, Difference, Error, Hits, Report, Tally};
+use crate::{Dataplane, Difference, Ended, Error, Hits, Report};
 
 /// Stands in for [`Nftables`](crate::Nftables) in tests.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub struct Fake {
     /// The elements of each set.
     elements: BTreeMap<SetId, BTreeMap<Key, Element>>,
     hits: BTreeMap<u32, Hits>,
-    refused: [Tally; 2],
+    ended: Ended,
 }
 
 /// The first packet of a connection, as it is at the hook: after Service DNAT.
@@ -172,12 +172,12 @@ impl Fake {
                 Some(None)
             }
             // However many there are, it tells of all.
-            Expression::Tell(direction, _) => {
-                self.refused[*direction as usize].told += 1;
+            Expression::Tell(chain, _) => {
+                self.ended.of(*chain, |tally| tally.told += 1);
                 Some(None)
             }
-            Expression::Refused(direction) => {
-                self.refused[*direction as usize].packets += 1;
+            Expression::Tally(chain) => {
+                self.ended.of(*chain, |tally| tally.packets += 1);
                 Some(None)
             }
             Expression::Verdict(verdict) => Some(Some(*verdict)),
@@ -222,8 +222,8 @@ impl Dataplane for Fake {
         Ok(self.hits.values().copied().collect())
     }
 
-    fn refused(&mut self) -> Result<[Tally; 2], Error> {
-        Ok(self.refused)
+    fn ended(&mut self) -> Result<Ended, Error> {
+        Ok(self.ended)
     }
 
     fn tidy(&mut self, _wait: bool) -> bool {
@@ -380,7 +380,7 @@ fn chain_contract(plan: &Plan, id: ChainId) -> Result<(), Violation> {
                 Expression::Verdict(verdict) => verdict_contract(plan, &id, Some(*verdict))?,
                 Expression::Count(_)
                 | Expression::Tell(..)
-                | Expression::Refused(_)
+                | Expression::Tally(_)
                 | Expression::KnownConnection
                 | Expression::NeighborDiscovery => {}
             }

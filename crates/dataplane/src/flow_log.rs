@@ -12,7 +12,7 @@ use crate::attributes::{Attributes, Message, find};
 use crate::encode::SNAP_BYTES;
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
 use crate::plan::{ChainId, Direction};
-use crate::sources::FALSE_SOURCE;
+use crate::sources::{AUDITED_SOURCE, FALSE_SOURCE};
 
 const SUBSYSTEM: u16 = 4;
 const PACKET: u16 = SUBSYSTEM << 8;
@@ -50,8 +50,12 @@ pub struct FlowLog {
 pub enum Outcome {
     /// It was refused in this direction.
     Refused(Direction),
+    /// It would have been refused in this direction, and passed.
+    Audited(Direction),
     /// It was dropped because its source is not its sender's.
     FalseSource,
+    /// It would have been, and passed.
+    AuditedSource,
     /// It passed.
     Allowed,
 }
@@ -140,11 +144,17 @@ const ENOBUFS: i32 = nix::errno::Errno::ENOBUFS as i32;
 fn logged(attributes: &[u8]) -> Option<Logged> {
     let prefix = find(attributes, PREFIX)?;
     let prefix = std::str::from_utf8(prefix).ok()?.trim_end_matches('\0');
-    let refused = |direction: &Direction| prefix == ChainId::Refused(*direction).to_string();
+    let ends = Direction::BOTH.into_iter().flat_map(|direction| {
+        [
+            (ChainId::Refused(direction), Outcome::Refused(direction)),
+            (ChainId::Audited(direction), Outcome::Audited(direction)),
+        ]
+    });
     let outcome = match prefix {
         ALLOWED => Outcome::Allowed,
         FALSE_SOURCE => Outcome::FalseSource,
-        _ => Outcome::Refused(Direction::BOTH.into_iter().find(refused)?),
+        AUDITED_SOURCE => Outcome::AuditedSource,
+        _ => ends.into_iter().find(|(chain, _)| chain.to_string() == prefix)?.1,
     };
     let headers = Headers::read(find(attributes, PAYLOAD)?)?;
     Some(Logged { time: time(attributes).unwrap_or_else(SystemTime::now), outcome, headers })

@@ -246,7 +246,10 @@ impl Layout<'_> {
     /// return to the base chain, so that the other end is judged too.
     fn last_chains(&self, plan: &mut Plan) {
         let last = |direction| {
-            [(ChainId::Refused(direction), Verdict::Drop), (ChainId::Audited(direction), Verdict::Return)]
+            [
+                (ChainId::Refused(direction), Verdict::Drop),
+                (ChainId::Audited(direction), Verdict::Return),
+            ]
         };
         for (chain, verdict) in Direction::BOTH.into_iter().flat_map(last) {
             let end = Expression::Verdict(Verdict::Goto(chain));

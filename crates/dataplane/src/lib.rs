@@ -45,7 +45,7 @@ pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use flow_log::{FlowLog, Headers, Logged, Outcome};
 pub use nftables::Nftables;
-pub use seam::{Dataplane, Hits, Report, Tally};
+pub use seam::{Dataplane, Ended, Hits, Report, Tally};
 pub use share::share;
 pub use sources::Sources;
 

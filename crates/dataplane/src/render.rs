@@ -108,9 +108,8 @@ fn expression(part: &Expression) -> String {
         Expression::Lookup(fields, set) => format!("{} @{set}", self::fields(fields)),
         Expression::Absent(fields, set) => format!("{} != @{set}", self::fields(fields)),
         Expression::Map(fields, map) => format!("{} vmap @{map}", self::fields(fields)),
-        Expression::Count(_) | Expression::Refused(_) => "counter".to_owned(),
-        Expression::Tell(direction, Log { group, rate }) => {
-            let prefix = ChainId::Refused(*direction);
+        Expression::Count(_) | Expression::Tally(_) => "counter".to_owned(),
+        Expression::Tell(prefix, Log { group, rate }) => {
             format!(
                 "limit rate {rate}/second burst {rate} packets log prefix \"{prefix}\" group {group} \
                  snaplen {SNAP_BYTES} counter"

@@ -28,10 +28,9 @@ pub trait Dataplane {
     /// may be left out.
     fn hits(&mut self) -> Result<Vec<Hits>, Error>;
 
-    /// What was refused in all, by direction in the order of
-    /// [`Direction::BOTH`](crate::plan::Direction::BOTH): packets of new connections, each time that
-    /// they are sent. It never becomes less, whatever is applied.
-    fn refused(&mut self) -> Result<[Tally; 2], Error>;
+    /// What no rule allowed in all: packets of new connections, each time that they are sent. It never
+    /// becomes less, whatever is applied.
+    fn ended(&mut self) -> Result<Ended, Error>;
 
     /// How what is in force differs from what was applied last, because somebody else changed it.
     /// Nothing before the first [`apply`](Dataplane::apply). To be asked often: it costs next to
@@ -66,7 +65,17 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-/// What was refused in one direction.
+/// What no rule allowed, by direction in the order of
+/// [`Direction::BOTH`](crate::plan::Direction::BOTH).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// What was refused.
+    pub refused: [Tally; 2],
+    /// What would have been, and passed.
+    pub audited: [Tally; 2],
+}
+
+/// What came to the end of rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Packets.

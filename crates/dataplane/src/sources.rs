@@ -34,7 +34,8 @@
 //! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
 //! Links that are no pod's may receive from any source, as routes may be asymmetric there.
 //!
-//! Where nothing is refused (SEMANTICS 28), `counter accept` stands in the place of `counter drop`.
+//! Where nothing is refused (SEMANTICS 28), `counter accept` stands in the place of `counter drop`, and
+//! the prefix is `audited-source`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -61,6 +62,8 @@ const SOURCES_TABLE: &str = "portcullis-sources";
 const BASE: &str = "prerouting";
 /// Where packets with a false source go, and what the log says of them.
 pub(crate) const FALSE_SOURCE: &str = "false-source";
+/// What the log says of one that passes all the same.
+pub(crate) const AUDITED_SOURCE: &str = "audited-source";
 const HOOK_PREROUTING: u32 = 0;
 /// Before connection tracking.
 const PRIORITY_RAW: i32 = -300;
@@ -208,7 +211,11 @@ fn requests(known: &Known) -> Vec<Request> {
     table.add();
     table.base_chain(BASE, HOOK_PREROUTING, PRIORITY_RAW);
     table.chain(FALSE_SOURCE);
-    table.ends(FALSE_SOURCE, known.log.map(|log| (log, FALSE_SOURCE)), Verdict::Drop);
+    let (then, said) = match known.audit {
+        true => (Verdict::Accept, AUDITED_SOURCE),
+        false => (Verdict::Drop, FALSE_SOURCE),
+    };
+    table.ends(FALSE_SOURCE, known.log.map(|log| (log, said)), then);
     table.set("links", &[LINK]);
     table.set("pods4", &[ADDRESS_V4]);
     table.set("pods6", &[ADDRESS_V6]);
@@ -245,7 +252,6 @@ fn requests(known: &Known) -> Vec<Request> {
         compare(list, EQUAL, &begins_with(0xfe, 0x80));
         table::verdict(list, Verdict::Accept);
     });
-    let then = if known.audit { Verdict::Accept } else { Verdict::Drop };
     table.rule(BASE, |list| {
         load_meta(list, META_LINK, register(0));
         table::lookup(list, "links");

@@ -37,7 +37,7 @@ use portcullis_agent::{
 use portcullis_core::model::LogLevel;
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::state::NodeState;
-use portcullis_dataplane::{Dataplane, Difference, Error, Fake, Hits, Nftables, Report, Tally};
+use portcullis_dataplane::{Dataplane, Difference, Ended, Error, Fake, Hits, Nftables, Report};
 use portcullis_kube::live::Access;
 use portcullis_kube::{Source, load};
 use serde_json::{Value, json};
@@ -239,8 +239,8 @@ impl Dataplane for Watched {
         self.0.lock().unwrap().0.hits()
     }
 
-    fn refused(&mut self) -> Result<[Tally; 2], Error> {
-        self.0.lock().unwrap().0.refused()
+    fn ended(&mut self) -> Result<Ended, Error> {
+        self.0.lock().unwrap().0.ended()
     }
 
     fn tidy(&mut self, wait: bool) -> bool {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use portcullis_cni::flow::{RuleHits, RuleName};
 use portcullis_cni::protocol::{Answer, Request};
 
-use super::{Agents, converse};
+use super::{Asked, lines, unheard};
 use crate::output::{Output, json, print, terminal_width};
 use crate::table::Table;
 use crate::trouble::Trouble;
@@ -20,7 +20,7 @@ use crate::trouble::Trouble;
 )]
 pub(crate) struct Hits {
     #[command(flatten)]
-    agents: Agents,
+    asked: Asked,
     /// Only rules of policies of this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Vec<String>,
@@ -34,10 +34,11 @@ pub(crate) struct Hits {
 
 impl Hits {
     pub(crate) fn run(&self) -> Result<ExitCode, Trouble> {
+        let reach = self.asked.reach()?;
         let mut all = BTreeMap::<RuleName, (u64, String)>::new();
-        for agent in self.agents.open()? {
-            converse(agent, &Request::Hits, |answer| {
-                let Answer::Hits { rules } = answer else { return true };
+        for (agent, mut line) in lines(&reach)? {
+            let heard = line.ask(&Request::Hits, |answer| {
+                let Answer::Hits { rules } = answer else { return Ok(()) };
                 for RuleHits { rule, hits, since } in rules {
                     // What one agent has not counted, nobody has: the last of them says since when.
                     let known = all.entry(rule).or_insert((0, since.clone()));
@@ -46,8 +47,9 @@ impl Hits {
                         known.1 = since;
                     }
                 }
-                true
-            })?;
+                Ok(())
+            });
+            heard.map_err(|why| unheard(&agent, why))?;
         }
         let wanted = |(rule, (hits, _)): &(RuleName, (u64, String))| {
             let namespace = rule.policy.split('/').next().unwrap_or_default();

@@ -3,7 +3,7 @@
 use portcullis_cni::flow::{Direction, Flow, Reason, Verdict};
 
 use crate::output::Output;
-use crate::style::{BOLD, DIM, REFUSED};
+use crate::style::{BOLD, DIM, DOUBT, REFUSED};
 use crate::trouble::Trouble;
 
 /// The columns before the last one, which has no width.
@@ -53,6 +53,7 @@ impl Shown {
         for (flow, cells) in rows {
             let row = self.row(&cells, |column, cell| match (column, flow.verdict) {
                 (1, Verdict::Refused) => format!("{REFUSED}{cell}{REFUSED:#}"),
+                (1, Verdict::Audited) => format!("{DOUBT}{cell}{DOUBT:#}"),
                 _ => cell,
             });
             let node =

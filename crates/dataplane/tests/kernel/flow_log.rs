@@ -34,7 +34,11 @@ const INGRESS: Outcome = Outcome::Refused(Direction::Ingress);
 /// Pod 1 is open. Pod 2 takes port 54 over UDP from pod 1, and opens nothing.
 fn state(log: Option<Log>) -> NodeState {
     let both = |n: u8| [format!("10.0.{n}.2"), format!("fd00:{n}::2")].map(|a| address(&a));
-    let guarded = Profile { ingress: Some([udp(Some(0), 54, 54)].into()), egress: Some([].into()) };
+    let guarded = Profile {
+        ingress: Some([udp(Some(0), 54, 54)].into()),
+        egress: Some([].into()),
+        ..Profile::default()
+    };
     NodeState {
         endpoints: [(1, 0), (2, 1)]
             .into_iter()
@@ -100,13 +104,13 @@ fn refused() {
     }
     assert_eq!(heard(&mut log, wanted.len()), wanted);
     let twice = Tally { packets: 2, told: 2 };
-    assert_eq!(nftables.refused().unwrap(), [twice, twice]);
+    assert_eq!(nftables.ended().unwrap().refused, [twice, twice]);
     assert_eq!(log.lost(), 0);
     // What is not to be told is counted all the same.
     nftables.apply(&state(None)).unwrap();
     send(one, "10.0.1.2", 4004, "10.0.2.2", 53);
     assert_eq!(heard(&mut log, 0), []);
-    assert_eq!(nftables.refused().unwrap(), [twice, Tally { packets: 3, told: 2 }]);
+    assert_eq!(nftables.ended().unwrap().refused, [twice, Tally { packets: 3, told: 2 }]);
 }
 
 fn allowed() {
@@ -208,7 +212,7 @@ fn flood() {
     let seconds = start.elapsed().as_secs() + 1;
     told += heard(&mut listening, 0).len() as u64;
     assert_eq!(answered, ASKED);
-    let [_, ingress] = nftables.refused().unwrap();
+    let [_, ingress] = nftables.ended().unwrap().refused;
     assert_eq!(ingress.packets, PACKETS, "all are counted");
     assert_eq!(told + listening.lost(), ingress.told, "what was told came, or is known to be lost");
     assert!(ingress.told >= 50, "{ingress:?}");
@@ -220,7 +224,7 @@ fn counts_last() {
     let [one, _] = &*network.pods else { panic!("two pods") };
     let mut nftables = Nftables::open().unwrap();
     let mut closed = state(Some(LOG));
-    closed.profiles.insert(1, Profile { ingress: Some([].into()), egress: None });
+    closed.profiles.insert(1, Profile { ingress: Some([].into()), ..Profile::default() });
     let mut open = state(Some(LOG));
     open.profiles.insert(1, Profile::default());
     let other = state(Some(Log { rate: 5, ..LOG }));
@@ -231,7 +235,7 @@ fn counts_last() {
         let is_open = state.profiles[&1].ingress.is_none();
         refused += u64::from(!is_open);
         nftables.tidy(true);
-        let [egress, ingress] = nftables.refused().unwrap();
+        let [egress, ingress] = nftables.ended().unwrap().refused;
         assert_eq!((egress.packets, ingress.packets), (0, refused), "{state:?}");
     }
     assert_eq!(refused, 4);
