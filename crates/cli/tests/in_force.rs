@@ -157,7 +157,8 @@ fn test() {
     raise_loopback();
     let listener = TcpListener::bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).unwrap();
     let options = Options { nodes: 3, families: Families::V4, ..Options::default() };
-    let mut cluster = Cluster::up(listener, &options, None).unwrap();
+    let sockets = std::env::temp_dir().join(format!("in-force-{}", std::process::id()));
+    let mut cluster = Cluster::up(listener, &options, &sockets, None).unwrap();
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
     cluster.server().apply(&namespace).unwrap();
     for node in 1..=3 {
