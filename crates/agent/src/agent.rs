@@ -347,6 +347,8 @@ impl<D: Dataplane> Agent<D> {
             };
             self.metrics().enforced(at.saturating_duration_since(since));
         }
+        // Also where what was refused is no longer wanted.
+        (self.refusal, self.failures) = (None, 0);
         let is_open =
             matches!(self.unprogrammed, Unprogrammed::Closed(_)) && state.ranges.is_empty();
         if is_open && is_known && self.in_force.is_none() {
