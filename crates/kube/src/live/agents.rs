@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams};
 use kube::Client;
+use kube::api::{Api, ListParams};
 use tokio::net::UnixStream as AsyncUnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
