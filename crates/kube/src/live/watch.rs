@@ -68,7 +68,7 @@ pub struct Object {
     /// What is wrong with it.
     pub problems: Vec<String>,
     /// Which of the objects of this name it is, and which state of it.
-    pub version: Version,
+    pub version: Box<Version>,
 }
 
 /// Which object of a name, and which state of it. What the server does not say is empty, or 0.
@@ -147,7 +147,7 @@ impl Known {
 impl From<Known> for Object {
     /// An object of which this is all, and with which nothing is wrong.
     fn from(body: Known) -> Object {
-        Object { body, problems: Vec::new(), version: Version::default() }
+        Object { body, problems: Vec::new(), version: Box::default() }
     }
 }
 
@@ -191,7 +191,7 @@ impl Object {
             problems.push("it cannot be read at all".to_owned());
             nothing_but_its_name(kind, namespace, name)
         });
-        Object { body, problems, version }
+        Object { body, problems, version: Box::new(version) }
     }
 }
 
