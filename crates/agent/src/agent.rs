@@ -391,6 +391,8 @@ impl<D: Dataplane> Agent<D> {
             };
             self.metrics().enforced(at.saturating_duration_since(since));
         }
+        // Also where what was refused is no longer wanted.
+        (self.refusal, self.failures) = (None, 0);
         if let Some(reports) = &self.reports {
             // Nobody listens any more when the agent stops.
             let _ = reports.tell.send(allowed);

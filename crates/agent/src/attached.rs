@@ -174,7 +174,7 @@ mod tests {
             ..Pod::default()
         });
         let version = Version { uid: uid.to_owned(), ..Version::default() };
-        Object { version, ..Object::from(body) }
+        Object { version: version.into(), ..Object::from(body) }
     }
 
     fn attachment(pod: &str, uid: &str, addresses: &[&str]) -> Attachment {

@@ -147,7 +147,7 @@ impl Observed {
             }
             Known::Policy(policy) => {
                 let problems = object.problems;
-                self.versions.insert(name.clone(), object.version);
+                self.versions.insert(name.clone(), *object.version);
                 let changed = self.program.policy(&name.0, &name.1, Some(policy));
                 let reported = match problems.is_empty() {
                     true => self.unreadable.remove(&name).is_some(),

@@ -49,7 +49,7 @@ impl Wanted {
         Some(Wanted {
             namespace: namespace.clone(),
             name: name.clone(),
-            version: policy.version.clone(),
+            version: Version::clone(&policy.version),
             mode: mode.or(of_namespace).unwrap_or_default(),
             nodes,
         })
@@ -140,7 +140,7 @@ mod tests {
             pod("db-2", None, "db"),
             Pod { finished: true, ..pod("db-3", Some("node-3"), "db") },
         ];
-        let object = Object { version, ..Object::from(Known::Policy(policy)) };
+        let object = Object { version: version.into(), ..Object::from(Known::Policy(policy)) };
         Wanted::of(&object, None, pods.iter()).unwrap()
     }
 

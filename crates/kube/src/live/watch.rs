@@ -68,7 +68,7 @@ pub struct Object {
     /// What is wrong with it.
     pub problems: Vec<String>,
     /// Which of the objects of this name it is, and which state of it.
-    pub version: Version,
+    pub version: Box<Version>,
     /// Of a namespace: which connections of its pods are to be reported, if it says that.
     pub log: Option<LogLevel>,
 }
@@ -149,7 +149,7 @@ impl Known {
 impl From<Known> for Object {
     /// An object of which this is all, and with which nothing is wrong.
     fn from(body: Known) -> Object {
-        Object { body, problems: Vec::new(), version: Version::default(), log: None }
+        Object { body, problems: Vec::new(), version: Box::default(), log: None }
     }
 }
 
@@ -202,7 +202,7 @@ impl Object {
             problems.push("it cannot be read at all".to_owned());
             nothing_but_its_name(kind, namespace, name)
         });
-        Object { body, problems, version, log: level }
+        Object { body, problems, version: Box::new(version), log: level }
     }
 }
 
