@@ -245,12 +245,24 @@ impl End {
     }
 }
 
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.short(), self.policy)
+    }
+}
+
+impl RuleName {
+    /// Its place without what is the same of all: `ingress[0]`.
+    pub fn short(&self) -> &str {
+        self.rule.strip_prefix("spec.").unwrap_or(&self.rule)
+    }
+}
+
 impl fmt::Display for Nearest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RuleName { policy, rule } = &self.rule;
-        write!(f, "{rule} of {policy}")?;
+        write!(f, "{}", self.rule)?;
         for (i, Miss { path, expected, found }) in self.misses.iter().enumerate() {
-            let field = path.strip_prefix(&**rule).unwrap_or(path);
+            let field = path.strip_prefix(&self.rule.rule).unwrap_or(path);
             let field = field.strip_prefix('.').unwrap_or(field);
             let before = if i == 0 { ": " } else { "; " };
             write!(f, "{before}{field}: expected {expected}, found {found}")?;

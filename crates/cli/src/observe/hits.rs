@@ -66,7 +66,7 @@ impl Hits {
         } else {
             let rows = rules.iter().map(|RuleHits { rule, hits, since }| {
                 let cells =
-                    [rule.policy.clone(), rule.rule.clone(), hits.to_string(), since.clone()];
+                    [rule.policy.clone(), rule.short().to_owned(), hits.to_string(), since.clone()];
                 cells.map(|cell| vec![cell]).to_vec()
             });
             let table =

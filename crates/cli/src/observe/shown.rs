@@ -99,7 +99,7 @@ fn why(flow: &Flow) -> String {
     match flow.reason {
         None if flow.allowed_by.is_empty() => "no policy isolates the pods".to_owned(),
         None => {
-            let by = flow.allowed_by.iter().map(|by| format!("{} of {}", by.rule, by.policy));
+            let by = flow.allowed_by.iter().map(ToString::to_string);
             by.collect::<Vec<_>>().join(", ")
         }
         Some(Reason::Policy) => {
