@@ -97,7 +97,7 @@ fn why(flow: &Flow) -> String {
         Direction::Ingress => "ingress",
     });
     match flow.reason {
-        None if flow.allowed_by.is_empty() => "no policy isolates the pods".to_owned(),
+        None if flow.allowed_by.is_empty() => "no policy isolates a pod of the node".to_owned(),
         None => {
             let by = flow.allowed_by.iter().map(ToString::to_string);
             by.collect::<Vec<_>>().join(", ")
