@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use portcullis_agent::Mode;
 use portcullis_cni::protocol::{Answer, Held, Holding, Request, line};
-use portcullis_dataplane::{Error, Hits, Report};
+use portcullis_dataplane::{Ended, Error, Hits, Report};
 use serde_json::{Value, json};
 
 use super::{
@@ -127,6 +127,10 @@ impl Dataplane for Stubborn {
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
         self.0.hits()
+    }
+
+    fn ended(&mut self) -> Result<Ended, Error> {
+        self.0.ended()
     }
 
     fn tidy(&mut self, wait: bool) -> bool {
