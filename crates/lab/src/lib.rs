@@ -29,7 +29,7 @@ pub mod tools;
 mod trial;
 mod wiring;
 
-pub use cluster::{Cluster, POD_COMMAND, run_pod_command};
+pub use cluster::{Cluster, started_by_a_lab};
 pub use portcullis_apiserver::Error as ServerError;
 
 pub use control::{Connection, Control, Event};
