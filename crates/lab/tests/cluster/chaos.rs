@@ -558,7 +558,8 @@ fn policy(random: &mut Random, namespace: &str, name: &str) -> Value {
     };
     let subject = if random.below(2) == 0 { json!({}) } else { app(random) };
     let mut spec = json!({"podSelector": subject});
-    let types: &[&str] = *random.one(&[&["Ingress"][..], &["Egress"], &["Ingress", "Egress"]]);
+    let types: &[&str] =
+        random.one::<&[&str]>(&[&["Ingress"][..], &["Egress"], &["Ingress", "Egress"]]);
     spec["policyTypes"] = json!(types);
     if types.contains(&"Ingress") {
         spec["ingress"] = rules(random, "from");
@@ -578,11 +579,11 @@ impl Objects {
     /// Two namespaces, and nine pods on three nodes.
     fn found(&mut self, random: &mut Random, server: &Server) {
         for name in NAMESPACES {
-            server.apply(&namespace(name, *random.one(&TEAMS))).unwrap();
+            server.apply(&namespace(name, random.one::<&str>(&TEAMS))).unwrap();
         }
         for i in 0..9 {
             let (of, name) = (NAMESPACES[i % 2], format!("p{i}"));
-            let object = pod(of, &name, *random.one(&APPS), i % 3 + 1, *random.one(&PORTS));
+            let object = pod(of, &name, random.one::<&str>(&APPS), i % 3 + 1, *random.one(&PORTS));
             server.apply(&object).unwrap();
             self.pods.insert((of.to_owned(), name), object);
         }
