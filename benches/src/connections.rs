@@ -25,13 +25,13 @@ const ROUNDS: usize = 1_001;
 /// Before each measurement, on its new thread.
 const WARM_UP: u32 = 10;
 
-const NODE: &str = "node-1";
+pub(crate) const NODE: &str = "node-1";
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
-const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
-const PORT: u16 = 65_000;
+pub(crate) const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
+pub(crate) const PORT: u16 = 65_000;
 
 /// How the policies allow; each has a peer and ports of its own.
-enum Form {
+pub(crate) enum Form {
     /// A pod selector and a port.
     Pods,
     /// An `ipBlock` and a range of ports.
@@ -112,7 +112,7 @@ pub(crate) fn run() -> Outcome {
 
 /// Connects, accepts and resets, all on this thread: the kernel does the work of both ends and of
 /// the node between them in the calls of the client, and nobody waits for a second core.
-fn per_second(listener: &TcpListener) -> io::Result<f64> {
+pub(crate) fn per_second(listener: &TcpListener) -> io::Result<f64> {
     for _ in 0..WARM_UP {
         connect(listener)?;
     }
@@ -135,7 +135,7 @@ fn connect(listener: &TcpListener) -> io::Result<()> {
 }
 
 /// The two pods that the lab has, and the node of both.
-fn pair() -> Cluster {
+pub(crate) fn pair() -> Cluster {
     let node = Node { name: NODE.to_owned(), ..Node::default() };
     let pods = vec![pod("client", CLIENT, NODE), pod("server", SERVER, NODE)];
     Cluster { pods, nodes: vec![node], ..Cluster::default() }
@@ -143,7 +143,7 @@ fn pair() -> Cluster {
 
 /// The two pods, and policies that select the server. Only the last allows the client; the others
 /// allow one pod or one block elsewhere each.
-fn cluster(form: &Form, policies: u32) -> Outcome<Cluster> {
+pub(crate) fn cluster(form: &Form, policies: u32) -> Outcome<Cluster> {
     let mut cluster = pair();
     for number in 0..policies {
         let last = number + 1 == policies;
@@ -178,7 +178,7 @@ fn cluster(form: &Form, policies: u32) -> Outcome<Cluster> {
     Ok(cluster)
 }
 
-fn pod(name: &str, address: IpAddr, node: &str) -> Pod {
+pub(crate) fn pod(name: &str, address: IpAddr, node: &str) -> Pod {
     Pod {
         namespace: "default".to_owned(),
         name: name.to_owned(),
@@ -189,7 +189,7 @@ fn pod(name: &str, address: IpAddr, node: &str) -> Pod {
     }
 }
 
-fn selector(name: &str) -> Selector {
+pub(crate) fn selector(name: &str) -> Selector {
     Selector { match_labels: app(name), match_expressions: Vec::new() }
 }
 

@@ -192,27 +192,32 @@ impl Way {
         }
         self.round_trips.push(f64::from(ROUND_TRIPS) / started.elapsed().as_secs_f64());
 
-        let [client, server] = &mut self.stream;
-        let started = Instant::now();
-        thread::scope(|scope| {
-            let writing = scope.spawn(|| {
-                let block = [0; 128 << 10];
-                (0..STREAM_BYTES / block.len()).try_for_each(|_| client.write_all(&block))
-            });
-            let mut left = STREAM_BYTES;
-            let mut block = [0; 128 << 10];
-            while left > 0 {
-                match server.read(&mut block)? {
-                    0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                    read => left -= read,
-                }
-            }
-            writing.join().unwrap_or_else(|_| Err(io::Error::other("the writer broke")))
-        })?;
-        let bits = STREAM_BYTES as f64 * 8.0 / 1e9;
-        self.bytes.push(bits / started.elapsed().as_secs_f64());
+        self.bytes.push(gigabits(&mut self.stream)?);
         Ok(())
     }
+}
+
+/// Gigabits per second of a stream from the client to the server.
+pub(crate) fn gigabits(stream: &mut [TcpStream; 2]) -> io::Result<f64> {
+    let [client, server] = stream;
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            let block = [0; 128 << 10];
+            (0..STREAM_BYTES / block.len()).try_for_each(|_| client.write_all(&block))
+        });
+        let mut left = STREAM_BYTES;
+        let mut block = [0; 128 << 10];
+        while left > 0 {
+            match server.read(&mut block)? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                read => left -= read,
+            }
+        }
+        writing.join().unwrap_or_else(|_| Err(io::Error::other("the writer broke")))
+    })?;
+    let bits = STREAM_BYTES as f64 * 8.0 / 1e9;
+    Ok(bits / started.elapsed().as_secs_f64())
 }
 
 fn known() -> Outcome {

@@ -11,6 +11,7 @@ mod folder;
 mod lab;
 mod lint;
 mod machine;
+mod matrix;
 mod reach;
 mod why;
 
@@ -25,7 +26,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 9] = [
+const BENCHES: [Bench; 10] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
@@ -34,6 +35,7 @@ const BENCHES: [Bench; 9] = [
     ("lint", lint::run),
     ("lab", lab::run),
     ("cut", cut::run),
+    ("matrix", matrix::run),
     ("connections", connections::run),
 ];
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         [] => all(&BENCHES),
         [compile::ONCE, folder] => compile::once(folder.as_ref()),
         [cut::ONCE] => cut::once(),
+        [matrix::ONCE] => matrix::once(),
         [agent::ONCE, size] => agent::once(size),
         [reach::ONCE, folder] => reach::once(folder.as_ref()),
         [name] => match BENCHES.iter().find(|(known, _)| known == name) {

@@ -67,7 +67,7 @@ pub(crate) struct Listing {
 
 /// Everything that differs from what the requests put there.
 pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference> {
-    let Some(table) = found.tables.iter().find(|table| encode::is_our_table(table)) else {
+    let Some(table) = found.tables.iter().find(|table| encode::is_in_our_table(table)) else {
         return vec![Difference::NoTable];
     };
     let mut differences = Vec::new();

@@ -40,6 +40,7 @@ const DELETE_SET: u16 = NEW_TABLE + 11;
 pub(crate) const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
 pub(crate) const GET_ELEMENTS: u16 = NEW_TABLE + 13;
 pub(crate) const DELETE_ELEMENTS: u16 = NEW_TABLE + 14;
+const NEW_GENERATION: u16 = NEW_TABLE + 15;
 const GET_GENERATION: u16 = NEW_TABLE + 16;
 
 /// In every kind of message of ours.
@@ -476,14 +477,20 @@ pub(crate) fn kernel_generation(message: &Message) -> Option<u32> {
     Some(u32::from_be_bytes(id.try_into().ok()?))
 }
 
+/// Whether a message tells of the end of a transaction.
+pub(crate) fn is_new_generation(message: &Message) -> bool {
+    message.kind == NEW_GENERATION
+}
+
+/// Whether a message is about our table or something in it. The name of the table is the first
+/// attribute of all of them.
+pub(crate) fn is_in_our_table(message: &Message) -> bool {
+    message.family == FAMILY_INET && name_in_table(message, TABLE_NAME).is_some()
+}
+
 /// Asks for all tables.
 pub(crate) fn get_tables() -> Message {
     message(GET_TABLE, Attributes::default())
-}
-
-/// Whether a table that the kernel listed is ours.
-pub(crate) fn is_our_table(message: &Message) -> bool {
-    message.family == FAMILY_INET && name_in_table(message, TABLE_NAME).is_some()
 }
 
 /// Whether a table is switched off.

@@ -37,8 +37,8 @@ pub enum Error {
         /// What the kernel answered.
         source: io::Error,
     },
-    /// A buffer of the socket could not be read or set.
-    #[error("cannot read or set the send buffer of a netlink socket: {0}")]
+    /// A buffer of the socket could not be read or set, or a group not joined.
+    #[error("cannot read or set an option of a netlink socket: {0}")]
     Option(#[source] io::Error),
     /// The kernel took none of what was sent.
     #[error("cannot send {bytes} bytes over netlink: {source}")]

@@ -27,6 +27,7 @@ mod sources;
 pub mod state;
 mod table;
 mod update;
+mod witness;
 
 /// How messages of nf_tables are written, for tables beside the one of the policies.
 pub mod nf_tables {

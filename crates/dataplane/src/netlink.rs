@@ -33,6 +33,8 @@ pub struct NetlinkSocket {
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// Wanted for both socket buffers. Without privilege the kernel caps it at `net.core.*mem_max`.
 const BUFFER_BYTES: usize = 64 << 20;
+/// What a group has been told is kept up to half of this; the kernel counts more than the messages.
+const HEARD_BYTES: usize = 1 << 20;
 /// So many acknowledgements fit into the smallest receive buffer in use.
 const ACKS_AT_ONCE: usize = 64;
 /// The kernel answers during the send; an answer that is so late will never come.
@@ -66,6 +68,52 @@ impl NetlinkSocket {
             setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
         }
         Ok(NetlinkSocket { socket, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// Opens a socket that is for hearing what the kernel tells multicast groups of the protocol, and
+    /// never waits.
+    pub(crate) fn listener(protocol: isize) -> Result<NetlinkSocket, Error> {
+        let socket = NetlinkSocket::open(protocol)?;
+        let listening = socket.socket.set_non_blocking(true);
+        listening.map_err(|source| Error::Open { protocol, source })?;
+        // A group is told of everything, and nobody waits for who does not read.
+        setsockopt(&socket.socket, sockopt::RcvBuf, &HEARD_BYTES)
+            .map_err(|e| Error::Option(io::Error::from(e)))?;
+        Ok(socket)
+    }
+
+    /// Hears what a group is told from now on.
+    pub(crate) fn join(&mut self, group: u32) -> Result<(), Error> {
+        self.socket.add_membership(group).map_err(Error::Option)
+    }
+
+    /// Hears no more of a group.
+    pub(crate) fn leave(&mut self, group: u32) -> Result<(), Error> {
+        self.socket.drop_membership(group).map_err(Error::Option)
+    }
+
+    /// What has been heard since the last call. An error if some of it was lost.
+    pub(crate) fn heard<M>(&mut self) -> Result<Vec<M>, Error>
+    where
+        M: NetlinkDeserializable,
+    {
+        let mut heard = Vec::new();
+        let mut lost = None;
+        loop {
+            match self.receive::<M>() {
+                Ok(messages) => {
+                    heard.extend(messages.into_iter().filter_map(|message| match message.payload {
+                        NetlinkPayload::InnerMessage(message) => Some(message),
+                        _ => None,
+                    }))
+                }
+                Err(Error::Receive(e)) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // Said once; what comes after it is there to be read.
+                Err(error) if lost.is_none() => lost = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        lost.map_or(Ok(heard), Err)
     }
 
     /// The most bytes that one send, and so one transaction, may have.

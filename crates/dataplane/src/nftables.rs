@@ -18,6 +18,7 @@ use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
+use crate::witness::Witness;
 use crate::{Dataplane, Difference, Error, Hits, Report, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
@@ -34,6 +35,11 @@ pub struct Nftables {
     generation: u32,
     /// The kernel's number for the state in which all was last seen to be as applied.
     seen: Option<u32>,
+    /// Tells whether what others change is of concern; `None` where it is not known in which namespace
+    /// to listen.
+    witness: Option<Witness>,
+    /// How often all of the table was read back.
+    listings: u64,
     /// Asked for routes; `None` where it is not known in which namespace that would be.
     routes: Option<NetlinkSocket>,
     /// The addresses of the endpoints of what was applied last.
@@ -68,8 +74,9 @@ impl Nftables {
     /// Works in the network namespace of the calling thread. What is in the kernel stays until the
     /// first [`apply`](Dataplane::apply).
     pub fn open() -> Result<Nftables, Error> {
-        let routes = Some(NetlinkSocket::open(NETLINK_ROUTE)?);
-        Ok(Nftables { routes, ..Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?) })
+        let (routes, witness) = (NetlinkSocket::open(NETLINK_ROUTE)?, Witness::open()?);
+        let (routes, witness) = (Some(routes), Some(witness));
+        Ok(Nftables { routes, witness, ..Nftables::over(NetlinkSocket::open(NETLINK_NETFILTER)?) })
     }
 
     /// Works over a socket of [`NETLINK_NETFILTER`], in its namespace.
@@ -81,6 +88,8 @@ impl Nftables {
             disturbed: false,
             generation: 0,
             seen: None,
+            witness: None,
+            listings: 0,
             routes: None,
             endpoints: Vec::new(),
             aside: VecDeque::new(),
@@ -107,8 +116,14 @@ impl Nftables {
         Ok(compare::differences(&Encoder { plan: &plan, names: &names }.all(), &found))
     }
 
+    /// How often all of the table was read back, to see what somebody else may have changed in it.
+    pub fn listings(&self) -> u64 {
+        self.listings
+    }
+
     /// Everything in our table. A set that somebody deletes meanwhile is not in it.
     fn listing(&mut self) -> Result<Listing, Error> {
+        self.listings += 1;
         let absent = |error: &Error| error.errno() == Some(Errno::ENOENT as i32);
         let mut listing = Listing {
             tables: self.socket.dump(encode::get_tables())?,
@@ -139,7 +154,13 @@ impl Nftables {
 
     /// One transaction. As long as nobody else makes any, the kernel's number is known after it.
     fn transaction(&mut self, requests: Vec<Request>) -> Result<(), Error> {
-        self.socket.transaction(encode::transaction(requests))?;
+        self.witness.iter_mut().for_each(Witness::off);
+        let done = self.socket.transaction(encode::transaction(requests));
+        if let Some(witness) = &mut self.witness {
+            // What it misses shows in the kernel's number.
+            let _ = witness.on();
+        }
+        done?;
         // 0 is never used.
         self.seen = self.seen.map(|seen| seen.wrapping_add(1).max(1));
         Ok(())
@@ -486,8 +507,15 @@ impl Dataplane for Nftables {
         if self.installed.is_none() {
             return Ok(Vec::new());
         }
+        // First what is told, then how far that has to go: what comes between is seen the next time.
+        let others = self.witness.as_mut().and_then(Witness::elsewhere);
         let now = self.kernel_generation()?;
-        if now.is_some() && now == self.seen {
+        let unchanged = self.seen.zip(now).is_some_and(|(seen, now)| {
+            let since = now.wrapping_sub(seen);
+            since == 0 || Some(since) == others
+        });
+        if unchanged {
+            self.seen = now;
             return Ok(Vec::new());
         }
         let mut found = self.listing()?;

@@ -17,7 +17,7 @@ mod raw;
 mod sources;
 
 use std::io::Write;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -443,6 +443,19 @@ fn drift() {
     nft(&["-f", "-"], "table inet other { chain c { counter; }; set s { type ipv4_addr; }; }");
     nft(&["-f", "-"], "table ip portcullis { chain forward { drop; }; }");
     assert_eq!(said(&mut nftables), [""; 0], "tables of others");
+    assert_eq!(nftables.listings(), 0, "what others do elsewhere is nothing to look after");
+    // Far more than is kept for who does not read.
+    for thousand in 0..20 {
+        let many = (0..1000).map(|n| Ipv4Addr::from(0x0a00_0000 + 1000 * thousand + n).to_string());
+        let many = many.collect::<Vec<_>>().join(", ");
+        nft(&["-f", "-"], &format!("add element inet other s {{ {many} }}"));
+    }
+    assert_eq!(said(&mut nftables), [""; 0], "much in tables of others");
+    let looked = nftables.listings();
+    nft(&["-f", "-"], "add element inet other s { 10.9.0.1 }");
+    assert_eq!(said(&mut nftables), [""; 0]);
+    assert_eq!(nftables.listings(), looked, "it listens on");
+    assert!(looked > 0, "all of that was heard: it is not what this is a test of");
 
     let ours = |kind: &str, start: &str| {
         let listed = nft(&["list", "table", "inet", TABLE], "");
