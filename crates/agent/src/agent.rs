@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::attached::Attached;
 use crate::desired::{PolicyName, close};
+use crate::guard::Teller;
 use crate::in_force::Told;
 use crate::{Metrics, Observed, Unprogrammed};
 
@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const ASK: Duration = Duration::from_secs(2);
 /// How soon what was put aside is looked after again.
 const TIDY: Duration = Duration::from_millis(5);
+/// How soon it is looked again whether open connections have been judged, for those who wait for it.
+const GUARDING: Duration = Duration::from_millis(1);
 /// The first and the longest wait after the data plane refused, and between repairs that do not
 /// last.
 const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
@@ -41,7 +43,7 @@ pub struct Agent<D> {
     node: String,
     unprogrammed: Unprogrammed,
     /// Where each state is told that is in force.
-    tell: Option<Sender<NodeState>>,
+    tell: Option<Teller>,
     dataplane: D,
     attached: Attached,
     observed: Observed,
@@ -74,6 +76,8 @@ pub struct Agent<D> {
 struct Waiting {
     attachment: Attachment,
     until: Instant,
+    /// The number of the state that enforces the pod's policies, when there is one.
+    state: Option<u64>,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -111,7 +115,7 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// Tells each state as soon as it is in force.
-    pub(crate) fn with_teller(self, tell: Sender<NodeState>) -> Agent<D> {
+    pub(crate) fn with_teller(self, tell: Teller) -> Agent<D> {
         Agent { tell: Some(tell), ..self }
     }
 
@@ -147,11 +151,11 @@ impl<D: Dataplane> Agent<D> {
                 }
                 // A stranger changes nothing that is observed, and yet it is to be closed.
                 self.waiting_since.get_or_insert(at);
-                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                self.wait(attachment, at, answer);
                 return;
             }
             Request::Check(attachment) if self.attached.has(&attachment) => {
-                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                self.wait(attachment, at, answer);
                 return;
             }
             Request::Check(Attachment { namespace, pod, addresses, .. }) => {
@@ -189,6 +193,8 @@ impl<D: Dataplane> Agent<D> {
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
         let next = if more { next.min(now + TIDY) } else { next };
+        let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting));
+        let next = if guards { next.min(now + GUARDING) } else { next };
         self.waiting.iter().map(|waiting| waiting.until).fold(next, Instant::min)
     }
 
@@ -221,11 +227,24 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
+    fn wait(&mut self, attachment: Attachment, at: Instant, answer: oneshot::Sender<Answer>) {
+        self.waiting.push(Waiting { attachment, until: at + ADDING, state: None, answer });
+    }
+
     /// Answers those whose pods are enforced, and those who have waited long enough.
     fn answer(&mut self, now: Instant) {
         let all = std::mem::take(&mut self.waiting);
-        for waiting in all {
-            let standing = self.standing(&waiting.attachment);
+        for mut waiting in all {
+            let mut standing = self.standing(&waiting.attachment);
+            if standing == Answer::Enforced {
+                let told = self.tell.as_ref().map_or(0, |tell| tell.told);
+                waiting.state.get_or_insert(told);
+                if !self.is_judged(&waiting) {
+                    // What the pod that had the address before has left open is not this one's.
+                    let why = "open connections have not been judged yet".to_owned();
+                    standing = Answer::Failed { why };
+                }
+            }
             if standing == Answer::Enforced || now >= waiting.until {
                 // Whoever asked may have gone.
                 let _ = waiting.answer.send(standing);
@@ -257,6 +276,12 @@ impl<D: Dataplane> Agent<D> {
                  object has the address"
             )),
         }
+    }
+
+    /// Whether no connection goes on that the policies of the pod do not allow.
+    fn is_judged(&self, waiting: &Waiting) -> bool {
+        let by = |number: u64| self.tell.as_ref().is_none_or(|tell| tell.is_judged(number));
+        waiting.state.is_none_or(by)
     }
 
     /// Whether pods can be added.
@@ -339,9 +364,8 @@ impl<D: Dataplane> Agent<D> {
                 self.failures = 0;
                 self.next_ask = Instant::now();
                 self.metrics().applied(&report);
-                if let Some(tell) = &self.tell {
-                    // Nobody listens any more when the agent stops.
-                    let _ = tell.send(state.clone());
+                if let Some(tell) = &mut self.tell {
+                    tell.tell(state.clone());
                 }
                 info!(
                     endpoints = state.endpoints.len(),

@@ -2,6 +2,7 @@
 //! open before are judged by it, and packets with a false source are told by its pods.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -25,6 +26,30 @@ pub(crate) struct Guard {
     sources: Option<Sources>,
 }
 
+/// Where states that are in force are told, and how far the guard is with them.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    tell: Sender<(u64, NodeState)>,
+    /// The number of the last state.
+    pub(crate) told: u64,
+    /// The number of the last one by which all connections have been judged.
+    judged: Arc<AtomicU64>,
+}
+
+impl Teller {
+    /// The state is in force from now on.
+    pub(crate) fn tell(&mut self, state: NodeState) {
+        self.told += 1;
+        // Nobody listens any more when the agent stops.
+        let _ = self.tell.send((self.told, state));
+    }
+
+    /// Whether all connections have been judged by the state of this number, or a later one.
+    pub(crate) fn is_judged(&self, number: u64) -> bool {
+        self.judged.load(Ordering::Acquire) >= number
+    }
+}
+
 impl Guard {
     /// Works in the network namespace of the calling thread.
     pub(crate) fn open(keep_established: bool, allow_spoofing: bool) -> Result<Guard, Error> {
@@ -39,21 +64,25 @@ impl Guard {
 
     /// Follows each state that it is told, until nobody can tell it any more. Of states that come
     /// together it takes the last.
-    pub(crate) fn on_a_thread(
-        mut self,
-        metrics: Arc<Mutex<Metrics>>,
-    ) -> io::Result<Sender<NodeState>> {
+    pub(crate) fn on_a_thread(mut self, metrics: Arc<Mutex<Metrics>>) -> io::Result<Teller> {
         let (tell, told) = mpsc::channel();
+        let judged = Arc::<AtomicU64>::default();
+        let teller = Teller { tell, told: 0, judged: judged.clone() };
         let thread = thread::Builder::new().name("guard".to_owned());
-        thread.spawn(move || self.work(&metrics, &told))?;
-        Ok(tell)
+        thread.spawn(move || self.work(&metrics, &told, &judged))?;
+        Ok(teller)
     }
 
-    fn work(&mut self, metrics: &Mutex<Metrics>, told: &Receiver<NodeState>) {
-        let Ok(mut state) = told.recv() else { return };
+    fn work(
+        &mut self,
+        metrics: &Mutex<Metrics>,
+        told: &Receiver<(u64, NodeState)>,
+        done: &AtomicU64,
+    ) {
+        let Ok((mut number, mut state)) = told.recv() else { return };
         loop {
             if let Some(last) = told.try_iter().last() {
-                state = last;
+                (number, state) = last;
             }
             let mut wait = TIDY;
             if let Some(sources) = &mut self.sources
@@ -63,8 +92,9 @@ impl Guard {
                 wait = RETRY;
             }
             match self.connections.as_mut().map(|connections| connections.judge(&state)) {
-                None => {}
+                None => done.store(number, Ordering::Release),
                 Some(Ok(judged)) => {
+                    done.store(number, Ordering::Release);
                     say(&judged);
                     metrics.lock().unwrap_or_else(PoisonError::into_inner).judged(&judged);
                 }
@@ -74,7 +104,7 @@ impl Guard {
                 }
             }
             match told.recv_timeout(wait) {
-                Ok(next) => state = next,
+                Ok(next) => (number, state) = next,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
