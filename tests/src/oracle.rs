@@ -214,8 +214,9 @@ impl<'a> Party<'a> {
 
     fn of_address(world: &'a World, address: IpAddr) -> Party<'a> {
         let Cluster { pods, nodes, .. } = &world.cluster;
-        let pod =
-            pods.iter().find(|p| can_be_subject_and_peer(p) && p.addresses.contains(&address));
+        // That of several pods is the first one's, by namespace and name.
+        let claim = |p: &&Pod| can_be_subject_and_peer(p) && p.addresses.contains(&address);
+        let pod = pods.iter().filter(claim).min_by_key(|p| (&p.namespace, &p.name));
         let names = nodes.iter().map(|node| &node.name).chain(pods.iter().flat_map(|p| &p.node));
         let node = names.into_iter().find(|name| node_addresses(world, name).contains(&address));
         Party { pod, node: node.map(String::as_str), address: Some(address) }

@@ -25,7 +25,7 @@ use std::path::Path;
 
 use portcullis_core::model::{Cluster, ContainerPort, Service, TargetPort};
 use portcullis_core::net::{Family, Protocol, Traffic};
-use portcullis_kube::{Options, Severity, Source};
+use portcullis_kube::{Options, Reason, Severity, Source};
 
 use crate::generate::Flow;
 use crate::manifests;
@@ -74,8 +74,10 @@ impl Scenario {
     pub fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         let source = Source::Text { name: name.to_owned(), text: text.to_owned() };
         let input = portcullis_kube::load(&[source], &Options::default());
-        let mut diagnostics = input.diagnostics.iter();
-        if let Some(error) = diagnostics.find(|d| d.severity == Severity::Error) {
+        // No file should say so, and a cluster can.
+        let counts = |reason: Reason| reason != Reason::SharedAddress;
+        let mut errors = input.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+        if let Some(error) = errors.find(|d| counts(d.reason)) {
             return Err(format!("{name}: {error}"));
         }
         let policies = input.policies.into_iter().map(|policy| policy.raw).collect();

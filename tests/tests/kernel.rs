@@ -65,7 +65,14 @@ fn main() -> ExitCode {
 /// expects it. Every flow that it speaks of is tried, but for those that cannot be.
 fn scenario_holds(scenario: &Scenario, topology: Topology) -> Result<(), Failed> {
     let options = Options { nodes: 2, hosts: hosts(scenario), topology, ..Options::default() };
-    let plan = plan(&engine::cluster(&scenario.world), &options)?;
+    let mut cluster = engine::cluster(&scenario.world);
+    // Only one of those that claim an address can have it, and the others get another one.
+    let program = Program::compile(&cluster);
+    for (i, pod) in cluster.pods.iter_mut().enumerate() {
+        let is_others = |address: IpAddr| program.endpoint(address).pod.is_some_and(|p| p != i);
+        pod.addresses.retain(|address| pod.host_network || pod.finished || !is_others(*address));
+    }
+    let plan = plan(&cluster, &options)?;
     let flows: Vec<&Flow> = scenario.expectations.iter().map(|e| &e.flow).collect();
     let mut traffics = portcullis_lab::traffics(&plan.cluster);
     traffics.extend(flows.iter().map(|flow| flow.traffic).filter(|t| !is_port_0(*t)));

@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const ASK: Duration = Duration::from_secs(2);
 /// How soon what was put aside is looked after again.
 const TIDY: Duration = Duration::from_millis(5);
+/// How soon it is looked again whether open connections have been judged, for those who wait for it.
+const GUARDING: Duration = Duration::from_millis(1);
 /// The first and the longest wait after the data plane refused, and between repairs that do not
 /// last.
 const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
@@ -96,6 +98,8 @@ pub(crate) struct Reports {
 struct Waiting {
     attachment: Attachment,
     until: Instant,
+    /// The number of the state that enforces the pod's policies, when there is one.
+    state: Option<u64>,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -192,11 +196,11 @@ impl<D: Dataplane> Agent<D> {
                 }
                 // A stranger changes nothing that is observed, and yet it is to be closed.
                 self.waiting_since.get_or_insert(at);
-                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                self.wait(attachment, at, answer);
                 return;
             }
             Request::Check(attachment) if self.attached.has(&attachment) => {
-                self.waiting.push(Waiting { attachment, until: at + ADDING, answer });
+                self.wait(attachment, at, answer);
                 return;
             }
             Request::Check(Attachment { namespace, pod, addresses, .. }) => {
@@ -245,6 +249,8 @@ impl<D: Dataplane> Agent<D> {
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
         let next = if more { next.min(now + TIDY) } else { next };
+        let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting));
+        let next = if guards { next.min(now + GUARDING) } else { next };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         waiting.chain(self.asking.iter().map(|asking| asking.until)).fold(next, Instant::min)
     }
@@ -291,11 +297,24 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
+    fn wait(&mut self, attachment: Attachment, at: Instant, answer: oneshot::Sender<Answer>) {
+        self.waiting.push(Waiting { attachment, until: at + ADDING, state: None, answer });
+    }
+
     /// Answers those whose pods are enforced, and those who have waited long enough.
     fn answer(&mut self, now: Instant) {
         let all = std::mem::take(&mut self.waiting);
-        for waiting in all {
+        for mut waiting in all {
             let mut standing = self.standing(&waiting.attachment);
+            if standing == Answer::Enforced {
+                let told = self.tell.as_ref().map_or(0, |tell| tell.told);
+                waiting.state.get_or_insert(told);
+                if !self.is_judged(&waiting) {
+                    // What the pod that had the address before has left open is not this one's.
+                    let why = "open connections have not been judged yet".to_owned();
+                    standing = Answer::Failed { why };
+                }
+            }
             let waited = now >= waiting.until;
             // In audit nothing is refused, also no pod.
             if waited && self.mode == Mode::Audit {
@@ -355,6 +374,12 @@ impl<D: Dataplane> Agent<D> {
                  object has the address"
             )),
         }
+    }
+
+    /// Whether no connection goes on that the policies of the pod do not allow.
+    fn is_judged(&self, waiting: &Waiting) -> bool {
+        let by = |number: u64| self.tell.as_ref().is_none_or(|tell| tell.is_judged(number));
+        waiting.state.is_none_or(by)
     }
 
     /// Whether pods can be added.

@@ -2,8 +2,7 @@
 //! open before are judged by it, and packets with a false source are told by its pods.
 
 use std::io;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -20,35 +19,40 @@ const TIDY: Duration = Duration::from_secs(10);
 /// The wait after the kernel refused.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Tells a guard on its thread which state is in force.
+/// What is to be guarded.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    connections: Option<Connections>,
+    sources: Option<Sources>,
+}
+
+/// Where states that are in force are told, and how far the guard is with them.
 #[derive(Debug)]
 pub(crate) struct Teller {
     tell: Sender<(u64, NodeState)>,
-    /// How many states it was told.
-    told: u64,
-    /// Up to which of these it has followed.
-    followed: Arc<AtomicU64>,
+    /// The number of the last state.
+    pub(crate) told: u64,
+    /// The number of the last one by which all connections have been judged.
+    judged: Arc<AtomicU64>,
 }
 
 impl Teller {
-    /// This state is in force from now on.
+    /// The state is in force from now on.
     pub(crate) fn tell(&mut self, state: NodeState) {
         self.told += 1;
         // Nobody listens any more when the agent stops.
         let _ = self.tell.send((self.told, state));
     }
 
-    /// Whether the guard has followed what it was told last.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.followed.load(Acquire) == self.told
+    /// Whether all connections have been judged by the state of this number, or a later one.
+    pub(crate) fn is_judged(&self, number: u64) -> bool {
+        self.judged.load(Ordering::Acquire) >= number
     }
-}
 
-/// What is to be guarded.
-#[derive(Debug)]
-pub(crate) struct Guard {
-    connections: Option<Connections>,
-    sources: Option<Sources>,
+    /// Whether they have been judged by the last one.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_judged(self.told)
+    }
 }
 
 impl Guard {
@@ -67,17 +71,18 @@ impl Guard {
     /// together it takes the last.
     pub(crate) fn on_a_thread(mut self, metrics: Arc<Mutex<Metrics>>) -> io::Result<Teller> {
         let (tell, told) = mpsc::channel();
-        let followed = Arc::new(AtomicU64::new(0));
-        let (thread, follow) = (thread::Builder::new().name("guard".to_owned()), followed.clone());
-        thread.spawn(move || self.work(&metrics, &told, &follow))?;
-        Ok(Teller { tell, told: 0, followed })
+        let judged = Arc::<AtomicU64>::default();
+        let teller = Teller { tell, told: 0, judged: judged.clone() };
+        let thread = thread::Builder::new().name("guard".to_owned());
+        thread.spawn(move || self.work(&metrics, &told, &judged))?;
+        Ok(teller)
     }
 
     fn work(
         &mut self,
         metrics: &Mutex<Metrics>,
         told: &Receiver<(u64, NodeState)>,
-        followed: &AtomicU64,
+        done: &AtomicU64,
     ) {
         let Ok((mut number, mut state)) = told.recv() else { return };
         loop {
@@ -96,8 +101,9 @@ impl Guard {
                 metrics.lock().unwrap_or_else(PoisonError::into_inner).false_sources = dropped;
             }
             match self.connections.as_mut().map(|connections| connections.judge(&state)) {
-                None => {}
+                None => done.store(number, Ordering::Release),
                 Some(Ok(judged)) => {
+                    done.store(number, Ordering::Release);
                     say(&judged);
                     metrics.lock().unwrap_or_else(PoisonError::into_inner).judged(&judged);
                 }
@@ -105,9 +111,6 @@ impl Guard {
                     warn!(%error, "connections that may be forbidden go on; trying again");
                     wait = RETRY;
                 }
-            }
-            if wait == TIDY {
-                followed.store(number, Release);
             }
             match told.recv_timeout(wait) {
                 Ok(next) => (number, state) = next,

@@ -1,7 +1,7 @@
 //! Objects that whoever runs the server puts there, as a client would.
 
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::{self, Answer, Call};
 use crate::resource::Resource;
@@ -12,31 +12,41 @@ impl Server {
     /// Puts an object there, or brings what is there up to date, as `kubectl apply --server-side`
     /// does. Without a namespace it goes to `default`.
     pub fn apply(&self, object: &Value) -> Result<(), Error> {
-        let (kind, name) = (meta::text(object, "/kind"), meta::name(object));
+        let (kind, version) = (meta::text(object, "/kind"), meta::text(object, "/apiVersion"));
+        let path = path_of(version, kind, meta::namespace(object), meta::name(object))?;
+        let query = "fieldManager=portcullis&force=true&fieldValidation=Strict";
+        self.call(&Method::PATCH, &path, query, object)
+    }
+
+    /// Deletes an object as `kubectl delete --wait=false` does. Without a namespace it is looked for in
+    /// `default`.
+    pub fn delete(
+        &self,
+        version: &str,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Error> {
+        let path = path_of(version, kind, namespace, name)?;
+        let object = json!({"kind": kind, "metadata": {"name": name}});
+        self.call(&Method::DELETE, &path, "propagationPolicy=Background", &object)
+    }
+
+    fn call(&self, method: &Method, path: &str, query: &str, object: &Value) -> Result<(), Error> {
         let refused = |why: &str| Error::Refused {
-            kind: kind.to_owned(),
-            name: name.to_owned(),
+            kind: meta::text(object, "/kind").to_owned(),
+            name: meta::name(object).to_owned(),
             why: why.to_owned(),
         };
-        let version = meta::text(object, "/apiVersion");
-        let (group, number) = version.split_once('/').unwrap_or(("", version));
-        let resource = Resource::of_kind(kind);
-        let Some(resource) = resource.filter(|r| r.group == group && r.version == number) else {
-            return Err(Error::NotServed { kind: kind.to_owned(), version: version.to_owned() });
-        };
-        let root = if group.is_empty() { "/api" } else { "/apis" };
-        let namespace = match (resource.namespaced, meta::namespace(object)) {
-            (false, _) => String::new(),
-            (true, "") => "/namespaces/default".to_owned(),
-            (true, namespace) => format!("/namespaces/{namespace}"),
-        };
-        let (body, address) = (object.to_string(), self.address().to_string());
+        let applies = method == Method::PATCH;
+        let body = if applies { object.to_string() } else { String::new() };
+        let address = self.address().to_string();
         let call = Call {
-            method: &Method::PATCH,
-            path: &format!("{root}/{version}{namespace}/{}/{name}", resource.plural),
-            query: "fieldManager=portcullis&force=true&fieldValidation=Strict",
+            method,
+            path,
+            query,
             accept: "application/json",
-            content_type: "application/apply-patch+yaml",
+            content_type: if applies { "application/apply-patch+yaml" } else { "application/json" },
             agent: "portcullis",
             body: body.as_bytes(),
             address: &address,
@@ -47,4 +57,20 @@ impl Server {
             Answer::Raw { .. } | Answer::Watch(_) => Err(refused("an answer of another kind")),
         }
     }
+}
+
+/// The path of an object in the API.
+fn path_of(version: &str, kind: &str, namespace: &str, name: &str) -> Result<String, Error> {
+    let (group, number) = version.split_once('/').unwrap_or(("", version));
+    let resource = Resource::of_kind(kind);
+    let Some(resource) = resource.filter(|r| r.group == group && r.version == number) else {
+        return Err(Error::NotServed { kind: kind.to_owned(), version: version.to_owned() });
+    };
+    let root = if group.is_empty() { "/api" } else { "/apis" };
+    let namespace = match (resource.namespaced, namespace) {
+        (false, _) => String::new(),
+        (true, "") => "/namespaces/default".to_owned(),
+        (true, namespace) => format!("/namespaces/{namespace}"),
+    };
+    Ok(format!("{root}/{version}{namespace}/{}/{name}", resource.plural))
 }

@@ -71,6 +71,7 @@ impl LiveArgs {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
             timeout: self.request_timeout,
+            ..Access::default()
         }
     }
 

@@ -37,10 +37,10 @@ mod why;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // A lab starts the commands of its pods in this way.
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == portcullis_lab::POD_COMMAND) {
-        return portcullis_lab::run_pod_command(&arguments.collect::<Vec<_>>());
+    // A lab starts the commands of its pods in this way, and the agents of its nodes.
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(code) = portcullis_lab::started_by_a_lab(&arguments) {
+        return code;
     }
     // In these pods, this binary is also `wget` and others, by the name it is called by.
     let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());

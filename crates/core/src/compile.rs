@@ -349,7 +349,14 @@ impl<'a> Compiler<'a> {
             for address in &pod.addresses {
                 let identity = self.identity(class.part, *address);
                 addresses.push((*address, identity));
-                owners.entry(*address).or_insert((Owner::Pod(i), identity));
+                // Of several pods it is the first one's by name, whatever their order.
+                let first = |owner: &mut (Owner, IdentityId)| {
+                    let name = |pod: usize| (&cluster.pods[pod].namespace, &cluster.pods[pod].name);
+                    if matches!(owner.0, Owner::Pod(other) if name(i) < name(other)) {
+                        *owner = (Owner::Pod(i), identity);
+                    }
+                };
+                owners.entry(*address).and_modify(first).or_insert((Owner::Pod(i), identity));
             }
             let without_address = self.identity_at(class.part, At::Unknown(Whereabouts::Pods));
             pods.push(PodEntry {

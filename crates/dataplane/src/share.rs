@@ -1,9 +1,10 @@
 //! One node's share of a cluster that is known whole.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use portcullis_core::incremental::NodeProgram;
-use portcullis_core::model::Cluster;
+use portcullis_core::model::{Cluster, Pod};
 use portcullis_core::program::Origin;
 
 use crate::state::NodeState;
@@ -22,12 +23,22 @@ pub fn share(cluster: &Cluster, node: &str) -> (NodeState, BTreeMap<u32, Origin>
     for known in &cluster.nodes {
         program.node(&known.name, Some(&known.addresses));
     }
-    let mut claimed = HashSet::new();
+    let claims = |pod: &Pod| !pod.host_network && !pod.finished;
+    let mut owners: HashMap<IpAddr, usize> = HashMap::new();
+    for (i, pod) in cluster.pods.iter().enumerate().filter(|(_, pod)| claims(pod)) {
+        for address in &pod.addresses {
+            // The one's that the engine takes for its owner.
+            let owner = owners.entry(*address).or_insert(i);
+            let name = |pod: usize| (&cluster.pods[pod].namespace, &cluster.pods[pod].name);
+            if name(i) < name(*owner) {
+                *owner = i;
+            }
+        }
+    }
     for (i, pod) in cluster.pods.iter().enumerate() {
         let mut pod = pod.clone();
-        // An address that several pods claim is the one's that the engine takes for its owner.
-        if !pod.host_network && !pod.finished {
-            pod.addresses.retain(|address| claimed.insert(*address));
+        if claims(&pod) {
+            pod.addresses.retain(|address| owners.get(address) == Some(&i));
         }
         program.pod(&pod.namespace, &i.to_string(), Some(&pod));
     }

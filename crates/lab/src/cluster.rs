@@ -7,15 +7,19 @@
 mod addresses;
 mod agents;
 mod command;
+mod files;
 mod follow;
+mod network;
 mod nodes;
 mod pods;
 mod ports;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +27,7 @@ use std::time::{Duration, Instant};
 use portcullis_agent::Desired;
 use portcullis_apiserver::{Resource, Server, Store};
 use portcullis_core::model::Cluster as Model;
-use portcullis_core::net::{Protocol, Traffic};
+use portcullis_core::net::{IpRange, Protocol, Traffic};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::Snapshot;
 use portcullis_kube::{Input, Source, load};
@@ -31,8 +35,9 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::cluster::agents::Agents;
-use crate::cluster::command::Commands;
+use crate::cluster::files::Files;
 use crate::cluster::follow::Follower;
+use crate::cluster::network::Network;
 use crate::cluster::nodes::Nodes;
 use crate::cluster::pods::Pods;
 use crate::lab::Lab;
@@ -41,14 +46,24 @@ use crate::plan::{Kind, Options};
 use crate::probe::Fresh;
 use crate::respond::Port;
 
-pub use command::{POD_COMMAND, run_pod_command};
+/// What this program is if it was started by a lab: a command of a pod, or the agent of a node. To be
+/// asked before anything else by whatever brings clusters up, with its arguments; `None` if it was
+/// started by somebody else. Returns when that has ended.
+pub fn started_by_a_lab(arguments: &[OsString]) -> Option<ExitCode> {
+    let (first, rest) = arguments.split_first()?;
+    match first.to_str()? {
+        command::POD_COMMAND => Some(command::run(rest)),
+        agents::AGENT => Some(agents::run(rest)),
+        _ => None,
+    }
+}
 
 /// A cluster that is up. When it is dropped, all of it is gone, but for the state that it was told
 /// to keep; so it is if the process is killed.
 #[derive(Debug)]
 pub struct Cluster {
     // In the order in which they have to go.
-    _agents: Agents,
+    agents: Agents,
     follower: Follower,
     server: Server,
     _runtime: tokio::runtime::Runtime,
@@ -65,8 +80,6 @@ const HISTORY: usize = 20_000;
 const OUTSIDE_PORTS: [Port; 2] = [(Protocol::Tcp, 80), (Protocol::Tcp, 443)];
 /// How long the nodes may take to enforce what the API says.
 const SETTLING: Duration = Duration::from_secs(10);
-/// An agent enforces what it hears in some milliseconds.
-const QUIET: Duration = Duration::from_millis(500);
 
 /// What decides about connections, and whose pods are whose.
 const KINDS: [&str; 6] = ["NetworkPolicy", "Namespace", "Pod", "Node", "Service", "ReplicaSet"];
@@ -82,13 +95,14 @@ impl Cluster {
         sockets: &Path,
         state: Option<&Path>,
     ) -> Result<Cluster, Error> {
+        let files = Arc::new(Files::in_folder(sockets)?);
         let nodes = Nodes::up(options.nodes, options.families, options.topology)?;
         let inside = SocketAddr::new(nodes.gateway(), API_PORT);
         let inner = on_own_thread(|| {
             nodes.outside_namespace.enter()?;
             TcpListener::bind(inside).map_err(|e| Error::socket("listen for the nodes", e))
         })?;
-        let pods = Arc::new(Pods::new(nodes, Commands::default())?);
+        let pods = Arc::new(Pods::new(nodes, Network::new(files.clone()))?);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -110,14 +124,14 @@ impl Cluster {
             });
         }
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
-        let agents = Agents::start(&pods.nodes.nodes, &kubeconfig, sockets)?;
+        let agents = Agents::start(&pods.nodes.nodes, &files, &kubeconfig)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
         for object in services::dns().iter().chain([&agents::daemon_set()]) {
             server.apply(object)?;
         }
         agents.wait_until_ready()?;
         let (options, fresh) = (options.clone(), Fresh::default());
-        Ok(Cluster { _agents: agents, follower, server, _runtime: runtime, pods, options, fresh })
+        Ok(Cluster { agents, follower, server, _runtime: runtime, pods, options, fresh })
     }
 
     /// The API server.
@@ -126,22 +140,13 @@ impl Cluster {
     }
 
     /// Waits until all pods run and every node enforces what the API says now, and returns that.
-    ///
-    /// An agent gives numbers to what it puts into the kernel, and goes on with those that it has
-    /// given. Where they are not the ones of a new start, what is in the kernel cannot be compared,
-    /// and a node is taken to be up to date when nothing has changed for a while.
     pub fn settle(&self) -> Result<Input, Error> {
         let started = Instant::now();
-        let (mut last, mut since) = (0, started);
         loop {
             let (input, revision) = self.state();
-            if revision != last {
-                (last, since) = (revision, Instant::now());
-            }
             let waits = match (self.pending(), self.follower.trouble()) {
                 (Some(pod), _) => Some((pod, "it does not run yet".to_owned())),
                 (None, Some(trouble)) => Some(("the lab".to_owned(), trouble)),
-                (None, None) if since.elapsed() > QUIET => None,
                 (None, None) => self.difference(&input.cluster)?,
             };
             let same = self.server.store().read(|state| state.revision()) == revision;
@@ -157,7 +162,7 @@ impl Cluster {
     }
 
     /// The state as the API has it, and its revision.
-    fn state(&self) -> (Input, u64) {
+    pub fn state(&self) -> (Input, u64) {
         let (snapshot, revision) = snapshot(self.server.store());
         (load(&[Source::Live(snapshot)], &portcullis_kube::Options::default()), revision)
     }
@@ -175,13 +180,15 @@ impl Cluster {
         })
     }
 
-    /// Where a node's kernel differs from what the state asks for: the node, and how.
+    /// Where a node's kernel differs from what the state asks for, or lets connections go on that it
+    /// does not allow: the node, and how.
     fn difference(&self, state: &Model) -> Result<Option<(String, String)>, Error> {
-        for node in &self.pods.nodes.nodes {
+        for (number, node) in self.pods.nodes.nodes.iter().enumerate() {
             let name = &node.space.owner;
             let kernel = |source| Error::Kernel { node: name.clone(), source };
             let mut desired = Desired::of(state, name).state;
             desired.log = Some(agents::LOG);
+            desired.ranges = node.pod_cidrs.iter().copied().map(IpRange::from).collect();
             let mut dataplane = on_own_thread(|| {
                 node.namespace.enter()?;
                 Nftables::open().map_err(kernel)
@@ -190,8 +197,36 @@ impl Cluster {
             if let Some(first) = differences.first() {
                 return Ok(Some((name.clone(), first.to_string())));
             }
+            if let Err(why) = self.pods.check(number) {
+                return Ok(Some((name.clone(), why)));
+            }
         }
         Ok(None)
+    }
+
+    /// Ends the agent of a node as a crash would (SIGKILL). Another one is started, as a cluster would
+    /// see to it; returns when that was. `None` if there is no such node.
+    pub fn kill_agent(&self, node: &str) -> Option<Instant> {
+        self.agents.kill(node)
+    }
+
+    /// Whether the agent of a node is there and enforces what it has heard; if not, why.
+    pub fn agent_is_ready(&self, node: &str) -> Result<(), String> {
+        self.agents.readiness(node)
+    }
+
+    /// Calls the closure on a thread in the network of a pod, which is given by its uid. Sockets that it
+    /// opens stay in that network. `None` if the pod is not up.
+    pub fn in_pod<T: Send>(
+        &self,
+        uid: &str,
+        work: impl FnOnce() -> T + Send,
+    ) -> Option<Result<T, Error>> {
+        let namespace = self.pods.namespace(uid)?;
+        Some(on_own_thread(|| {
+            namespace.enter()?;
+            Ok(work())
+        }))
     }
 
     /// What is up now, as a lab of which connections can be tried. To be given back with

@@ -8,7 +8,8 @@
 //! None of that knows policies. [`Lab::trial`] does: it has every connection predicted by the
 //! engine, enforced by the kernel, and tried.
 //!
-//! A [`Cluster`] is a lab with an API server, an agent on each node, and pods that come and go.
+//! A [`Cluster`] is a lab with an API server, an agent on each node, and pods that come and go. Its
+//! agents, and the commands of its pods, are processes that the kernel ends with this one.
 #![forbid(unsafe_code)]
 
 mod cluster;
@@ -29,7 +30,7 @@ pub mod tools;
 mod trial;
 mod wiring;
 
-pub use cluster::{Cluster, POD_COMMAND, run_pod_command};
+pub use cluster::{Cluster, started_by_a_lab};
 pub use portcullis_apiserver::Error as ServerError;
 
 pub use control::{Connection, Control, Event, make_sockets, sockets};

@@ -66,6 +66,12 @@ fn main() -> ExitCode {
         test("what_is_in_the_kernel_follows_the_cluster", follows_in_the_kernel),
         test("a_server_with_streaming_lists_is_followed_too", follows_streams),
         test("a_server_that_went_away_and_forgot_is_caught_up_with", forgetful),
+        test("a_list_that_expires_between_its_pages_is_read_again", expired_pages),
+        test("a_watch_goes_on_from_the_last_bookmark", bookmarks),
+        test("what_is_in_force_stands_while_a_server_is_away_for_an_hour", away_for_long),
+        test("a_server_that_is_slow_is_followed_too", follows_slowly),
+        test("a_server_that_repeats_itself_is_followed_too", follows_repeated),
+        test("objects_that_are_written_again_unchanged_cost_no_change_of_the_rules", unchanged),
         test("a_storm_of_events_is_enforced_in_few_pieces", storm),
         test("nothing_is_programmed_while_a_kind_may_not_be_read", forbidden),
         test("a_policy_that_cannot_be_understood_is_closed_and_counted", unreadable),
@@ -455,6 +461,138 @@ fn forgetful() {
         server.put("pods", pod("web", NODE, "10.0.1.2", "web"));
         eventually("goes on", || fake.state() == Some(wanted(&server)));
     }
+    agent.stop();
+}
+
+/// So many requests for a list of this kind, from its beginning, there were.
+fn lists(server: &Server, path: &str) -> usize {
+    let asked = server.asked();
+    let lists = asked.iter().filter(|line| {
+        let from_the_beginning = !line.contains("watch=true") && !line.contains("continue=");
+        line.starts_with(&format!("GET {path}?")) && from_the_beginning
+    });
+    lists.count()
+}
+
+fn expired_pages() {
+    let server = Server::start(30);
+    cluster(&server);
+    for i in 0..1200u32 {
+        let address = format!("10.1.{}.{}", i / 200, i % 200 + 2);
+        server.put("pods", pod(&format!("p-{i}"), "node-2", &address, "web"));
+    }
+    server.expire_pages(2);
+    let fake = Watched::default();
+    let agent = Running::start(&server, fake.clone());
+    eventually("the first state", || fake.state() == Some(wanted(&server)));
+    assert_eq!(agent.metric("portcullis_watch_errors_total{resource=\"pods\"}"), 2.0);
+    assert_eq!(lists(&server, "/api/v1/pods"), 3);
+
+    // The same in the middle of its life, and nothing is new: then nothing is changed.
+    let applies = || agent.metric("portcullis_apply_duration_seconds_count");
+    let before = applies();
+    server.expire_pages(2);
+    // As if something else had happened, which is forgotten too.
+    server.put("events", json!({"metadata": {"name": "e", "namespace": "shop"}}));
+    server.forget();
+    server.break_off();
+    eventually("read again", || lists(&server, "/api/v1/pods") == 6);
+    // The last page has come when it is watched from there on.
+    let watches = |line: &&String| line.contains("/api/v1/pods?") && line.contains("watch=true");
+    eventually("watched again", || server.asked().iter().filter(watches).count() == 3);
+    server.put("pods", pod("far2", "node-2", "10.0.9.4", "web"));
+    eventually("goes on", || fake.state() == Some(wanted(&server)));
+    assert_eq!(applies(), before + 1.0, "of the pod that is new");
+    agent.stop();
+}
+
+fn bookmarks() {
+    let server = Server::start(30);
+    cluster(&server);
+    let fake = Watched::default();
+    let agent = Running::start(&server, fake.clone());
+    eventually("the first state", || fake.state() == Some(wanted(&server)));
+    let path = "/api/v1/nodes";
+    assert_eq!(lists(&server, path), 1);
+    for told in [true, false] {
+        // Of these the watch of nodes hears nothing, but by a bookmark.
+        server
+            .put("pods", pod("far2", "node-2", if told { "10.0.9.4" } else { "10.0.9.5" }, "web"));
+        eventually("heard", || fake.state() == Some(wanted(&server)));
+        if told {
+            server.bookmark();
+            eventually("told", || server.told() == 4);
+        }
+        server.forget();
+        server.break_off();
+        server.put("nodes", node("node-3", if told { "192.168.0.3" } else { "192.168.0.4" }));
+        let last = if told { "10.0.3.2" } else { "10.0.3.3" };
+        server.put("pods", pod("web-2", NODE, last, "web"));
+        eventually("goes on", || fake.state() == Some(wanted(&server)));
+        if told {
+            assert_eq!(lists(&server, path), 1, "it could go on from where the bookmark was");
+        } else {
+            eventually("a list", || lists(&server, path) == 2);
+        }
+    }
+    agent.stop();
+}
+
+/// An hour in which each attempt fails has a hundred and some of them. Here they come one soon after
+/// the other.
+fn away_for_long() {
+    let server = Server::start(30);
+    cluster(&server);
+    let fake = Watched::default();
+    let agent = Running::with(&server, fake.clone(), |options| {
+        options.access.waits = [Duration::from_millis(1), Duration::from_millis(8)];
+    });
+    eventually("the first state", || fake.state() == Some(wanted(&server)));
+    let before = fake.state();
+    server.go_away();
+    for kind in ["pods", "namespaces", "nodes", "networkpolicies"] {
+        let metric = format!("portcullis_watch_errors_total{{resource=\"{kind}\"}}");
+        eventually("an hour of attempts", || agent.metric(&metric) > 150.0);
+    }
+    assert_eq!(fake.state(), before, "what is in force stands");
+    assert_eq!(agent.get("/readyz").0, 200);
+    server.delete("pods", "shop", "web");
+    server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
+    server.come_back();
+    eventually("caught up", || fake.state() == Some(wanted(&server)));
+    agent.stop();
+}
+
+fn follows_slowly() {
+    for minor in [30, 35] {
+        let server = Server::start(minor);
+        server.pause(Duration::from_millis(40));
+        follow(&server);
+    }
+}
+
+fn follows_repeated() {
+    for minor in [30, 35] {
+        let server = Server::start(minor);
+        server.repeat(2);
+        follow(&server);
+    }
+}
+
+fn unchanged() {
+    let server = Server::start(30);
+    cluster(&server);
+    let fake = Watched::default();
+    let agent = Running::start(&server, fake.clone());
+    eventually("the first state", || fake.state() == Some(wanted(&server)));
+    let applies = || agent.metric("portcullis_apply_duration_seconds_count");
+    let before = applies();
+    for _ in 0..20 {
+        cluster(&server);
+    }
+    server.put("pods", pod("web-2", NODE, "10.0.3.2", "web"));
+    eventually("the last event", || fake.state() == Some(wanted(&server)));
+    assert_eq!(applies(), before + 1.0, "of the pod that is new");
     agent.stop();
 }
 

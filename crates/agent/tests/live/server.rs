@@ -29,6 +29,16 @@ struct State {
     forbidden: Vec<String>,
     /// Watches of an older one end.
     epoch: u64,
+    /// So many requests for another page are told that the list has expired.
+    expired_pages: u32,
+    /// How often all watches have been told where the present is.
+    bookmarks: u64,
+    /// How many watches have told the last one.
+    told: usize,
+    /// Each event is told so many times more.
+    repeats: usize,
+    /// Pauses within whatever is sent.
+    pause: Duration,
     /// The first lines of all requests.
     asked: Vec<String>,
 }
@@ -119,6 +129,47 @@ impl Server {
         });
     }
 
+    /// Breaks all watches, once.
+    pub(crate) fn break_off(&self) {
+        self.change(|state| state.epoch += 1);
+    }
+
+    /// Forgets which changes there were, and goes on with the watches that it has.
+    pub(crate) fn forget(&self) {
+        self.change(|state| {
+            state.forgotten = state.version;
+            state.log.clear();
+        });
+    }
+
+    /// Tells all watches where the present is.
+    pub(crate) fn bookmark(&self) {
+        self.change(|state| {
+            state.bookmarks += 1;
+            state.told = 0;
+        });
+    }
+
+    /// How many watches have told it.
+    pub(crate) fn told(&self) -> usize {
+        self.state().told
+    }
+
+    /// Lets the next lists expire between their pages, so many times.
+    pub(crate) fn expire_pages(&self, times: u32) {
+        self.change(|state| state.expired_pages = times);
+    }
+
+    /// Tells each event so many times more.
+    pub(crate) fn repeat(&self, times: usize) {
+        self.change(|state| state.repeats = times);
+    }
+
+    /// Pauses so long in the middle of whatever it sends.
+    pub(crate) fn pause(&self, pause: Duration) {
+        self.change(|state| state.pause = pause);
+    }
+
     pub(crate) fn forbid(&self, plural: &[&str]) {
         self.change(|state| state.forbidden = plural.iter().map(|p| (*p).to_owned()).collect());
     }
@@ -174,8 +225,12 @@ impl Server {
                 // A watch ends with its connection.
                 let _ = self.watch(out, &path, &query, epoch);
                 return;
+            } else if query.contains_key("continue") && self.page_has_expired() {
+                answer(out, 410, &status(410, "Expired"))
             } else {
-                answer(out, 200, &self.list(&path, &query))
+                let list = self.list(&path, &query);
+                thread::sleep(self.state().pause);
+                answer(out, 200, &list)
             };
             if sent.is_err() {
                 return;
@@ -206,6 +261,13 @@ impl Server {
         Some((path.to_owned(), query.split('&').filter_map(pair).collect()))
     }
 
+    fn page_has_expired(&self) -> bool {
+        let expired = &mut self.state().expired_pages;
+        let has = *expired > 0;
+        *expired = expired.saturating_sub(1);
+        has
+    }
+
     fn list(&self, path: &str, query: &BTreeMap<String, String>) -> Value {
         let state = self.state();
         let plural = path.rsplit('/').next().unwrap_or_default();
@@ -233,10 +295,17 @@ impl Server {
             out,
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )?;
+        let pause = self.state().pause;
         let mut chunk = |event: Value| {
             let line = format!("{event}\n");
-            write!(out, "{:x}\r\n{line}\r\n", line.len())?;
-            out.flush()
+            // An event need not come in one piece.
+            let (head, tail) = line.split_at(line.len() / 2);
+            for part in [head, tail] {
+                write!(out, "{:x}\r\n{part}\r\n", part.len())?;
+                out.flush()?;
+                thread::sleep(pause);
+            }
+            Ok(())
         };
         let bookmark = |version: u64, end: bool| {
             let annotations =
@@ -257,6 +326,7 @@ impl Server {
             }
             chunk(bookmark(at, true))?;
         }
+        let mut bookmarks = state.bookmarks;
         loop {
             if state.epoch != epoch {
                 return Ok(());
@@ -266,17 +336,22 @@ impl Server {
             }
             let news: Vec<_> =
                 state.log.iter().filter(|(v, p, ..)| *v > at && p == plural).cloned().collect();
-            at = state.version;
+            let repeats = state.repeats;
+            let owed = bookmarks != state.bookmarks;
+            (at, bookmarks) = (state.version, state.bookmarks);
             drop(state);
             let any = !news.is_empty();
             for (_, _, what, object) in news {
-                chunk(json!({"type": what, "object": object}))?;
+                for _ in 0..=repeats {
+                    chunk(json!({"type": what, "object": object}))?;
+                }
             }
-            if any {
+            if any || owed {
                 chunk(bookmark(at, false))?;
             }
             state = self.state();
-            if state.version == at && state.epoch == epoch {
+            state.told += usize::from(owed);
+            if (state.version, state.epoch, state.bookmarks) == (at, epoch, bookmarks) {
                 state = self.shared.1.wait_timeout(state, Duration::from_millis(500)).unwrap().0;
             }
         }

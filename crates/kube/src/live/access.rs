@@ -29,11 +29,19 @@ pub struct Access {
     pub context: Option<String>,
     /// How long one answer may take.
     pub timeout: Duration,
+    /// How long a watch waits after a failure, at first and at most; in between each time twice as
+    /// long.
+    pub waits: [Duration; 2],
 }
 
 impl Default for Access {
     fn default() -> Access {
-        Access { kubeconfig: None, context: None, timeout: Duration::from_secs(60) }
+        Access {
+            kubeconfig: None,
+            context: None,
+            timeout: Duration::from_secs(60),
+            waits: [Duration::from_millis(200), Duration::from_secs(30)],
+        }
     }
 }
 

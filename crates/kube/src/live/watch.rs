@@ -251,8 +251,6 @@ fn nothing_but_its_name(kind: Kind, namespace: String, name: String) -> Known {
     }
 }
 
-/// The first wait after a failure, and the longest.
-const WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(30)];
 /// A failure so long after the one before is a new one.
 const FORGET: Duration = Duration::from_secs(120);
 /// From this minor version of Kubernetes on, a list as a stream is something to rely on.
@@ -275,7 +273,7 @@ impl Access {
         let client = Client::try_from(config).map_err(|e| asked.error(e))?;
         let mut running = JoinSet::new();
         for kind in Kind::ALL {
-            running.spawn(follow(kind, client.clone(), tell.clone()));
+            running.spawn(follow(kind, client.clone(), self.waits, tell.clone()));
         }
         match running.join_next().await {
             Some(Err(error)) => Err(Error::Runtime(error.into())),
@@ -286,10 +284,15 @@ impl Access {
 }
 
 /// Watches one kind.
-async fn follow(kind: Kind, client: Client, tell: impl Fn(Event)) -> Infallible {
+async fn follow(
+    kind: Kind,
+    client: Client,
+    waits: [Duration; 2],
+    tell: impl Fn(Event),
+) -> Infallible {
     let api = Api::<Item>::all_with(client.clone(), &kind.resource().api());
     let mut streams = None;
-    let mut waits = Waits::default();
+    let mut waits = Waits::new(waits);
     loop {
         if streams.is_none() {
             streams = has_streams(&client).await;
@@ -369,24 +372,24 @@ fn words(error: &watcher::Error) -> String {
 /// How long to wait before the next attempt: each time twice as long, and never all nodes of a
 /// cluster at once.
 struct Waits {
+    first: Duration,
+    longest: Duration,
     next: Duration,
     last: Option<Instant>,
 }
 
-impl Default for Waits {
-    fn default() -> Waits {
-        Waits { next: WAITS[0], last: None }
-    }
-}
-
 impl Waits {
+    fn new([first, longest]: [Duration; 2]) -> Waits {
+        Waits { first, longest, next: first, last: None }
+    }
+
     fn next(&mut self) -> Duration {
         if self.last.is_some_and(|last| last.elapsed() > FORGET) {
-            self.next = WAITS[0];
+            self.next = self.first;
         }
         self.last = Some(Instant::now());
         let wait = self.next;
-        self.next = (wait * 2).min(WAITS[1]);
+        self.next = (wait * 2).min(self.longest);
         // A number that is another in each process and at each call.
         let percent = RandomState::new().hash_one(0u8) % 50;
         wait * (75 + percent as u32) / 100
@@ -498,7 +501,7 @@ mod tests {
 
     #[test]
     fn waits_grow_up_to_half_a_minute() {
-        let mut waits = Waits::default();
+        let mut waits = Waits::new(Access::default().waits);
         let all: Vec<_> = (0..12).map(|_| waits.next()).collect();
         assert!(all[0] < Duration::from_millis(300), "{all:?}");
         assert!(all[11] > Duration::from_secs(20) && all[11] < Duration::from_secs(45), "{all:?}");

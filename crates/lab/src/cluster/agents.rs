@@ -1,39 +1,51 @@
-//! The agents: on each node the same one as in production, on threads of this process.
+//! The agents: on each node the same one as in production, in a process of its own. One that ends is
+//! started again, as the DaemonSet of a cluster would be.
 
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal};
 use portcullis_agent::{Logging, Mode, Options, Socket, Unprogrammed};
+use portcullis_cni::protocol::{Answer, Request, ask};
 use portcullis_core::model::LogLevel;
 use portcullis_dataplane::Nftables;
 use portcullis_dataplane::state::Log;
 use portcullis_kube::live::Access;
+use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use crate::Error;
+use crate::cluster::files::{ATTACHMENTS, Files, KUBECONFIG, SOCKET};
 use crate::cluster::nodes::Node;
-use crate::namespace::{Namespace, on_own_thread};
+use crate::namespace::Namespace;
 
+/// The first argument by which this program knows that it is to be the agent of a node.
+pub(crate) const AGENT: &str = "lab-agent";
+/// The folder of the node's files, for its agent: it has it as its standard input.
+const FOLDER: &str = "/proc/self/fd/0";
 /// Where an agent tells how it is; each has a loopback of its own.
-const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 /// Everything: a lab is there to be looked at.
 const LOGGING: Logging = Logging { level: LogLevel::All, group: LOG.group, rate: LOG.rate };
 pub(crate) const LOG: Log = Log { group: 86, rate: 1000 };
 /// Where an agent answers people, who come by a port-forward to its pod.
-const API: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
+const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
 /// How long an agent may take until it enforces.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one that has ended stays away. One that cannot run is not to keep the machine busy.
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// The pods of the agents, as deploy/ has them. Nothing runs in them: the agents are threads of this
-/// process, and the network of the nodes is all that they have in common.
+/// The pods of the agents, as deploy/ has them. Nothing runs in them: the agents are processes
+/// of the lab, and the network of the nodes is all that they have in common.
 pub(crate) fn daemon_set() -> Value {
     let labels = json!({"app.kubernetes.io/name": "portcullis"});
     json!({
@@ -53,131 +65,220 @@ pub(crate) fn daemon_set() -> Value {
     })
 }
 
-/// The agents of all nodes. They stop when this is dropped; what is in force stands.
+/// The agents of all nodes. They end when this is dropped; what is in force stands.
 #[derive(Debug)]
 pub(crate) struct Agents {
     running: Vec<Agent>,
-    // Agents that lose their connection read it again.
-    _kubeconfig: File,
+    files: Arc<Files>,
 }
 
 #[derive(Debug)]
 struct Agent {
     node: String,
-    namespace: Arc<Namespace>,
-    stop: Option<oneshot::Sender<()>>,
+    tended: Arc<Tended>,
+    /// The kernel ends the process with this thread: also when this whole process is killed.
     thread: Option<JoinHandle<()>>,
-    /// Why it has ended, if it has.
-    ended: Arc<Mutex<Option<String>>>,
+}
+
+/// A process that is started again when it ends.
+#[derive(Debug, Default)]
+struct Tended {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None` once it has ended, when its number may be another one's.
+    child: Option<Child>,
+    /// When it was started, each time.
+    starts: Vec<Instant>,
+    /// Why it last ended by itself.
+    ended: Option<String>,
+    over: bool,
 }
 
 impl Agents {
     /// Starts an agent on each node. The kubeconfig leads to the API server as the nodes reach it.
-    /// Each has a socket in the folder: `NODE/agent.sock`.
-    pub(crate) fn start(nodes: &[Node], kubeconfig: &str, sockets: &Path) -> Result<Agents, Error> {
-        let io = |source| Error::Socket { step: "keep a kubeconfig".to_owned(), source };
-        let file = memfd_create("kubeconfig", MFdFlags::MFD_CLOEXEC);
-        let mut file = File::from(file.map_err(|e| io(e.into()))?);
-        file.write_all(kubeconfig.as_bytes()).map_err(io)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let running = nodes.iter().map(|node| Agent::start(node, path.clone(), sockets));
-        let running = running.collect::<Result<_, _>>()?;
-        Ok(Agents { running, _kubeconfig: file })
+    pub(crate) fn start(
+        nodes: &[Node],
+        files: &Arc<Files>,
+        kubeconfig: &str,
+    ) -> Result<Agents, Error> {
+        let mut agents = Agents { running: Vec::new(), files: files.clone() };
+        for node in nodes {
+            let name = node.space.owner.clone();
+            let folder = files.of(&name);
+            let io = |e: io::Error| Error::socket("keep the files of an agent", e);
+            fs::create_dir(&folder).map_err(io)?;
+            fs::write(folder.join(KUBECONFIG), kubeconfig).map_err(io)?;
+            let folder = File::open(folder).map_err(io)?;
+            let tended = Arc::<Tended>::default();
+            let (namespace, shared, of) = (node.namespace.clone(), tended.clone(), name.clone());
+            let work = move || tend(&of, &namespace, &folder, &shared);
+            let thread = thread::Builder::new().name(format!("agent {name}")).spawn(work);
+            let thread = Some(thread.map_err(|e| Error::socket("start an agent", e))?);
+            agents.running.push(Agent { node: name, tended, thread });
+        }
+        Ok(agents)
     }
 
     /// Waits until every node enforces.
     pub(crate) fn wait_until_ready(&self) -> Result<(), Error> {
         let started = Instant::now();
         for agent in &self.running {
-            loop {
-                let answer = agent.readiness();
-                let Err(why) = answer else { break };
-                let ended = agent.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            while let Err(why) = self.readiness(&agent.node) {
+                let ended = agent.tended.state().ended.clone();
                 if ended.is_some() || started.elapsed() > PATIENCE {
                     let why = ended.unwrap_or(why);
                     return Err(Error::NotReady { node: agent.node.clone(), why });
                 }
-                thread::sleep(Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(2));
             }
         }
         Ok(())
     }
-}
 
-impl Agent {
-    fn start(node: &Node, kubeconfig: PathBuf, sockets: &Path) -> Result<Agent, Error> {
-        let name = node.space.owner.clone();
-        let options = Options {
-            node: name.clone(),
-            access: Access { kubeconfig: Some(kubeconfig), ..Access::default() },
-            metrics_address: Some(METRICS),
-            api_address: Some(API),
-            log: LOGGING,
-            events: false,
-            socket: Some(Socket {
-                path: sockets.join(&name).join("agent.sock"),
-                // No container runtime adds pods here.
-                attachments: sockets.join(&name).join("attachments"),
-            }),
-            // A pod's command starts with its network, and nothing here makes it wait for the agent:
-            // its first packet would be lost.
-            unprogrammed: Unprogrammed::Open,
-            mode: Mode::Enforce,
-            keep_established: false,
-            allow_spoofing: false,
-        };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let ended = Arc::new(Mutex::new(None));
-        let (namespace, tell) = (node.namespace.clone(), ended.clone());
-        let work = move || {
-            let stop = async {
-                // Also dropped means stop.
-                let _ = stopped.await;
-                Ok(())
-            };
-            let done = namespace.enter().map_err(|error| error.to_string()).and_then(|()| {
-                let dataplane = Nftables::open().map_err(|error| error.to_string())?;
-                portcullis_agent::run_until(options, dataplane, stop).map_err(|e| e.to_string())
-            });
-            let why = done.err().unwrap_or_else(|| "it was stopped".to_owned());
-            *tell.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        };
-        let thread = thread::Builder::new().name(format!("agent {name}")).spawn(work);
-        let thread = thread.map_err(|e| Error::socket("start an agent", e))?;
-        let namespace = node.namespace.clone();
-        Ok(Agent { node: name, namespace, stop: Some(stop), thread: Some(thread), ended })
+    /// Whether the agent of a node can be asked and enforces what it knows; if not, why.
+    pub(crate) fn readiness(&self, node: &str) -> Result<(), String> {
+        match ask(&self.files.of(node).join(SOCKET), &Request::Status, PATIENCE) {
+            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Unready { why } | Answer::Failed { why }) => Err(why),
+            Ok(other) => Err(format!("it answers {other:?}")),
+            Err(error) => Err(format!("it does not answer: {error}")),
+        }
     }
 
-    /// Asks the agent whether it is ready, as a kubelet would; or why not.
-    fn readiness(&self) -> Result<(), String> {
-        let ask = || -> io::Result<String> {
-            let mut stream = TcpStream::connect(METRICS)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = on_own_thread(|| {
-            self.namespace.enter().map_err(|error| error.to_string())?;
-            ask().map_err(|error| format!("it does not answer: {error}"))
-        })?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        match head.split(' ').nth(1) {
-            Some("200") => Ok(()),
-            _ => Err(body.trim().to_owned()),
+    /// Ends the agent of a node where it stands (SIGKILL), and returns when the next one has been
+    /// started, with the time of that. `None` if there is no such node, or no next one.
+    pub(crate) fn kill(&self, node: &str) -> Option<Instant> {
+        let tended = &self.running.iter().find(|agent| agent.node == node)?.tended;
+        let mut state = tended.state();
+        let before = state.starts.len();
+        state.kill();
+        while state.starts.len() == before && !state.over {
+            state = tended.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.starts.get(before).copied()
+    }
+}
+
+impl Tended {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn kill(&self) {
+        if let Some(child) = &self.child {
+            // That it has ended already is fine: nobody has asked for its status yet.
+            let _ = kill_process(Pid::from_child(child), rustix::process::Signal::KILL);
         }
     }
 }
 
+/// Starts the agent of a node, again and again, until that is over.
+fn tend(node: &str, namespace: &Namespace, folder: &File, tended: &Tended) {
+    let start = || -> Result<(Child, File), String> {
+        namespace.enter().map_err(|error| error.to_string())?;
+        let io = |error: io::Error| format!("cannot start it: {error}");
+        // What it has to say when it fails; otherwise it says nothing.
+        let path = Path::new("/proc/self/fd").join(fd(folder)).join("said");
+        let said = File::create(&path).map_err(io)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("portcullis").args([AGENT, node]).process_group(0);
+        command.stdin(folder.try_clone().map_err(io)?).stdout(Stdio::null()).stderr(said);
+        Ok((command.spawn().map_err(io)?, File::open(path).map_err(io)?))
+    };
+    loop {
+        let mut state = tended.state();
+        if state.over {
+            return;
+        }
+        let started = start();
+        state.starts.push(Instant::now());
+        tended.changed.notify_all();
+        let why = match started {
+            Err(why) => why,
+            Ok((child, mut said)) => {
+                let pid = Pid::from_child(&child);
+                state.child = Some(child);
+                drop(state);
+                // It keeps its number until it is asked for its status, which is done under the lock.
+                let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                while matches!(waitid(WaitId::Pid(pid), ended), Err(rustix::io::Errno::INTR)) {}
+                state = tended.state();
+                let status = state.child.take().map(|mut child| child.wait());
+                let mut why = String::new();
+                let _ = said.read_to_string(&mut why);
+                match status {
+                    Some(Ok(status)) if why.is_empty() => format!("it ended: {status}"),
+                    _ => why.trim().to_owned(),
+                }
+            }
+        };
+        state.ended = Some(why);
+        let wait = |state: &mut State| !state.over;
+        drop(tended.changed.wait_timeout_while(state, PAUSE, wait));
+    }
+}
+
+fn fd(file: &File) -> String {
+    use std::os::fd::AsRawFd as _;
+    file.as_raw_fd().to_string()
+}
+
 impl Drop for Agents {
     fn drop(&mut self) {
-        for agent in &mut self.running {
-            drop(agent.stop.take());
+        for agent in &self.running {
+            let mut state = agent.tended.state();
+            state.over = true;
+            state.kill();
+            agent.tended.changed.notify_all();
         }
         for agent in &mut self.running {
             // If it panicked, that was reported when it happened.
             _ = agent.thread.take().map(JoinHandle::join);
         }
     }
+}
+
+/// Is the agent of a node, as the arguments after [`AGENT`] say, in whose network this process was
+/// started. Returns when that has failed, and has then said why on standard error.
+pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
+    let [node] = arguments else {
+        eprintln!("{AGENT} is how a lab starts the agents of its nodes, and not for people");
+        return ExitCode::from(126);
+    };
+    match enforce(node) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn enforce(node: &OsStr) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    // The lab keeps signals from its own threads.
+    SigSet::empty().thread_set_mask().map_err(|e| text(e.into()))?;
+    set_pdeathsig(Signal::SIGKILL).map_err(|e| text(e.into()))?;
+    let folder = Path::new(FOLDER);
+    let options = Options {
+        node: node.to_string_lossy().into_owned(),
+        access: Access { kubeconfig: Some(folder.join(KUBECONFIG)), ..Access::default() },
+        metrics_address: Some(METRICS),
+        api_address: Some(API),
+        log: LOGGING,
+        events: false,
+        mode: Mode::Enforce,
+        unprogrammed: Unprogrammed::Closed(Vec::new()),
+        keep_established: false,
+        allow_spoofing: false,
+        socket: Some(Socket { path: folder.join(SOCKET), attachments: folder.join(ATTACHMENTS) }),
+    };
+    let dataplane = Nftables::open().map_err(|error| error.to_string())?;
+    portcullis_agent::run(options, dataplane).map_err(|error| error.to_string())
 }

@@ -3,7 +3,7 @@
 //!
 //! A command is this program, started anew in the network namespace of the pod; what it has to do
 //! before it becomes the program that was asked for, only a process of one thread can do to itself:
-//! [`run_pod_command`].
+//! [`run`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -28,9 +28,8 @@ use crate::cluster::text;
 use crate::namespace::Namespace;
 use crate::{dns, tools};
 
-/// The first argument by which this program knows that it is to be a command of a pod. What starts
-/// labs hands such a call to [`run_pod_command`] before anything else.
-pub const POD_COMMAND: &str = "lab-pod-command";
+/// The first argument by which this program knows that it is to be a command of a pod.
+pub(crate) const POD_COMMAND: &str = "lab-pod-command";
 
 /// What a pod is called within itself.
 #[derive(Debug, Clone)]
@@ -196,7 +195,7 @@ fn variables(pod: &Pod, tty: bool) -> Vec<(String, String)> {
 
 /// Becomes a command of a pod, as the arguments after [`POD_COMMAND`] say. Returns only if that
 /// fails, and has then said why on standard error.
-pub fn run_pod_command(arguments: &[OsString]) -> ExitCode {
+pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     let [hostname, hosts, resolv_conf, tty, program, rest @ ..] = arguments else {
         eprintln!("{POD_COMMAND} is how a lab starts the commands of its pods, and not for people");
         return ExitCode::from(126);

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use portcullis_apiserver::{Exec, Process, Runtime};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Error;
 use crate::cluster::addresses::Range;
 use crate::cluster::command::{Commands, Pod as PodNames};
+use crate::cluster::network::Network;
 use crate::cluster::nodes::{Node, Nodes};
 use crate::cluster::{ports, services, text};
 use crate::dns::{DnsServer, Zone};
@@ -30,6 +31,7 @@ pub(crate) struct Pods {
     pub(crate) nodes: Nodes,
     pub(crate) responders: Arc<Responders>,
     commands: Commands,
+    network: Network,
     state: Mutex<State>,
 }
 
@@ -66,7 +68,7 @@ struct Own {
 }
 
 impl Pods {
-    pub(crate) fn new(nodes: Nodes, commands: Commands) -> Result<Pods, Error> {
+    pub(crate) fn new(nodes: Nodes, network: Network) -> Result<Pods, Error> {
         let mut names = Names::default();
         for node in &nodes.nodes {
             let owner = &node.space.owner;
@@ -84,7 +86,8 @@ impl Pods {
             host_ports: BTreeSet::new(),
             zone: Zone::default(),
         };
-        let pods = Pods { nodes, responders: Arc::new(responders), commands, state: state.into() };
+        let (responders, commands) = (Arc::new(responders), Commands::default());
+        let pods = Pods { nodes, responders, commands, network, state: state.into() };
         on_own_thread(|| {
             let spaces = pods.nodes.nodes.iter().map(|n| (&n.space, &n.namespace));
             let outside = (&pods.nodes.outside, &pods.nodes.outside_namespace);
@@ -114,8 +117,8 @@ impl Pods {
         })
     }
 
-    /// Brings up a pod with a network of its own.
-    fn bring_up(&self, pod: &Value, node: usize, ports: &BTreeSet<Port>) -> Result<Own, Error> {
+    /// Makes the network of a pod that has one of its own. Nothing is in it yet.
+    fn bring_up(&self, pod: &Value, node: usize) -> Result<Own, Error> {
         let name = format!("{}/{}", text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
         let had = pod.pointer("/status/podIPs").and_then(Value::as_array).into_iter().flatten();
         let had: Vec<IpAddr> = had.filter_map(|ip| text(ip, "/ip").parse().ok()).collect();
@@ -132,7 +135,7 @@ impl Pods {
         drop(state);
         let space = Space { number, owner: name, place: Place::Pod, addresses };
         let made = match all {
-            true => on_own_thread(|| self.make(&space, node, ports)),
+            true => on_own_thread(|| self.make(&space, node)),
             false => Err(Error::NodeFull { node: self.nodes.nodes[node].space.owner.clone() }),
         };
         match made {
@@ -144,12 +147,7 @@ impl Pods {
         }
     }
 
-    fn make(
-        &self,
-        space: &Space,
-        node: usize,
-        ports: &BTreeSet<Port>,
-    ) -> Result<Arc<Namespace>, Error> {
+    fn make(&self, space: &Space, node: usize) -> Result<Arc<Namespace>, Error> {
         let Nodes { families, topology, .. } = self.nodes;
         let node = &self.nodes.nodes[node];
         require_files(1)?;
@@ -167,9 +165,31 @@ impl Pods {
             requests.extend(node.pod_cidrs.iter().map(|net: &IpNet| wiring::on_link(*net)));
         }
         configure(&space.owner, requests)?;
-        self.responders.name(&space.addresses, Some(&space.owner));
-        self.serve(space, &namespace, ports)?;
         Ok(namespace)
+    }
+
+    /// Has a pod whose network is there do what it is for, as soon as its policies are in force.
+    fn begin(
+        &self,
+        pod: &Value,
+        node: usize,
+        own: &Own,
+        ports: &BTreeSet<Port>,
+    ) -> Result<Option<Arc<DnsServer>>, String> {
+        let Own { space, namespace } = own;
+        self.network.add(&self.nodes.nodes[node].space.owner, pod, &space.addresses)?;
+        self.responders.name(&space.addresses, Some(&space.owner));
+        let served = on_own_thread(|| self.serve(space, namespace, ports));
+        served.map_err(|error| error.to_string())?;
+        services::is_dns(pod).then(|| self.start_dns(own)).transpose()
+    }
+
+    /// Takes away a pod's network, and lets others have its addresses.
+    fn take_down(&self, pod: &Value, node: usize, own: &Own) {
+        let Own { space, .. } = own;
+        // The file by which an agent that is away would learn of it can only be in memory.
+        let _ = self.network.delete(&self.nodes.nodes[node].space.owner, pod, &space.addresses);
+        self.unmake(space, node);
     }
 
     /// Takes away what there is of a pod's network.
@@ -273,6 +293,27 @@ impl Pods {
         std::iter::once(outside).chain(nodes).chain(pods).collect()
     }
 
+    /// The namespace of a pod, by its uid; `None` if it is not up, or has none of its own.
+    pub(crate) fn namespace(&self, uid: &str) -> Option<Arc<Namespace>> {
+        let state = self.state();
+        state.up.get(uid)?.own.as_ref().map(|own| own.namespace.clone())
+    }
+
+    /// Asks a node about one of its pods, if it has any. What is in force there then is so for all of
+    /// them, also for their open connections.
+    pub(crate) fn check(&self, node: usize) -> Result<(), String> {
+        let state = self.state();
+        let mut own = state.up.iter().filter(|(_, up)| up.node == node);
+        let Some((uid, own)) = own.find_map(|(uid, up)| Some((uid.clone(), up.own.clone()?)))
+        else {
+            return Ok(());
+        };
+        drop(state);
+        let (namespace, name) = own.space.owner.split_once('/').unwrap_or_default();
+        let pod = json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}});
+        self.network.check(&self.nodes.nodes[node].space.owner, &pod, &own.space.addresses)
+    }
+
     /// The namespace that a pod is in, and what it is called there.
     fn place(&self, pod: &Value) -> Result<(Arc<Namespace>, PodNames), String> {
         let uid = text(pod, "/metadata/uid");
@@ -304,25 +345,16 @@ impl Runtime for Pods {
             ports.retain(|(_, port)| *port != DNS_PORT);
         }
         let is_host = pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
-        let own = match is_host {
-            true => None,
-            false => Some(self.bring_up(pod, node, &ports).map_err(|error| error.to_string())?),
-        };
-        let addresses = match &own {
-            Some(own) => own.space.addresses.clone(),
-            None => self.nodes.nodes[node].space.addresses.clone(),
-        };
-        let dns = match &own {
-            Some(own) if services::is_dns(pod) => {
-                let started = self.start_dns(own);
-                started.inspect_err(|_| self.unmake(&own.space, node)).map(Some)?
-            }
-            _ => None,
-        };
-        self.state().up.insert(uid, Up { node, ports, own, dns });
         if is_host {
+            self.state().up.insert(uid, Up { node, ports, own: None, dns: None });
             self.serve_node(node).map_err(|error| error.to_string())?;
+            return Ok(self.nodes.nodes[node].space.addresses.clone());
         }
+        let own = self.bring_up(pod, node).map_err(|error| error.to_string())?;
+        let begun = self.begin(pod, node, &own, &ports);
+        let dns = begun.inspect_err(|_| self.take_down(pod, node, &own))?;
+        let addresses = own.space.addresses.clone();
+        self.state().up.insert(uid, Up { node, ports, own: Some(own), dns });
         Ok(addresses)
     }
 
@@ -331,7 +363,7 @@ impl Runtime for Pods {
         self.commands.end(uid);
         let Some(up) = self.state().up.remove(uid) else { return };
         match up.own {
-            Some(own) => self.unmake(&own.space, up.node),
+            Some(own) => self.take_down(pod, up.node, &own),
             // A port that stays open longer than its pod harms nobody.
             None => _ = self.serve_node(up.node),
         }
