@@ -8,10 +8,12 @@ use std::time::Duration;
 use portcullis_agent::Socket;
 use portcullis_cni::InForce;
 use portcullis_cni::protocol::{Answer, Attachment, Request, ask};
+use portcullis_dataplane::Nftables;
 use serde_json::{Value, json};
 
+use crate::network::Network;
 use crate::server::Server;
-use crate::{NODE, Running, Watched, cluster, eventually, pod};
+use crate::{NODE, Running, Watched, cluster, eventually, own_network, pod, policy};
 
 /// More than the agent takes to give up.
 const LONG: Duration = Duration::from_secs(20);
@@ -92,6 +94,51 @@ pub(crate) fn known() {
     assert_eq!(isolated(&fake, "10.0.3.2"), Some(false), "it is another's");
     assert_eq!(asked(&socket, &delete("3")), Answer::Done);
     eventually("free", || isolated(&fake, "10.0.3.2").is_none());
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+/// A connection that the pod before had open, and the next may not have, ends before the next begins.
+pub(crate) fn left_open() {
+    own_network();
+    let network = Network::with_pods(3);
+    let (web, third) = (&network.pods[0], &network.pods[2]);
+    let server = Server::start(30);
+    cluster(&server);
+    server.put("pods", pod("third", NODE, "10.0.3.2", "other"));
+    let subject = json!({"matchLabels": {"app": "silent"}});
+    let spec = json!({"podSelector": subject, "policyTypes": ["Egress"]});
+    server.put("networkpolicies", policy("silent", spec));
+    let socket = socket("left-open");
+    let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
+        options.keep_established = false;
+        options.socket = Some(socket.clone());
+    });
+    eventually("ready", || {
+        ask(&socket.path, &Request::Status, LONG).is_ok_and(|answer| answer == Answer::Ready)
+    });
+    let (from, to) = ("10.0.1.2".parse().unwrap(), "10.0.3.2".parse().unwrap());
+    let (sending, receiving) = (web.udp(from, 20_000), third.udp(to, 81));
+    receiving.set_nonblocking(true).unwrap();
+    // What is not answered is no connection.
+    let arrives = || {
+        let _ = sending.send_to(b"?", (to, 81));
+        let asked = receiving.recv_from(&mut [0; 8]);
+        asked.is_ok_and(|(_, by)| receiving.send_to(b"!", by).is_ok())
+    };
+    eventually("open", arrives);
+    // So many that to judge them takes a while.
+    for port in 20_001..20_041 {
+        let socket = web.udp(from, port);
+        (1000..1100).for_each(|port| _ = socket.send_to(b"?", (to, port)));
+    }
+    server.put("pods", without_address("next", "silent", "9"));
+    let added = attachment("next", "9", "10.0.1.2");
+    while receiving.recv(&mut [0; 8]).is_ok() {}
+    assert_eq!(asked(&socket, &Request::Add(added)), Answer::Enforced);
+    for _ in 0..100 {
+        assert!(!arrives(), "the next pod goes on with what is not its own");
+    }
     agent.stop();
     fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
 }
