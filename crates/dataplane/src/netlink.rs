@@ -5,6 +5,9 @@
 //! for as long as it lives, wherever the thread goes later.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -25,6 +28,8 @@ use crate::Error;
 #[derive(Debug)]
 pub struct NetlinkSocket {
     socket: netlink_sys::Socket,
+    /// So often it may send still; `None` for ever.
+    sends: Option<Arc<AtomicUsize>>,
     /// The sequence number of the next request.
     sequence: u32,
     received: Vec<u8>,
@@ -68,7 +73,12 @@ impl NetlinkSocket {
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
         }
-        Ok(NetlinkSocket { socket, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(NetlinkSocket {
+            socket,
+            sends: None,
+            sequence: 1,
+            received: Vec::with_capacity(RECEIVE_BYTES),
+        })
     }
 
     /// Opens a socket that is for hearing what the kernel tells multicast groups of the protocol, and
@@ -151,6 +161,11 @@ impl NetlinkSocket {
                 _ => None,
             })
             .collect())
+    }
+
+    /// From now on it sends so often, and then nothing more, as if its process had ended there.
+    pub fn break_off_after(&mut self, sends: Arc<AtomicUsize>) {
+        self.sends = Some(sends);
     }
 
     /// Sends one request, with `NLM_F_REQUEST` and `NLM_F_ACK` added to the flags, and returns the
@@ -256,6 +271,12 @@ impl NetlinkSocket {
             let start = bytes.len();
             bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
             message.serialize(&mut bytes[start..]);
+        }
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.sends.as_ref().is_some_and(|s| s.fetch_update(Relaxed, Relaxed, one_less).is_err())
+        {
+            let source = io::ErrorKind::BrokenPipe.into();
+            return Err(Error::Send { bytes: bytes.len(), source });
         }
         match self.socket.send(&bytes, 0) {
             Ok(_) => Ok(first),
