@@ -234,7 +234,7 @@ pub(crate) fn once(size: &str) -> Outcome {
                 let env = if is_prod { "dev" } else { "prod" };
                 labels.insert("env".to_owned(), env.to_owned());
             }
-            events.push(applied(Known::Namespace(name.clone(), labels)));
+            events.push(applied(Known::Namespace(name.clone(), labels, None)));
         }
     }
     bench.measure("a namespace changes its labels", events.into_iter());
@@ -257,7 +257,7 @@ fn all(cluster: &Cluster, kind: Kind, hear: impl FnMut(Known)) {
         Kind::Namespace => {
             let namespaces = cluster.namespaces.iter();
             namespaces
-                .map(|(name, labels)| Known::Namespace(name.clone(), labels.clone()))
+                .map(|(name, labels)| Known::Namespace(name.clone(), labels.clone(), None))
                 .for_each(hear);
         }
     }

@@ -172,7 +172,7 @@ pub(crate) fn cluster(form: &Form, policies: u32) -> Outcome<Cluster> {
             name: format!("policy-{number}"),
             subject: selector("server"),
             ingress: Some(vec![Rule { peers: vec![peer], ports: vec![port] }]),
-            egress: None,
+            ..Policy::default()
         });
     }
     Ok(cluster)

@@ -78,8 +78,11 @@ fn state(ports: &[u16], others: u32) -> NodeState {
     let peers = [CLIENT].into_iter().chain((0..others).map(other));
     NodeState {
         endpoints: [(CLIENT, 0), (SERVER, 1)].into(),
-        profiles: [(0, Profile::default()), (1, Profile { ingress: Some(entries), egress: None })]
-            .into(),
+        profiles: [
+            (0, Profile::default()),
+            (1, Profile { ingress: Some(entries), ..Profile::default() }),
+        ]
+        .into(),
         peers: (0..).zip(peers.map(|a| PeerSet::Addresses([a].into_iter().collect()))).collect(),
         ..NodeState::default()
     }

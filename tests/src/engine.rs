@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use portcullis_core::model::Cluster;
 use portcullis_core::net::Family;
-use portcullis_core::program::{self, Verdict};
+use portcullis_core::program::{self, Effect, Path, Verdict};
 use portcullis_core::{Program, validate};
 
 use crate::generate::Flow;
@@ -18,10 +18,23 @@ pub fn cluster(world: &World) -> Cluster {
 
 /// Whether a flow is allowed, for each address family that both ends have.
 pub fn allowed(program: &Program, flow: &Flow) -> BTreeMap<Family, bool> {
+    by_family(program, flow, |path| program.path_passes(path, flow.traffic))
+}
+
+/// Whether the first packet of a flow gets through, in the same way.
+pub fn forwarded(program: &Program, flow: &Flow) -> BTreeMap<Family, bool> {
+    by_family(program, flow, |path| program.path_effect(path, flow.traffic) != Effect::Dropped)
+}
+
+fn by_family(
+    program: &Program,
+    flow: &Flow,
+    judge: impl Fn(&Path) -> bool,
+) -> BTreeMap<Family, bool> {
     let mut answers = BTreeMap::new();
     for path in program.paths(end(flow.source), end(flow.destination)) {
         let families = path.family().map_or(Family::ALL.to_vec(), |family| vec![family]);
-        let passes = program.path_passes(&path, flow.traffic);
+        let passes = judge(&path);
         answers.extend(families.into_iter().map(|family| (family, passes)));
     }
     answers

@@ -11,7 +11,7 @@ use portcullis_core::api::{
     NetworkPolicySpec, Peer, Port, Rule,
 };
 use portcullis_core::labels::Labels;
-use portcullis_core::model::{Cluster, ContainerPort, Node, Pod};
+use portcullis_core::model::{Cluster, ContainerPort, Mode, Node, Pod};
 use portcullis_core::net::{Protocol, Traffic, next_address, previous_address};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -90,7 +90,8 @@ const ANCHORS_V6: &[[u16; 8]] = &[
 /// A world that an API server would accept, with every feature of the API in it.
 pub fn world(size: Size) -> impl Strategy<Value = World> {
     let names = &NAMESPACES[..size.namespaces.clamp(1, NAMESPACES.len())];
-    let namespaces = btree_map(select(names), namespace_labels(), 0..=names.len());
+    let mode = option::weighted(0.3, select(&Mode::ALL[..]));
+    let namespaces = btree_map(select(names), (namespace_labels(), mode), 0..=names.len());
     // The families of every node, and how many have an object.
     let nodes = (vec(families(), size.nodes + 1), 0..=size.nodes);
     let pods = vec(pod(names, size.nodes), 0..=size.pods);
@@ -98,8 +99,11 @@ pub fn world(size: Size) -> impl Strategy<Value = World> {
     (namespaces, nodes, pods, policies).prop_map(|(namespaces, nodes, pods, policies)| {
         let (families, objects) = nodes;
         let nodes: Vec<Node> = (0..).zip(&families).map(node).take(objects).collect();
-        let namespaces = namespaces.into_iter().map(|(name, labels)| (name.to_owned(), labels));
-        let mut cluster = Cluster { namespaces: namespaces.collect(), nodes, ..Cluster::default() };
+        let mut cluster = Cluster { nodes, ..Cluster::default() };
+        for (name, (labels, mode)) in namespaces {
+            cluster.modes.extend(mode.map(|mode| (name.to_owned(), mode)));
+            cluster.namespaces.insert(name.to_owned(), labels);
+        }
         for draft in pods {
             draft.settle(&mut cluster, &families);
         }
@@ -323,9 +327,12 @@ fn policy(names: &'static [&'static str]) -> impl Strategy<Value = NetworkPolicy
         1 => Just(Some(vec!["Egress", "Egress"])),
     ];
     let section = || option::weighted(0.7, vec(rule(), 0..=3));
-    (select(names), pod_selector(), section(), section(), types).prop_map(
-        |(namespace, pod_selector, ingress, egress, types)| NetworkPolicy {
+    // One of these is no mode.
+    let mode = option::weighted(0.3, select(&["audit", "enforce", "Audit"][..]));
+    (select(names), pod_selector(), section(), section(), types, mode).prop_map(
+        |(namespace, pod_selector, ingress, egress, types, mode)| NetworkPolicy {
             namespace: namespace.to_owned(),
+            mode: mode.map(str::to_owned),
             spec: NetworkPolicySpec {
                 pod_selector,
                 ingress,

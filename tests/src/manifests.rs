@@ -6,7 +6,9 @@ use portcullis_core::api::{
     IntOrString, IpBlock, LabelSelector, NetworkPolicy, NetworkPolicySpec, Peer, Port, Rule,
 };
 use portcullis_core::labels::Labels;
-use portcullis_core::model::{ContainerPort, Node, Pod, Service, ServicePort, TargetPort};
+use portcullis_core::model::{
+    ContainerPort, MODE_ANNOTATION, Mode, Node, Pod, Service, ServicePort, TargetPort,
+};
 
 use crate::oracle::World;
 
@@ -18,7 +20,8 @@ pub fn yaml(world: &World) -> String {
         document(&mut out, "v1", "Node", &node_yaml(node));
     }
     for (name, labels) in &cluster.namespaces {
-        document(&mut out, "v1", "Namespace", &metadata(None, name, labels));
+        let mode = cluster.modes.get(name).copied().map(Mode::as_str);
+        document(&mut out, "v1", "Namespace", &(metadata(None, name, labels) + &annotation(mode)));
     }
     for pod in &cluster.pods {
         document(&mut out, "v1", "Pod", &pod_yaml(pod));
@@ -49,6 +52,11 @@ fn metadata(namespace: Option<&str>, name: &str, labels: &Labels) -> String {
         let _ = writeln!(out, "  labels: {}", map(labels));
     }
     out
+}
+
+fn annotation(mode: Option<&str>) -> String {
+    let mode = mode.map(|mode| format!("  annotations: {{{MODE_ANNOTATION}: {}}}\n", Scalar(mode)));
+    mode.unwrap_or_default()
 }
 
 fn node_yaml(node: &Node) -> String {
@@ -147,6 +155,7 @@ fn service_port(port: &ServicePort) -> String {
 fn policy_yaml(policy: &NetworkPolicy) -> String {
     let NetworkPolicySpec { pod_selector, ingress, egress, policy_types } = &policy.spec;
     let mut out = metadata(Some(&policy.namespace), &policy.name, &policy.labels);
+    out.push_str(&annotation(policy.mode.as_deref()));
     let _ = writeln!(out, "spec:\n  podSelector: {}", selector(pod_selector));
     if let Some(types) = policy_types {
         let _ = writeln!(out, "  policyTypes: {}", list(types.iter().map(|t| scalar(t))));

@@ -12,7 +12,7 @@ use portcullis_core::api::{
     NetworkPolicySpec, Peer, Port, Rule,
 };
 use portcullis_core::labels::Labels;
-use portcullis_core::model::{Cluster, Direction, Pod};
+use portcullis_core::model::{Cluster, Direction, Mode, Pod};
 use portcullis_core::net::{Family, Protocol, Traffic};
 
 /// What the oracle judges by: a cluster, and the policies as a person wrote them.
@@ -41,12 +41,36 @@ pub fn allowed(
     destination: End,
     traffic: Traffic,
 ) -> BTreeMap<Family, bool> {
+    by_family(world, source, destination, |source, destination| {
+        connection_allowed(world, source, destination, traffic)
+    })
+}
+
+/// Whether the first packet of such a connection gets through, in the same way: also what is not
+/// allowed does where all that refuses it is in audit (28).
+pub fn forwarded(
+    world: &World,
+    source: End,
+    destination: End,
+    traffic: Traffic,
+) -> BTreeMap<Family, bool> {
+    by_family(world, source, destination, |source, destination| {
+        connection_forwarded(world, source, destination, traffic)
+    })
+}
+
+fn by_family<T>(
+    world: &World,
+    source: End,
+    destination: End,
+    judge: impl Fn(&Party, &Party) -> T,
+) -> BTreeMap<Family, T> {
     let mut answers = BTreeMap::new();
     for family in Family::ALL {
         if let Some(source) = Party::of_end(world, source, family)
             && let Some(destination) = Party::of_end(world, destination, family)
         {
-            answers.insert(family, connection_allowed(world, &source, &destination, traffic));
+            answers.insert(family, judge(&source, &destination));
         }
     }
     answers
@@ -57,6 +81,13 @@ pub fn passes(world: &World, source: IpAddr, destination: IpAddr, traffic: Traff
     let source = Party::of_address(world, source);
     let destination = Party::of_address(world, destination);
     connection_allowed(world, &source, &destination, traffic)
+}
+
+/// Whether the first packet of such a connection gets through.
+pub fn lets_through(world: &World, source: IpAddr, destination: IpAddr, traffic: Traffic) -> bool {
+    let source = Party::of_address(world, source);
+    let destination = Party::of_address(world, destination);
+    connection_forwarded(world, &source, &destination, traffic)
 }
 
 /// What may be opened from one end to another.
@@ -72,15 +103,9 @@ pub struct Opened {
 /// What the source may open to the destination, for each address family that both ends have: all
 /// that [`allowed`] allows, by walking through the rules once.
 pub fn opened(world: &World, source: End, destination: End) -> BTreeMap<Family, Opened> {
-    let mut answers = BTreeMap::new();
-    for family in Family::ALL {
-        if let Some(source) = Party::of_end(world, source, family)
-            && let Some(destination) = Party::of_end(world, destination, family)
-        {
-            answers.insert(family, connection_opened(world, &source, &destination));
-        }
-    }
-    answers
+    by_family(world, source, destination, |source, destination| {
+        connection_opened(world, source, destination)
+    })
 }
 
 impl Opened {
@@ -229,6 +254,45 @@ fn connection_allowed(
     always_allowed(source, destination)
         || direction_allowed(world, Direction::Egress, source, destination, traffic)
             && direction_allowed(world, Direction::Ingress, source, destination, traffic)
+}
+
+fn connection_forwarded(
+    world: &World,
+    source: &Party,
+    destination: &Party,
+    traffic: Traffic,
+) -> bool {
+    let forwarded = |direction| {
+        direction_allowed(world, direction, source, destination, traffic)
+            || !direction_enforced(world, direction, source, destination)
+    };
+    always_allowed(source, destination)
+        || forwarded(Direction::Egress) && forwarded(Direction::Ingress)
+}
+
+/// 28: whether a policy that isolates the subject is not in audit.
+fn direction_enforced(
+    world: &World,
+    direction: Direction,
+    source: &Party,
+    destination: &Party,
+) -> bool {
+    let subject = match direction {
+        Direction::Egress => source.pod,
+        Direction::Ingress => destination.pod,
+    };
+    let isolating =
+        |policy: &&NetworkPolicy| subject.is_some_and(|pod| isolates(policy, direction, pod));
+    world.policies.iter().filter(isolating).any(|policy| !is_in_audit(world, policy))
+}
+
+/// 28: by its own annotation, or else by that of its namespace. Other values have no effect.
+fn is_in_audit(world: &World, policy: &NetworkPolicy) -> bool {
+    match policy.mode.as_deref() {
+        Some("audit") => true,
+        Some("enforce") => false,
+        _ => world.cluster.modes.get(&policy.namespace) == Some(&Mode::Audit),
+    }
 }
 
 fn connection_opened(world: &World, source: &Party, destination: &Party) -> Opened {

@@ -14,7 +14,8 @@
 //! Ends are `namespace/pod`, an address, or, as a destination, `namespace/service/name`, which
 //! means every endpoint of the Service, on the port it has there. Commas stand between
 //! alternatives; each combination is expected. A verdict without a family is that of every family
-//! that both ends have; without such a family it is `deny`.
+//! that both ends have; without such a family it is `deny`. `audit` is what policies in audit refuse:
+//! they say `deny`, and its packets pass.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -90,19 +91,20 @@ impl Scenario {
     /// every address family that both ends of a flow have, and `None` for a flow it cannot try.
     pub fn differences(
         &self,
+        view: View,
         mut answer: impl FnMut(&Flow) -> Option<BTreeMap<Family, bool>>,
     ) -> Vec<String> {
         let mut differences = Vec::new();
         for expected in &self.expectations {
             let Some(found) = answer(&expected.flow) else { continue };
-            if !expected.holds(&found) {
+            if !expected.holds(view, &found) {
                 let Expectation { line, flow, verdicts } = expected;
                 let flow = describe(flow, &self.world.cluster);
                 let name = &self.name;
                 let wanted = if verdicts.contains_key(&None) {
-                    verdict_text(verdicts.values().copied().next().unwrap_or(false)).to_owned()
+                    verdict_text(verdicts.values().any(|v| v.seen(view))).to_owned()
                 } else {
-                    answers_text(verdicts.iter().filter_map(|(f, &v)| Some(((*f)?, v))))
+                    answers_text(verdicts.iter().filter_map(|(f, v)| Some(((*f)?, v.seen(view)))))
                 };
                 let found = answers_text(found.into_iter());
                 differences
@@ -113,6 +115,36 @@ impl Scenario {
     }
 }
 
+/// What is expected of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// The policies allow it, and it passes.
+    Allow,
+    /// They refuse it, and it does not pass.
+    Deny,
+    /// They refuse it, and it passes.
+    Audit,
+}
+
+/// Which part of what is expected a back end knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// What the policies allow.
+    Policies,
+    /// What passes.
+    Packets,
+}
+
+impl Expected {
+    fn seen(self, view: View) -> bool {
+        match self {
+            Expected::Allow => true,
+            Expected::Deny => false,
+            Expected::Audit => view == View::Packets,
+        }
+    }
+}
+
 /// One connection, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectation {
@@ -120,19 +152,20 @@ pub struct Expectation {
     pub line: usize,
     /// The connection. A Service is already replaced by one of its endpoints.
     pub flow: Flow,
-    /// Whether it is allowed in each family. [`None`] stands for every family there is.
-    pub verdicts: BTreeMap<Option<Family>, bool>,
+    /// What becomes of it in each family. [`None`] stands for every family there is.
+    pub verdicts: Verdicts,
 }
 
 impl Expectation {
     /// Whether answers by family are as expected.
-    pub fn holds(&self, answers: &BTreeMap<Family, bool>) -> bool {
-        match self.verdicts.get(&None) {
+    pub fn holds(&self, view: View, answers: &BTreeMap<Family, bool>) -> bool {
+        let verdict = |family| self.verdicts.get(&family).map(|verdict| verdict.seen(view));
+        match verdict(None) {
             Some(true) => !answers.is_empty() && answers.values().all(|&allowed| allowed),
             Some(false) => answers.values().all(|&allowed| !allowed),
             None => {
                 answers.len() == self.verdicts.len()
-                    && answers.iter().all(|(&f, a)| self.verdicts.get(&Some(f)) == Some(a))
+                    && answers.iter().all(|(&f, a)| verdict(Some(f)) == Some(*a))
             }
         }
     }
@@ -197,10 +230,11 @@ fn verdict_text(allowed: bool) -> &'static str {
     if allowed { "allow" } else { "deny" }
 }
 
-type Verdicts = BTreeMap<Option<Family>, bool>;
+/// By family.
+pub type Verdicts = BTreeMap<Option<Family>, Expected>;
 
 fn expectation(text: &str, cluster: &Cluster) -> Result<(Vec<Flow>, Verdicts), String> {
-    let shape = "expected `source -> destination port/PROTOCOL: allow|deny`";
+    let shape = "expected `source -> destination port/PROTOCOL: allow|deny|audit`";
     let (source, rest) = text.split_once(" -> ").ok_or(shape)?;
     let (rest, verdicts) = rest.rsplit_once(": ").ok_or(shape)?;
     // Ports come after the last destination: the only place of a space without a comma before.
@@ -231,7 +265,7 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim)
 }
 
-fn verdict(text: &str) -> Result<(Option<Family>, bool), String> {
+fn verdict(text: &str) -> Result<(Option<Family>, Expected), String> {
     let (verdict, family) = match text.split_once(' ') {
         None => (text, None),
         Some((verdict, "IPv4")) => (verdict, Some(Family::V4)),
@@ -239,9 +273,10 @@ fn verdict(text: &str) -> Result<(Option<Family>, bool), String> {
         Some(_) => return Err(format!("{text:?}: expected IPv4 or IPv6 after the verdict")),
     };
     match verdict {
-        "allow" => Ok((family, true)),
-        "deny" => Ok((family, false)),
-        _ => Err(format!("{verdict:?}: expected allow or deny")),
+        "allow" => Ok((family, Expected::Allow)),
+        "deny" => Ok((family, Expected::Deny)),
+        "audit" => Ok((family, Expected::Audit)),
+        _ => Err(format!("{verdict:?}: expected allow, deny or audit")),
     }
 }
 

@@ -84,6 +84,7 @@ fn policy(server: &str, egress: bool, ports: &[u16]) -> Policy {
         subject: selector(subject),
         ingress,
         egress,
+        mode: None,
     }
 }
 

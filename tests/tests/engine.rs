@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use portcullis_core::Program;
 use portcullis_core::net::Family;
+use portcullis_core::program::Effect;
 use portcullis_tests::generate::{self, Counts, Flow, Size};
 use portcullis_tests::nodes::Nodes;
 use portcullis_tests::oracle::{self, End, World};
@@ -61,6 +62,13 @@ fn engine_agrees(world: &World, flows: usize) -> Result<(), TestCaseError> {
         if found != expected {
             return differs(world, flow, &expected, &found);
         }
+        let (expected_through, through) = (
+            oracle::forwarded(world, source, destination, traffic),
+            engine::forwarded(&program, &flow),
+        );
+        if through != expected_through {
+            return differs(world, flow, &expected_through, &format!("passing: {through:?}"));
+        }
         let verdict =
             program.closed_verdict(engine::end(source), engine::end(destination), traffic);
         if verdict != engine::verdict(&expected) {
@@ -73,6 +81,10 @@ fn engine_agrees(world: &World, flows: usize) -> Result<(), TestCaseError> {
             if passes != oracle::passes(world, source, destination, traffic) {
                 return differs(world, flow, &expected, &passes);
             }
+            let through = program.effect(source, destination, traffic) != Effect::Dropped;
+            if through != oracle::lets_through(world, source, destination, traffic) {
+                return differs(world, flow, &expected, &format!("passing: {through}"));
+            }
         }
     }
     Ok(())
@@ -82,7 +94,7 @@ fn nodes_agree(world: &World, flows: usize) -> Result<(), TestCaseError> {
     let mut nodes =
         Nodes::program(world).map_err(|error| TestCaseError::fail(error.to_string()))?;
     for flow in generate::flows(world, flows) {
-        let expected = oracle::allowed(world, flow.source, flow.destination, flow.traffic);
+        let expected = oracle::forwarded(world, flow.source, flow.destination, flow.traffic);
         if let Some(found) = nodes.allowed(&flow)
             && found != expected
         {

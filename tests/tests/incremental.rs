@@ -27,8 +27,9 @@ enum Whom {
 
 type Place = (String, String, Direction, u32, Option<u32>, Option<u32>);
 type Allowed = BTreeSet<(Whom, Option<Ports>, Place)>;
-/// By address of a local pod: what it may do, egress and ingress; `None` where it is open.
-type Meaning = BTreeMap<IpAddr, [Option<Allowed>; 2]>;
+/// By address of a local pod: what it may do, egress and ingress, and whether that is only audited;
+/// `None` where it is open.
+type Meaning = BTreeMap<IpAddr, [Option<(Allowed, bool)>; 2]>;
 
 /// What allows nobody says nothing.
 fn says_something(whom: &Whom) -> bool {
@@ -58,7 +59,7 @@ fn meaning_of_full(cluster: &Cluster) -> Meaning {
                     (namespace, name, origin.direction, origin.rule, origin.peer, origin.port);
                 (whom, entry.ports, place)
             });
-            Some(allowed.filter(|(whom, ..)| says_something(whom)).collect())
+            Some((allowed.filter(|(whom, ..)| says_something(whom)).collect(), rules.audited))
         });
         for address in program.pod_addresses(i) {
             if program.endpoint(address).pod == Some(i) {
@@ -73,8 +74,8 @@ fn meaning_of(program: &mut NodeProgram) -> Meaning {
     let state = program.state().clone();
     let origins = program.origins();
     let allowed = |profile: &Profile| {
-        [&profile.egress, &profile.ingress].map(|entries| {
-            let entries = entries.as_ref()?.iter().map(|entry| {
+        Direction::ALL.map(|direction| {
+            let entries = profile.entries(direction)?.iter().map(|entry| {
                 let whom = match entry.peers.map(|number| &state.peers[&number]) {
                     None => Whom::Any,
                     Some(PeerSet::Addresses(addresses)) => {
@@ -88,7 +89,8 @@ fn meaning_of(program: &mut NodeProgram) -> Meaning {
                     (namespace, name, origin.direction, origin.rule, origin.peer, origin.port);
                 (whom, entry.ports, place)
             });
-            Some(entries.filter(|(whom, ..)| says_something(whom)).collect())
+            let allowed = entries.filter(|(whom, ..)| says_something(whom)).collect();
+            Some((allowed, profile.is_audited(direction)))
         })
     };
     let endpoints = state.endpoints.iter();
@@ -102,7 +104,10 @@ type Change<'a> = Box<dyn Fn(&mut NodeProgram) -> bool + 'a>;
 fn changes<'a>(old: &'a Cluster, new: &'a Cluster) -> Vec<Change<'a>> {
     let mut changes: Vec<Change<'a>> = Vec::new();
     for name in old.namespaces.keys().chain(new.namespaces.keys()) {
-        changes.push(Box::new(|p| p.namespace(name, new.namespaces.get(name).cloned())));
+        changes.push(Box::new(|p| {
+            let mode = new.modes.get(name).copied();
+            p.namespace(name, new.namespaces.get(name).cloned(), mode)
+        }));
     }
     for node in old.nodes.iter().chain(&new.nodes) {
         let now = new.nodes.iter().find(|n| n.name == node.name);

@@ -12,10 +12,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use portcullis_core::Program;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Traffic};
+use portcullis_core::program::Effect;
 use portcullis_lab::{Error, Lab, Observation, Options, Plan, Probe, Topology, connections, plan};
 use portcullis_tests::generate::{self, Counts, Flow, Size};
 use portcullis_tests::oracle::{End, World};
-use portcullis_tests::scenario::Scenario;
+use portcullis_tests::scenario::{Scenario, View};
 use portcullis_tests::{engine, manifests, oracle};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -95,7 +96,7 @@ fn scenario_holds(scenario: &Scenario, topology: Topology) -> Result<(), Failed>
         observed.insert((o.probe.from, o.probe.to, o.probe.traffic), passed);
     }
     let (mut answered, mut wrong) = (0, Vec::new());
-    let differences = scenario.differences(|flow| {
+    let differences = scenario.differences(View::Packets, |flow| {
         let mut answers = BTreeMap::new();
         for (from, to) in pairs(scenario, &plan, flow)? {
             let Some(passed) = observed.get(&(from, to, flow.traffic)) else {
@@ -240,8 +241,8 @@ fn world_is_as_predicted(world: &World, options: &Options, most: usize) -> Resul
     let program = Program::compile(&plan.cluster);
     for (probe, _) in &some {
         let (from, to, traffic) = (probe.from, probe.to, probe.traffic);
-        let expected = oracle::passes(&in_lab, from, to, traffic);
-        if program.passes(from, to, traffic) != expected {
+        let expected = oracle::lets_through(&in_lab, from, to, traffic);
+        if (program.effect(from, to, traffic) != Effect::Dropped) != expected {
             let world = manifests::yaml(&in_lab);
             return Err(format!("{from} -> {to} {traffic}: expected {expected}\n{world}").into());
         }

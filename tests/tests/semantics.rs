@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use portcullis_core::Program;
 use portcullis_tests::generate::Flow;
 use portcullis_tests::nodes::Nodes;
-use portcullis_tests::scenario::Scenario;
+use portcullis_tests::scenario::{Expected, Scenario, View};
 use portcullis_tests::{engine, oracle};
 
 #[test]
@@ -113,6 +113,15 @@ fn semantics_20_each_address_family_is_judged_by_itself() {
 }
 
 #[test]
+fn semantics_28_what_is_in_audit_passes_unless_a_policy_that_is_not_refuses_it() {
+    hold("28-");
+    for scenario in scenarios("scenarios", "28-") {
+        let mut expected = scenario.expectations.iter().flat_map(|e| e.verdicts.values());
+        assert!(expected.any(|v| *v == Expected::Audit), "{}: never audit", scenario.name);
+    }
+}
+
+#[test]
 fn stories_that_users_could_have_written_end_as_told() {
     assert!(stories().count() >= 60);
     for scenario in stories() {
@@ -158,9 +167,9 @@ fn hold(line: &str) {
 /// A scenario that could hold where everything is open, or everything closed, shows nothing.
 #[track_caller]
 fn expects_both_verdicts(scenario: &Scenario) {
-    for verdict in [true, false] {
+    for verdict in [Expected::Allow, Expected::Deny] {
         let mut expected = scenario.expectations.iter().flat_map(|e| e.verdicts.values());
-        assert!(expected.any(|v| *v == verdict), "{}: never {verdict}", scenario.name);
+        assert!(expected.any(|v| *v == verdict), "{}: never {verdict:?}", scenario.name);
     }
 }
 
@@ -171,13 +180,18 @@ fn check(scenario: &Scenario) {
         assert!(differences.is_empty(), "{back_end}:\n{}", differences.join("\n"));
     };
     let oracle = |f: &Flow| Some(oracle::allowed(world, f.source, f.destination, f.traffic));
-    report("the oracle", scenario.differences(oracle));
+    report("the oracle", scenario.differences(View::Policies, oracle));
+    let oracle = |f: &Flow| Some(oracle::forwarded(world, f.source, f.destination, f.traffic));
+    report("the oracle's packets", scenario.differences(View::Packets, oracle));
 
     let program = Program::compile(&engine::cluster(world));
-    report("the engine", scenario.differences(|flow| Some(engine::allowed(&program, flow))));
+    let engine = |flow: &Flow| Some(engine::allowed(&program, flow));
+    report("the engine", scenario.differences(View::Policies, engine));
+    let engine = |flow: &Flow| Some(engine::forwarded(&program, flow));
+    report("the engine's packets", scenario.differences(View::Packets, engine));
 
     let mut nodes = Nodes::program(world).unwrap_or_else(|error| panic!("{error}"));
-    report("the fake nodes", scenario.differences(|flow| nodes.allowed(flow)));
+    report("the fake nodes", scenario.differences(View::Packets, |flow| nodes.allowed(flow)));
 }
 
 fn stories() -> impl Iterator<Item = Scenario> {

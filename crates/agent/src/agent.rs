@@ -1,11 +1,16 @@
 //! What the agent does, step by step. It runs on whatever thread calls it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use portcullis_cni::protocol::{Answer, Attachment, Request};
+use jiff::Timestamp;
+use portcullis_cni::flow::{RuleHits, RuleName};
+use portcullis_cni::protocol::{Answer, Attachment, Holding, Request};
+use portcullis_core::model::Mode;
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Hits};
 use portcullis_kube::live::Event;
@@ -14,10 +19,11 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::attached::Attached;
-use crate::desired::{PolicyName, close};
+use crate::desired::{PolicyName, RulePlace, close};
 use crate::guard::Teller;
 use crate::in_force::Told;
-use crate::{Metrics, Observed, Unprogrammed};
+use crate::observed::Concern;
+use crate::{Logging, Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -33,6 +39,8 @@ const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10
 /// How long somebody who adds a pod waits for the policies of it to be known and in force. The
 /// plugin waits longer, so that it hears why not.
 const ADDING: Duration = Duration::from_secs(5);
+/// How long somebody who asks what the kernel holds waits for what was heard to be in it.
+const HOLDING: Duration = Duration::from_secs(2);
 
 /// Enforces on one node what it hears of the cluster.
 ///
@@ -42,8 +50,10 @@ const ADDING: Duration = Duration::from_secs(5);
 pub struct Agent<D> {
     node: String,
     unprogrammed: Unprogrammed,
+    mode: Mode,
     /// Where each state is told that is in force.
     tell: Option<Teller>,
+    reports: Option<Reports>,
     dataplane: D,
     attached: Attached,
     observed: Observed,
@@ -53,7 +63,9 @@ pub struct Agent<D> {
     in_force: Option<NodeState>,
     /// The version of the rules that are in force, and whose their origins are.
     version: Option<u64>,
-    origins: BTreeMap<u32, PolicyName>,
+    origins: BTreeMap<u32, RulePlace>,
+    /// Since when the hits of each rule are counted.
+    counted_since: BTreeMap<RulePlace, Timestamp>,
     /// What has been counted, by origin.
     counted: FxHashMap<u32, u64>,
     next_attempt: Instant,
@@ -67,8 +79,18 @@ pub struct Agent<D> {
     repairs: u32,
     /// Who waits for a pod's policies to be in force.
     waiting: Vec<Waiting>,
+    /// Who asks what the kernel holds.
+    asking: Vec<Asking>,
     told: Told,
     metrics: Arc<Mutex<Metrics>>,
+}
+
+/// What is reported of connections.
+#[derive(Debug)]
+pub(crate) struct Reports {
+    pub(crate) logging: Logging,
+    /// Where it is told which pods' allowed connections are reported.
+    pub(crate) tell: Sender<BTreeSet<IpAddr>>,
 }
 
 /// Somebody who waits for a pod's policies to be in force.
@@ -81,6 +103,15 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
+/// Somebody who asks what the kernel holds.
+#[derive(Debug)]
+struct Asking {
+    /// The only policy that is asked for.
+    only: Option<(String, String)>,
+    until: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
 impl<D: Dataplane> Agent<D> {
     /// An agent for the node of this name, that knows nothing yet.
     pub fn new(node: &str, dataplane: D, metrics: Arc<Mutex<Metrics>>) -> Agent<D> {
@@ -88,7 +119,9 @@ impl<D: Dataplane> Agent<D> {
         Agent {
             node: node.to_owned(),
             unprogrammed: Unprogrammed::default(),
+            mode: Mode::default(),
             tell: None,
+            reports: None,
             dataplane,
             attached: Attached::new(node),
             observed: Observed::new(node),
@@ -96,6 +129,7 @@ impl<D: Dataplane> Agent<D> {
             in_force: None,
             version: None,
             origins: BTreeMap::new(),
+            counted_since: BTreeMap::new(),
             counted: FxHashMap::default(),
             next_attempt: now,
             next_look: now,
@@ -104,6 +138,7 @@ impl<D: Dataplane> Agent<D> {
             refusal: None,
             repairs: 0,
             waiting: Vec::new(),
+            asking: Vec::new(),
             told: Told::default(),
             metrics,
         }
@@ -114,9 +149,19 @@ impl<D: Dataplane> Agent<D> {
         Agent { unprogrammed, ..self }
     }
 
+    /// Says whether anything is refused at all; without it, what policies refuse is.
+    pub fn with_mode(self, mode: Mode) -> Agent<D> {
+        Agent { mode, ..self }
+    }
+
     /// Tells each state as soon as it is in force.
     pub(crate) fn with_teller(self, tell: Teller) -> Agent<D> {
         Agent { tell: Some(tell), ..self }
+    }
+
+    /// Has the rules tell of connections.
+    pub(crate) fn with_reports(self, reports: Option<Reports>) -> Agent<D> {
+        Agent { reports, ..self }
     }
 
     /// Tells from now on, beside this socket, what is in force.
@@ -169,6 +214,17 @@ impl<D: Dataplane> Agent<D> {
                 Answer::Done
             }
             Request::Status => self.status(),
+            Request::Hits => {
+                self.count_hits();
+                Answer::Hits { rules: self.rule_hits() }
+            }
+            // Connections are not known here.
+            Request::Observe { .. } => Answer::Failed { why: "not here".to_owned() },
+            Request::Policies { namespace, name } => {
+                let until = at + HOLDING;
+                self.asking.push(Asking { only: namespace.zip(name), until, answer });
+                return;
+            }
         };
         // Whoever asked may have gone.
         let _ = answer.send(done);
@@ -195,7 +251,8 @@ impl<D: Dataplane> Agent<D> {
         let next = if more { next.min(now + TIDY) } else { next };
         let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting));
         let next = if guards { next.min(now + GUARDING) } else { next };
-        self.waiting.iter().map(|waiting| waiting.until).fold(next, Instant::min)
+        let waiting = self.waiting.iter().map(|waiting| waiting.until);
+        waiting.chain(self.asking.iter().map(|asking| asking.until)).fold(next, Instant::min)
     }
 
     /// Leaves nothing behind but what is in force.
@@ -205,10 +262,23 @@ impl<D: Dataplane> Agent<D> {
 
     /// Brings the hits by policy up to date.
     pub fn count_hits(&mut self) {
+        // While something else is on its way to the kernel, it holds what it held last time.
+        if let Ok(holding) = self.holding(None) {
+            self.metrics().held = holding.policies;
+        }
         match self.dataplane.hits() {
             Ok(hits) => self.add(&hits),
             Err(error) => warn!(%error, "hits cannot be read"),
         }
+        match self.dataplane.ended() {
+            Ok(ended) => self.metrics().ended = ended,
+            Err(error) => warn!(%error, "what was refused cannot be counted"),
+        }
+    }
+
+    /// What concerns connections between two addresses.
+    pub(crate) fn excerpt(&self, source: IpAddr, destination: IpAddr) -> Concern {
+        self.observed.excerpt(source, destination)
     }
 
     /// What is in force, if anything has been put there.
@@ -245,13 +315,41 @@ impl<D: Dataplane> Agent<D> {
                     standing = Answer::Failed { why };
                 }
             }
-            if standing == Answer::Enforced || now >= waiting.until {
+            let waited = now >= waiting.until;
+            // In audit nothing is refused, also no pod.
+            if waited && self.mode == Mode::Audit {
+                standing = Answer::Enforced;
+            }
+            if standing == Answer::Enforced || waited {
                 // Whoever asked may have gone.
                 let _ = waiting.answer.send(standing);
             } else {
                 self.waiting.push(waiting);
             }
         }
+        for asking in std::mem::take(&mut self.asking) {
+            match self.holding(asking.only.as_ref()) {
+                Err(_) if now < asking.until => self.asking.push(asking),
+                holding => {
+                    let failed = |why| Answer::Failed { why };
+                    let _ = asking.answer.send(holding.map_or_else(failed, Answer::Policies));
+                }
+            }
+        }
+    }
+
+    /// What the kernel holds, of all policies or of one; or why that is not what has been heard.
+    fn holding(&self, only: Option<&(String, String)>) -> Result<Holding, String> {
+        if let Some(why) = &self.refusal {
+            return Err(why.clone());
+        }
+        if self.waiting_since.is_some() || self.in_force.is_none() {
+            return Err("the agent has not heard all of the cluster yet".to_owned());
+        }
+        // What was heard last is in force.
+        let policies = self.observed.held(only, self.mode);
+        let settled = self.tell.as_ref().is_none_or(Teller::is_settled);
+        Ok(Holding { node: self.node.clone(), settled, policies })
     }
 
     /// What is in force at the addresses of an attachment.
@@ -300,8 +398,15 @@ impl<D: Dataplane> Agent<D> {
         let Some(since) = self.waiting_since.take() else { return };
         let mut state = program.state().clone();
         state.ranges = ranges;
+        state.audit = self.mode == Mode::Audit;
         // Until the API server says which policies select them.
         close(&mut state, self.attached.strangers());
+        let mut allowed = BTreeSet::new();
+        if let Some(Reports { logging, .. }) = &self.reports {
+            let logged = program.logged(logging.level);
+            state.log = logging.of(&logged);
+            allowed = logged.allowed;
+        }
         let (version, is_known) = (program.version(), program.node_is_known());
         let counts = [program.policy_count(), program.pod_count(), program.class_count()];
         if self.in_force.as_ref() != Some(&state) {
@@ -310,6 +415,12 @@ impl<D: Dataplane> Agent<D> {
                 return;
             };
             self.metrics().enforced(at.saturating_duration_since(since));
+        }
+        // Also where what was refused is no longer wanted.
+        (self.refusal, self.failures) = (None, 0);
+        if let Some(reports) = &self.reports {
+            // Nobody listens any more when the agent stops.
+            let _ = reports.tell.send(allowed);
         }
         let is_open =
             matches!(self.unprogrammed, Unprogrammed::Closed(_)) && state.ranges.is_empty();
@@ -342,14 +453,18 @@ impl<D: Dataplane> Agent<D> {
     /// Learns whose the origins of the rules are.
     fn learn_origins(&mut self) {
         let Some(program) = self.observed.program() else { return };
-        let names = program.origins().iter().map(|(number, origin)| {
+        let rules = program.origins().iter().map(|(number, origin)| {
             let (namespace, name) = (origin.namespace.to_string(), origin.name.to_string());
-            (*number, PolicyName { namespace, name, direction: origin.direction })
+            let policy = PolicyName { namespace, name, direction: origin.direction };
+            (*number, RulePlace { policy, rule: origin.rule })
         });
-        let (names, policies) = (names.collect::<BTreeMap<_, _>>(), program.local_policies());
-        self.counted.retain(|origin, _| names.contains_key(origin));
-        self.metrics().programmed(policies, names.values());
-        self.origins = names;
+        let (rules, policies) = (rules.collect::<BTreeMap<_, _>>(), program.local_policies().len());
+        self.counted.retain(|origin, _| rules.contains_key(origin));
+        let now = Timestamp::now();
+        let since = |rule: &RulePlace| self.counted_since.get(rule).copied().unwrap_or(now);
+        self.counted_since = rules.values().map(|rule| (rule.clone(), since(rule))).collect();
+        self.metrics().programmed(policies, rules.values());
+        self.origins = rules;
     }
 
     /// Puts the state in force, and says since when it is. If that fails, it is to be tried again
@@ -432,15 +547,28 @@ impl<D: Dataplane> Agent<D> {
     fn add(&mut self, hits: &[Hits]) {
         let mut new = BTreeMap::new();
         for hits in hits {
-            let Some(policy) = self.origins.get(&hits.origin) else { continue };
+            let Some(rule) = self.origins.get(&hits.origin) else { continue };
             let counted = self.counted.entry(hits.origin).or_default();
             let more = hits.packets.saturating_sub(*counted);
             *counted = hits.packets;
             if more > 0 {
-                *new.entry(policy.clone()).or_default() += more;
+                *new.entry(rule.clone()).or_default() += more;
             }
         }
         self.metrics().hit(new);
+    }
+
+    /// The hits of every rule, in the order of their names.
+    fn rule_hits(&self) -> Vec<RuleHits> {
+        let metrics = self.metrics();
+        let rules = self.counted_since.iter().map(|(place, since)| {
+            let RulePlace { policy: PolicyName { namespace, name, direction }, rule } = place;
+            let policy = format!("{namespace}/{name}");
+            let rule = RuleName { policy, rule: format!("spec.{direction}[{rule}]") };
+            let hits = metrics.rule_hits.get(place).copied().unwrap_or_default();
+            RuleHits { rule, hits, since: format!("{since:.0}") }
+        });
+        rules.collect()
     }
 
     fn metrics(&self) -> MutexGuard<'_, Metrics> {

@@ -153,13 +153,16 @@ impl Attached {
 
 /// Whether this is the attachment's pod, and not another of its name, earlier or later.
 fn is_of(attachment: &Attachment, object: &Object) -> bool {
-    let same = |uid: &String| object.uid.is_empty() || *uid == object.uid;
+    let known = &object.version.uid;
+    let same = |uid: &String| known.is_empty() || uid == known;
     object.body.name() == (&*attachment.namespace, &*attachment.pod)
         && attachment.uid.as_ref().is_none_or(same)
 }
 
 #[cfg(test)]
 mod tests {
+    use portcullis_kube::live::Version;
+
     use super::*;
 
     fn pod(name: &str, uid: &str, addresses: &[&str]) -> Object {
@@ -170,7 +173,8 @@ mod tests {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             ..Pod::default()
         });
-        Object { uid: uid.to_owned(), ..Object::from(body) }
+        let version = Version { uid: uid.to_owned(), ..Version::default() };
+        Object { version: version.into(), ..Object::from(body) }
     }
 
     fn attachment(pod: &str, uid: &str, addresses: &[&str]) -> Attachment {

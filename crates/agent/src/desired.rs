@@ -6,11 +6,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::incremental::NodeProgram;
-use portcullis_core::model::{Cluster, Direction};
+use portcullis_core::model::{Cluster, Direction, Mode};
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
-use crate::run::Error;
+use crate::run::{Error, Logging};
 use crate::{Observed, Unprogrammed};
 
 /// A policy in one direction: what hits are told by.
@@ -19,6 +19,14 @@ pub(crate) struct PolicyName {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) direction: Direction,
+}
+
+/// A rule of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RulePlace {
+    pub(crate) policy: PolicyName,
+    /// Its index in the section of the direction.
+    pub(crate) rule: u32,
 }
 
 /// What a node must enforce.
@@ -38,7 +46,8 @@ impl Desired {
             program.policy(&policy.namespace, &policy.name, Some(policy.clone()));
         }
         for (name, labels) in &cluster.namespaces {
-            program.namespace(name, Some(labels.clone()));
+            let mode = cluster.modes.get(name).copied();
+            program.namespace(name, Some(labels.clone()), mode);
         }
         for known in &cluster.nodes {
             program.node(&known.name, Some(&known.addresses));
@@ -53,7 +62,7 @@ impl Desired {
 impl From<&mut NodeProgram> for Desired {
     fn from(program: &mut NodeProgram) -> Desired {
         let state = program.state().clone();
-        Desired { state, policies: program.local_policies() }
+        Desired { state, policies: program.local_policies().len() }
     }
 }
 
@@ -74,6 +83,8 @@ pub fn desired_once(
     access: &Access,
     node: &str,
     unprogrammed: &Unprogrammed,
+    mode: Mode,
+    logging: Logging,
     patience: Duration,
 ) -> Result<Desired, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -104,8 +115,11 @@ pub fn desired_once(
             if let Some(program) = observed.program() {
                 return match program.node_is_known() {
                     true => {
+                        let log = logging.of(&program.logged(logging.level));
                         let mut desired = Desired::from(program);
                         desired.state.ranges = ranges;
+                        desired.state.log = log;
+                        desired.state.audit = mode == Mode::Audit;
                         Ok(desired)
                     }
                     false => Err(Error::UnknownNode {

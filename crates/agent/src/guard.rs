@@ -48,6 +48,11 @@ impl Teller {
     pub(crate) fn is_judged(&self, number: u64) -> bool {
         self.judged.load(Ordering::Acquire) >= number
     }
+
+    /// Whether they have been judged by the last one.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_judged(self.told)
+    }
 }
 
 impl Guard {
@@ -90,6 +95,10 @@ impl Guard {
             {
                 warn!(%error, "packets with a false source may pass; trying again");
                 wait = RETRY;
+            }
+            if let Some(sources) = &mut self.sources {
+                let dropped = sources.dropped();
+                metrics.lock().unwrap_or_else(PoisonError::into_inner).false_sources = dropped;
             }
             match self.connections.as_mut().map(|connections| connections.judge(&state)) {
                 None => done.store(number, Ordering::Release),

@@ -29,6 +29,7 @@ impl Told {
         }
         let mut both = of(state);
         both.closed.retain(|range| self.last.closed.contains(range));
+        both.audit &= self.last.audit;
         both.programmed.extend(&self.last.programmed);
         both.programmed.sort_unstable();
         both.programmed.dedup();
@@ -57,6 +58,10 @@ impl Told {
 }
 
 fn of(state: &NodeState) -> InForce {
-    let closed = state.ranges.iter().map(|range| (range.first, range.last));
-    InForce { closed: closed.collect(), programmed: state.endpoints.keys().copied().collect() }
+    let closed = state.ranges.iter().filter(|_| !state.audit);
+    InForce {
+        closed: closed.map(|range| (range.first, range.last)).collect(),
+        programmed: state.endpoints.keys().copied().collect(),
+        audit: state.audit,
+    }
 }

@@ -7,22 +7,29 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod api;
 mod attached;
 mod capability;
 mod desired;
+mod events;
+mod flows;
 mod guard;
 mod http;
 mod in_force;
 mod metrics;
 mod observed;
+mod record;
+mod report;
 mod run;
 mod socket;
 mod unprogrammed;
+
+pub use portcullis_core::model::Mode;
 
 pub use agent::Agent;
 pub use capability::take_net_admin;
 pub use desired::{Desired, desired_once};
 pub use metrics::Metrics;
 pub use observed::Observed;
-pub use run::{Error, Options, Socket, every, log, run, run_until};
+pub use run::{Error, Logging, Options, Socket, every, log, run, run_until};
 pub use unprogrammed::Unprogrammed;

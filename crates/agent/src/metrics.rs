@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use portcullis_dataplane::{Judged, Report};
+use portcullis_cni::flow::Verdict;
+use portcullis_cni::protocol::Held;
+use portcullis_dataplane::{Ended, Judged, Report, Tally};
 use portcullis_kube::live::Kind;
 
-use crate::desired::PolicyName;
+use crate::desired::{PolicyName, RulePlace};
 
 /// The most policies whose hits are told one by one.
 const MOST_POLICIES: usize = 1000;
+/// The same for rules.
+const MOST_RULES: usize = 2000;
 /// The upper bounds of the buckets of a histogram, in seconds.
 const BOUNDS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -41,6 +45,16 @@ pub struct Metrics {
     enforced: Histogram,
     watch_errors: BTreeMap<Kind, u64>,
     hits: BTreeMap<PolicyName, u64>,
+    pub(crate) rule_hits: BTreeMap<RulePlace, u64>,
+    pub(crate) ended: Ended,
+    pub(crate) false_sources: Tally,
+    pub(crate) allowed: Tally,
+    pub(crate) flows: BTreeMap<Verdict, u64>,
+    pub(crate) flows_repeated: u64,
+    pub(crate) flows_unwanted: u64,
+    pub(crate) flows_lost: u64,
+    /// The policies that the kernel holds, by namespace and name.
+    pub(crate) held: Vec<Held>,
 }
 
 #[derive(Debug, Default)]
@@ -115,27 +129,35 @@ impl Metrics {
         self.cut.observe(judged.elapsed);
     }
 
-    /// These are the policies whose hits are told from now on.
+    /// These are the rules whose hits are told from now on, and so are their policies.
     pub(crate) fn programmed<'a>(
         &mut self,
         count: usize,
-        policies: impl Iterator<Item = &'a PolicyName>,
+        rules: impl Iterator<Item = &'a RulePlace>,
     ) {
         self.programmed_policies = count;
         // What is no longer in force must not be told for ever.
-        let named: BTreeSet<_> = policies.collect();
-        self.hits.retain(|policy, _| named.contains(policy));
-        for policy in named {
-            if !self.hits.contains_key(policy) {
-                self.hits.insert(policy.clone(), 0);
-            }
+        let rules: BTreeSet<_> = rules.collect();
+        let policies: BTreeSet<_> = rules.iter().map(|place| &place.policy).collect();
+        self.hits.retain(|policy, _| policies.contains(policy));
+        self.rule_hits.retain(|rule, _| rules.contains(rule));
+        for policy in policies {
+            self.hits.entry(policy.clone()).or_default();
+        }
+        for rule in rules {
+            self.rule_hits.entry(rule.clone()).or_default();
         }
     }
 
-    pub(crate) fn hit(&mut self, new: BTreeMap<PolicyName, u64>) {
-        for (policy, packets) in new {
-            *self.hits.entry(policy).or_default() += packets;
+    pub(crate) fn hit(&mut self, new: BTreeMap<RulePlace, u64>) {
+        for (rule, packets) in new {
+            *self.hits.entry(rule.policy.clone()).or_default() += packets;
+            *self.rule_hits.entry(rule).or_default() += packets;
         }
+    }
+
+    fn told_of_held(&self) -> impl Iterator<Item = &Held> {
+        self.held.iter().take(MOST_POLICIES)
     }
 
     /// All of it, as Prometheus scrapes it.
@@ -173,6 +195,19 @@ impl Metrics {
             let errors = self.watch_errors.get(&kind).copied().unwrap_or_default();
             page.line("watch_errors_total", &format!("resource=\"{kind}\""), errors);
         }
+        let help = "metadata.generation of a NetworkPolicy, as the kernel holds it.";
+        page.head("policy_generation", "gauge", help);
+        for Held { namespace, name, uid, generation, mode, .. } in self.told_of_held() {
+            let labels = format!(
+                "namespace=\"{namespace}\",policy=\"{name}\",uid=\"{uid}\",mode=\"{mode}\""
+            );
+            page.line("policy_generation", &labels, generation);
+        }
+        page.head("policy_pods", "gauge", "Pods of this node that a NetworkPolicy selects.");
+        for Held { namespace, name, pods, .. } in self.told_of_held() {
+            let labels = format!("namespace=\"{namespace}\",policy=\"{name}\"");
+            page.line("policy_pods", &labels, pods);
+        }
         let help = "Connections that a policy let pass at its pods of this node. One that several \
                     rules allow can count for each of them.";
         page.head("policy_hits_total", "counter", help);
@@ -186,7 +221,66 @@ impl Metrics {
         let help = "Policies whose hits are not told, because there are too many.";
         let untold = self.hits.len().saturating_sub(MOST_POLICIES);
         page.one("policy_hits_untold", "gauge", help, untold);
+        let help = "The same by rule: the index in the section of the direction.";
+        page.head("rule_hits_total", "counter", help);
+        for (RulePlace { policy, rule }, packets) in self.rule_hits.iter().take(MOST_RULES) {
+            let PolicyName { namespace, name, direction } = policy;
+            let labels = format!(
+                "namespace=\"{namespace}\",policy=\"{name}\",direction=\"{direction}\",rule=\"{rule}\""
+            );
+            page.line("rule_hits_total", &labels, *packets);
+        }
+        let help = "Rules whose hits are not told, because there are too many.";
+        let untold = self.rule_hits.len().saturating_sub(MOST_RULES);
+        page.one("rule_hits_untold", "gauge", help, untold);
+        self.render_flows(&mut page);
         page.0
+    }
+}
+
+impl Metrics {
+    fn render_flows(&self, page: &mut Page) {
+        let Ended { refused: [egress, ingress], audited } = self.ended;
+        let refused = [("egress", egress), ("ingress", ingress), ("source", self.false_sources)];
+        let help = "Packets that were refused: by the policies of their source or destination, or \
+                    for a false source.";
+        page.head("refused_packets_total", "counter", help);
+        for (by, tally) in refused {
+            page.line("refused_packets_total", &format!("by=\"{by}\""), tally.packets);
+        }
+        let help = "Those of them that were not logged, because they were too many.";
+        page.head("refused_unlogged_packets_total", "counter", help);
+        for (by, Tally { packets, told }) in refused {
+            let unlogged = packets.saturating_sub(told);
+            page.line("refused_unlogged_packets_total", &format!("by=\"{by}\""), unlogged);
+        }
+        let audited = ["egress", "ingress"].into_iter().zip(audited);
+        let help = "Packets that passed because what refuses them is only audited.";
+        page.head("audited_packets_total", "counter", help);
+        for (by, tally) in audited.clone() {
+            page.line("audited_packets_total", &format!("by=\"{by}\""), tally.packets);
+        }
+        let help = "Those of them that were not logged, because they were too many.";
+        page.head("audited_unlogged_packets_total", "counter", help);
+        for (by, Tally { packets, told }) in audited {
+            let unlogged = packets.saturating_sub(told);
+            page.line("audited_unlogged_packets_total", &format!("by=\"{by}\""), unlogged);
+        }
+        let help =
+            "Allowed packets that were to be logged and were not, because they were too many.";
+        let unlogged = self.allowed.packets.saturating_sub(self.allowed.told);
+        page.one("allowed_unlogged_packets_total", "counter", help, unlogged);
+        page.head("flows_total", "counter", "Connections that were logged.");
+        for verdict in [Verdict::Allowed, Verdict::Refused, Verdict::Audited] {
+            let flows = self.flows.get(&verdict).copied().unwrap_or_default();
+            page.line("flows_total", &format!("verdict=\"{}\"", verdict.as_str()), flows);
+        }
+        let help = "Packets of connections that were logged already.";
+        page.one("flows_repeated_packets_total", "counter", help, self.flows_repeated);
+        let help = "Packets of pods whose namespace wants no log.";
+        page.one("flows_unwanted_packets_total", "counter", help, self.flows_unwanted);
+        let help = "Packets that the agent was too slow to log.";
+        page.one("flows_lost_packets_total", "counter", help, self.flows_lost);
     }
 }
 
@@ -245,12 +339,15 @@ mod tests {
         let elapsed = Duration::from_millis(4);
         metrics.applied(&Report { elapsed, ..Report::default() });
         metrics.watch_failed(Kind::Pod);
+        metrics.ended.refused[1] = Tally { packets: 5, told: 3 };
         let policy = |name: &str| PolicyName {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
             direction: Direction::Ingress,
         };
-        metrics.hit((0..1200).map(|n| (policy(&format!("p{n:04}")), n)).collect());
+        let rule = |name: &str, rule| RulePlace { policy: policy(name), rule };
+        metrics.hit((0..1200).map(|n| (rule(&format!("p{n:04}"), 0), n)).collect());
+        metrics.hit((0..1200).map(|n| (rule(&format!("p{n:04}"), 1), 0)).collect());
         let page = metrics.render();
         for wanted in [
             "# TYPE portcullis_apply_duration_seconds histogram",
@@ -262,6 +359,10 @@ mod tests {
             "portcullis_watch_errors_total{resource=\"nodes\"} 0",
             "portcullis_policy_hits_total{namespace=\"shop\",policy=\"p0007\",direction=\"ingress\"} 7",
             "portcullis_policy_hits_untold 200",
+            "portcullis_rule_hits_total{namespace=\"shop\",policy=\"p0007\",direction=\"ingress\",rule=\"0\"} 7",
+            "portcullis_rule_hits_untold 400",
+            "portcullis_refused_packets_total{by=\"ingress\"} 5",
+            "portcullis_refused_unlogged_packets_total{by=\"ingress\"} 2",
         ] {
             assert!(page.lines().any(|line| line == wanted), "{wanted} is not in\n{page}");
         }

@@ -1,10 +1,13 @@
 //! The cluster as far as the API server has told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use portcullis_core::incremental::NodeProgram;
+use portcullis_cni::protocol::Held;
+use portcullis_core::incremental::{Excerpt, NodeProgram};
+use portcullis_core::model::Mode;
 use portcullis_core::net::IpNet;
-use portcullis_kube::live::{Event, Kind, Known, Object};
+use portcullis_kube::live::{Event, Kind, Known, Object, Version};
 
 /// What follows for one node from what was heard of the cluster. It depends on what the last events
 /// of each object said and on nothing else: not on their order, number, or what came before.
@@ -18,8 +21,20 @@ pub struct Observed {
     complete: [bool; Kind::ALL.len()],
     /// While a kind is being listed: what has come of it, by namespace and name.
     listed: [Option<BTreeSet<(String, String)>>; Kind::ALL.len()],
+    /// `metadata.uid` of the pods of the node, by namespace and name.
+    uids: BTreeMap<(String, String), String>,
+    /// Which versions of the policies these are, by namespace and name.
+    versions: BTreeMap<(String, String), Version>,
     /// What is wrong with policies, by namespace and name.
     unreadable: BTreeMap<(String, String), Vec<String>>,
+}
+
+/// What concerns connections between two addresses.
+#[derive(Debug)]
+pub(crate) struct Concern {
+    pub(crate) excerpt: Excerpt,
+    /// `metadata.uid` of the source and the destination, empty for what is no pod of this node.
+    pub(crate) uids: [String; 2],
 }
 
 impl Observed {
@@ -31,6 +46,8 @@ impl Observed {
             program: NodeProgram::new(node),
             complete: Default::default(),
             listed: Default::default(),
+            uids: BTreeMap::new(),
+            versions: BTreeMap::new(),
             unreadable: BTreeMap::new(),
         }
     }
@@ -55,6 +72,17 @@ impl Observed {
         self.complete.iter().all(|complete| *complete).then_some(&mut self.program)
     }
 
+    /// What concerns connections between two addresses, and the uids of the pods of this node that
+    /// have them.
+    pub(crate) fn excerpt(&self, source: IpAddr, destination: IpAddr) -> Concern {
+        let excerpt = self.program.excerpt(source, destination);
+        let uid = |(namespace, name): (&str, &str)| {
+            self.uids.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        };
+        let uids = excerpt.pods().map(|pod| pod.and_then(uid).unwrap_or_default());
+        Concern { excerpt, uids }
+    }
+
     /// The `podCIDRs` of the node.
     pub(crate) fn pod_cidrs(&self) -> &[IpNet] {
         &self.pod_cidrs
@@ -72,6 +100,26 @@ impl Observed {
         unreadable.map(|((namespace, name), why)| (&**namespace, &**name, &**why))
     }
 
+    /// The policies that select pods of the node, or one of them, as they were heard of last. A new
+    /// version need not change anything. In audit, all are.
+    pub(crate) fn held(&self, only: Option<&(String, String)>, mode: Mode) -> Vec<Held> {
+        let known = &self.program;
+        let local = known.local_policies().into_iter();
+        let asked = local.filter(|((namespace, name), _)| {
+            only.is_none_or(|(a, b)| (a.as_str(), b.as_str()) == (*namespace, *name))
+        });
+        let held = asked.map(|((namespace, name), pods)| {
+            let key = (namespace.to_owned(), name.to_owned());
+            let Version { uid, generation, resource_version } =
+                self.versions.get(&key).cloned().unwrap_or_default();
+            let mode = mode.max(known.mode(namespace, name)).to_string();
+            let addresses = only.map(|_| known.subjects(namespace, name)).unwrap_or_default();
+            let (namespace, name) = key;
+            Held { namespace, name, uid, generation, resource_version, mode, pods, addresses }
+        });
+        held.collect()
+    }
+
     fn put(&mut self, object: Object) -> bool {
         let (namespace, name) = object.body.name();
         let name = (namespace.to_owned(), name.to_owned());
@@ -79,8 +127,17 @@ impl Observed {
             listed.insert(name.clone());
         }
         match object.body {
-            Known::Namespace(name, labels) => self.program.namespace(&name, Some(labels)),
-            Known::Pod(pod) => self.program.pod(&pod.namespace, &pod.name, Some(&pod)),
+            Known::Namespace(name, labels, mode) => {
+                self.program.namespace(&name, Some(labels), mode)
+                    | self.program.namespace_log(&name, object.log)
+            }
+            Known::Pod(pod) => {
+                match pod.node.as_ref() == Some(&self.node) {
+                    true => _ = self.uids.insert(name, object.version.uid),
+                    false => _ = self.uids.remove(&name),
+                }
+                self.program.pod(&pod.namespace, &pod.name, Some(&pod))
+            }
             Known::Node(node) => {
                 let moved = node.name == self.node && node.pod_cidrs != self.pod_cidrs;
                 if moved {
@@ -90,6 +147,7 @@ impl Observed {
             }
             Known::Policy(policy) => {
                 let problems = object.problems;
+                self.versions.insert(name.clone(), *object.version);
                 let changed = self.program.policy(&name.0, &name.1, Some(policy));
                 let reported = match problems.is_empty() {
                     true => self.unreadable.remove(&name).is_some(),
@@ -107,11 +165,18 @@ impl Observed {
             listed.remove(&(namespace.to_owned(), name.to_owned()));
         }
         match kind {
-            Kind::Namespace => self.program.namespace(name, None),
-            Kind::Pod => self.program.pod(namespace, name, None),
+            Kind::Namespace => {
+                self.program.namespace_log(name, None) | self.program.namespace(name, None, None)
+            }
+            Kind::Pod => {
+                self.uids.remove(&(namespace.to_owned(), name.to_owned()));
+                self.program.pod(namespace, name, None)
+            }
             Kind::Node => self.program.node(name, None),
             Kind::Policy => {
-                self.unreadable.remove(&(namespace.to_owned(), name.to_owned()));
+                let key = (namespace.to_owned(), name.to_owned());
+                self.versions.remove(&key);
+                self.unreadable.remove(&key);
                 self.program.policy(namespace, name, None)
             }
         }

@@ -2,29 +2,36 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portcullis_cni::protocol::{Answer, Request};
-use portcullis_dataplane::Dataplane;
+use portcullis_core::incremental::Logged;
+use portcullis_core::model::{LogLevel, Mode};
+use portcullis_dataplane::state::Log;
+use portcullis_dataplane::{Allowed, Dataplane, FlowLog};
 use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::info;
 use tracing::level_filters::LevelFilter;
+use tracing::{info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::agent::Reports;
+use crate::flows::Flows;
 use crate::guard::Guard;
-use crate::{Agent, Metrics, Unprogrammed, http, socket};
+use crate::observed::Concern;
+use crate::report::Reporter;
+use crate::{Agent, Metrics, Unprogrammed, api, events, http, socket};
 
 /// How the agent is to run.
 #[derive(Debug, Clone)]
@@ -35,14 +42,47 @@ pub struct Options {
     pub access: Access,
     /// Where `/healthz`, `/readyz` and `/metrics` are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// Where on loopback people can ask what the Unix socket answers; `None` for nowhere.
+    pub api_address: Option<SocketAddr>,
     /// What becomes of addresses that nothing has been heard of.
     pub unprogrammed: Unprogrammed,
+    /// Whether anything is refused at all.
+    pub mode: Mode,
     /// Whether connections go on that were open before a state that does not allow them.
     pub keep_established: bool,
     /// Whether a pod may send from addresses that are not its own.
     pub allow_spoofing: bool,
+    /// What is reported of connections.
+    pub log: Logging,
+    /// Whether pods get Events of connections that are refused.
+    pub events: bool,
     /// Where others of this node can ask, and what is said to them beside it; `None` for nowhere.
     pub socket: Option<Socket>,
+}
+
+/// What is reported of connections, and how the kernel tells the agent of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Logging {
+    /// Of pods whose namespace says nothing.
+    pub level: LogLevel,
+    /// The NFLOG group.
+    pub group: u16,
+    /// The most packets a second that the kernel tells of, in each direction.
+    pub rate: u32,
+}
+
+impl Default for Logging {
+    fn default() -> Logging {
+        Logging { level: LogLevel::Denied, group: 86, rate: 100 }
+    }
+}
+
+impl Logging {
+    /// What the data plane is told, where this is to be reported.
+    pub(crate) fn of(self, logged: &Logged) -> Option<Log> {
+        let Logging { group, rate, .. } = self;
+        logged.refused.then_some(Log { group, rate })
+    }
 }
 
 /// Where the agent listens for others of its node.
@@ -76,6 +116,19 @@ pub enum Error {
     /// The address for metrics is not free, or not here.
     #[error("cannot serve metrics at {address}: {source}; choose another with --metrics-address")]
     Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the machine answered.
+        source: io::Error,
+    },
+    /// Whoever can connect may ask.
+    #[error(
+        "cannot answer people at {0}: --api-address must be of loopback, such as 127.0.0.1:9465"
+    )]
+    NotLoopback(SocketAddr),
+    /// The address for people is not free.
+    #[error("cannot answer people at {address}: {source}; choose another with --api-address")]
+    ApiAddress {
         /// The address.
         address: SocketAddr,
         /// What the machine answered.
@@ -119,6 +172,8 @@ enum Message {
     Event(Box<Event>, Instant),
     /// Somebody of this node asks.
     Asked(Request, Instant, oneshot::Sender<Answer>),
+    /// What concerns two addresses?
+    Excerpt([IpAddr; 2], mpsc::SyncSender<Concern>),
     /// The hits are to be brought up to date.
     Count(oneshot::Sender<()>),
     Stop,
@@ -184,8 +239,14 @@ pub fn run_until(
     let guard = Guard::open(options.keep_established, options.allow_spoofing);
     let guard = guard.map_err(Error::Guard)?.on_a_thread(metrics.clone());
     let guard = guard.map_err(Error::Runtime)?;
+    let flows = Arc::new(Flows::default());
+    let (say, refused) = tokio::sync::mpsc::channel(events::WAITING);
+    let say = options.events.then_some(say);
+    let (reports, reporter) = report(&options, &tell, &flows, say, &metrics)?.unzip();
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
+        .with_reports(reports)
         .with_unprogrammed(options.unprogrammed)
+        .with_mode(options.mode)
         .with_teller(guard);
     if let Some(Socket { path, .. }) = &options.socket {
         agent.tell_beside(path.clone());
@@ -212,15 +273,27 @@ pub fn run_until(
             };
             tokio::spawn(http::serve(listener, metrics, refresh));
         }
+        let asking = tell.clone();
+        let ask = move |request| {
+            let (answer, wait) = oneshot::channel();
+            // Nobody answers when the agent stops.
+            let _ = asking.send(Message::Asked(request, Instant::now(), answer));
+            wait
+        };
+        if let Some(address) = options.api_address {
+            if !address.ip().is_loopback() {
+                return Err(Error::NotLoopback(address));
+            }
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.map_err(|source| Error::ApiAddress { address, source })?;
+            tokio::spawn(api::serve(listener, flows.clone(), ask.clone()));
+        }
         if let Some(Socket { path, attachments }) = options.socket {
-            let tell = tell.clone();
-            let ask = move |request| {
-                let (answer, wait) = oneshot::channel();
-                // Nobody answers when the agent stops.
-                let _ = tell.send(Message::Asked(request, Instant::now(), answer));
-                wait
-            };
-            tokio::spawn(async move { socket::serve(&path, &attachments, ask).await });
+            tokio::spawn(async move { socket::serve(&path, &attachments, &flows, ask).await });
+        }
+        if options.events {
+            let events = options.access.events(&options.node).await.map_err(Error::Live)?;
+            tokio::spawn(events::write(events, refused));
         }
         let tell = tell.clone();
         let watch = options.access.watch(move |event| {
@@ -242,9 +315,57 @@ pub fn run_until(
     let _ = tell.send(Message::Stop);
     let joined = worker.join();
     outcome?;
-    joined.map_err(|_| Error::Broken)?;
+    // It ends with the work, and the next agent can listen.
+    let reported = reporter.map_or(Ok(()), JoinHandle::join);
+    joined.and(reported).map_err(|_| Error::Broken)?;
     info!("stopped; what is in force stands");
     Ok(())
+}
+
+/// Reports connections on a thread of its own, if the kernel can tell of them. Enforcement does not
+/// depend on it.
+fn report(
+    options: &Options,
+    tell: &mpsc::Sender<Message>,
+    flows: &Arc<Flows>,
+    events: Option<tokio::sync::mpsc::Sender<events::Refused>>,
+    metrics: &Arc<Mutex<Metrics>>,
+) -> Result<Option<(Reports, JoinHandle<()>)>, Error> {
+    let Logging { level, group, rate } = options.log;
+    let log = Log { group, rate };
+    let allowed = match Allowed::open(log) {
+        Ok(allowed) => allowed,
+        Err(error) => {
+            warn!(
+                %error,
+                "nothing is logged: the kernel does not tell which connections are refused; it \
+                 needs the modules nft_log, nft_limit and nfnetlink_log"
+            );
+            return Ok(None);
+        }
+    };
+    let (say, wanted) = mpsc::channel();
+    let tell = tell.clone();
+    let ask = move |source, destination| {
+        let (answer, excerpt) = mpsc::sync_channel(1);
+        tell.send(Message::Excerpt([source, destination], answer)).ok()?;
+        excerpt.recv().ok()
+    };
+    let (node, flows, metrics) = (options.node.clone(), flows.clone(), metrics.clone());
+    let reporter = Reporter {
+        node,
+        level,
+        log,
+        told: FlowLog::open(log.group).ok(),
+        allowed,
+        ask: Box::new(ask),
+        wanted,
+        flows,
+        events,
+        metrics,
+    };
+    let thread = reporter.on_a_thread().map_err(Error::Runtime)?;
+    Ok(Some((Reports { logging: options.log, tell: say }, thread)))
 }
 
 fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
@@ -260,6 +381,10 @@ fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
             match message {
                 Message::Event(event, at) => agent.hear(*event, at),
                 Message::Asked(request, at, answer) => agent.asked(request, at, answer),
+                Message::Excerpt([source, destination], answer) => {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(agent.excerpt(source, destination));
+                }
                 Message::Count(done) => {
                     agent.count_hits();
                     // Whoever asked may have gone.

@@ -9,16 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_cni::Attachments;
-use portcullis_cni::protocol::{Answer, LONGEST, Request, line};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use portcullis_cni::flow::{Filter, Flow};
+use portcullis_cni::protocol::{Answer, Holding, LONGEST, Request, line};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
+
+use crate::flows::Flows;
 
 /// The most connections at one time; more have to wait.
 const CONNECTIONS: usize = 64;
 /// The longest that a connection says nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// So many rules or policies are told in one line, so that none is longer than [`LONGEST`].
+const IN_A_LINE: usize = 50;
 /// Between attempts to listen, and after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -26,6 +31,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) async fn serve(
     socket: &Path,
     attachments: &Path,
+    flows: &Arc<Flows>,
     ask: impl Fn(Request) -> oneshot::Receiver<Answer> + Clone + Send + 'static,
 ) -> Infallible {
     let mut said = false;
@@ -59,11 +65,11 @@ pub(crate) async fn serve(
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let ask = ask.clone();
+        let (ask, flows) = (ask.clone(), flows.clone());
         tokio::spawn(async move {
             let _permit = permit;
             // Whoever broke off knows it.
-            let _ = converse(stream, ask).await;
+            let _ = converse(stream, &flows, ask).await;
         });
     }
 }
@@ -85,11 +91,13 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn converse(
-    stream: UnixStream,
+/// Answers requests until whoever asks hangs up.
+pub(crate) async fn converse(
+    stream: impl AsyncRead + AsyncWrite,
+    flows: &Flows,
     ask: impl Fn(Request) -> oneshot::Receiver<Answer>,
 ) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
+    let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::new(reader);
     loop {
         let mut request = Vec::new();
@@ -99,11 +107,74 @@ async fn converse(
             return Ok(());
         }
         let answer = match serde_json::from_slice(&request) {
+            Ok(Request::Observe { filter, last, follow }) => {
+                let wanted = Wanted { filter, last: last.unwrap_or(usize::MAX), follow };
+                observe(flows, &wanted, &mut reader, &mut writer).await?;
+                continue;
+            }
             Ok(request) => ask(request)
                 .await
                 .unwrap_or_else(|_| Answer::Failed { why: "the agent is stopping".to_owned() }),
             Err(error) => Answer::Failed { why: format!("not a request: {error}") },
         };
+        if let Answer::Hits { rules } = answer {
+            for rules in rules.chunks(IN_A_LINE) {
+                writer.write_all(&line(&Answer::Hits { rules: rules.to_vec() })).await?;
+            }
+            writer.write_all(&line(&Answer::Done)).await?;
+            continue;
+        }
+        if let Answer::Policies(Holding { node, settled, mut policies }) = answer {
+            // At least one line, for the name of the node.
+            loop {
+                let rest = policies.split_off(policies.len().min(IN_A_LINE));
+                let part = Holding { node: node.clone(), settled, policies };
+                writer.write_all(&line(&Answer::Policies(part))).await?;
+                if rest.is_empty() {
+                    break;
+                }
+                policies = rest;
+            }
+            writer.write_all(&line(&Answer::Done)).await?;
+            continue;
+        }
         writer.write_all(&line(&answer)).await?;
+    }
+}
+
+/// What is asked for of connections.
+struct Wanted {
+    filter: Filter,
+    last: usize,
+    follow: bool,
+}
+
+/// Tells of connections, for ever if they are to be followed, until whoever asked hangs up.
+async fn observe(
+    flows: &Flows,
+    wanted: &Wanted,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let mut batch = flows.last(&wanted.filter, wanted.last);
+    loop {
+        let mut lines = Vec::new();
+        if batch.missed > 0 {
+            lines.extend(line(&Answer::Missed { count: batch.missed }));
+        }
+        for flow in &batch.flows {
+            lines.extend(line(&Answer::Flow(Box::new(Flow::clone(flow)))));
+        }
+        if !wanted.follow {
+            lines.extend(line(&Answer::Done));
+            return writer.write_all(&lines).await;
+        }
+        writer.write_all(&lines).await?;
+        let mut more = [0];
+        batch = tokio::select! {
+            batch = flows.from(batch.next, &wanted.filter) => batch,
+            // Whoever follows says nothing more.
+            _ = reader.read(&mut more) => return Err(io::ErrorKind::ConnectionAborted.into()),
+        };
     }
 }

@@ -23,7 +23,10 @@ fn objects(cluster: &Cluster, kind: Kind) -> Vec<Object> {
         Kind::Namespace => {
             let namespaces = cluster.namespaces.iter();
             namespaces
-                .map(|(name, labels)| Known::Namespace(name.clone(), labels.clone()))
+                .map(|(name, labels)| {
+                    let mode = cluster.modes.get(name).copied();
+                    Known::Namespace(name.clone(), labels.clone(), mode)
+                })
                 .collect()
         }
     };
@@ -168,7 +171,7 @@ fn what_does_not_concern_the_node_is_not_applied() {
     }
     agent.step();
     let labels = [("team".to_owned(), "a".to_owned())].into();
-    let namespace = Object::from(Known::Namespace("shop".to_owned(), labels));
+    let namespace = Object::from(Known::Namespace("shop".to_owned(), labels, None));
     agent.hear(Event::Applied(namespace), Instant::now());
     agent.step();
     assert_eq!(metrics.lock().unwrap().applies(), 1);

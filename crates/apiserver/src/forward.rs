@@ -1,5 +1,6 @@
-//! Ports of a pod, forwarded over a WebSocket as `kubectl port-forward` does it: SPDY frames, of which
-//! each connection has two streams, one for its bytes and one for what went wrong.
+//! Ports of a pod, forwarded over a WebSocket. As `kubectl port-forward` does it: SPDY frames, of which
+//! each connection has two streams, one for its bytes and one for what went wrong. Or as other clients
+//! do: the same two as numbered channels, for one connection to each port.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,68 @@ use crate::spdy::{Frame, Reader, Writer};
 
 /// What the client calls it.
 pub(crate) const PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// What those call it that have no SPDY.
+pub(crate) const CHANNELS: &str = "v4.channel.k8s.io";
+
+/// Serves a client of [`CHANNELS`] until it goes, or its connections have ended.
+pub(crate) async fn serve_channels<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: WebSocketStream<S>,
+    containers: Arc<Containers>,
+    pod: Arc<Value>,
+    ports: Vec<u16>,
+) {
+    let (mut to, mut from) = socket.split();
+    let (frames, mut sent) = mpsc::channel::<Bytes>(16);
+    let mut connections = HashMap::new();
+    for (port, channel) in ports.into_iter().zip((0..u8::MAX).step_by(2)) {
+        let (to, bytes) = mpsc::channel(16);
+        connections.insert(channel, to);
+        let (frames, containers, pod) = (frames.clone(), containers.clone(), pod.clone());
+        tokio::spawn(async move {
+            let framed = |channel: u8, bytes: &[u8]| Bytes::from([&[channel], bytes].concat());
+            // Each channel begins with the port that it is of.
+            for channel in [channel, channel + 1] {
+                if frames.send(framed(channel, &port.to_le_bytes())).await.is_err() {
+                    return;
+                }
+            }
+            let data = |bytes: &[u8]| framed(channel, bytes);
+            if let Err(why) = connection(containers, pod, port, &frames, bytes, data).await {
+                // A client that is gone does not need it.
+                let _ = frames.send(framed(channel + 1, why.as_bytes())).await;
+            }
+        });
+    }
+    drop(frames);
+    let writer = async {
+        while let Some(frame) = sent.recv().await {
+            if to.send(Message::Binary(frame)).await.is_err() {
+                return;
+            }
+        }
+        let _ = to.send(Message::Close(None)).await;
+    };
+    let reader = async {
+        while let Some(Ok(message)) = from.next().await {
+            match message {
+                Message::Binary(bytes) => {
+                    let to = bytes.first().and_then(|channel| connections.get(channel));
+                    if let Some(to) = to {
+                        // One that is closed takes nothing any more.
+                        let _ = to.send(bytes.slice(1..)).await;
+                    }
+                }
+                Message::Close(_) => return,
+                _ => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = reader => {}
+        () = writer => {}
+    }
+}
 
 /// Serves a client until it goes.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
@@ -115,24 +178,35 @@ impl Client {
         let (frames, containers) = (self.frames.clone(), self.containers.clone());
         let pod = self.pod.clone();
         tokio::spawn(async move {
-            let opened = move || containers.runtime.connect(&pod, port);
-            let opened = match tokio::task::spawn_blocking(opened).await {
-                Ok(Ok(opened)) => to_async(opened).map_err(|error| error.to_string()),
-                Ok(Err(why)) => Err(why),
-                Err(_) => Err("the connection could not be made".to_owned()),
-            };
-            let why = match opened {
-                Ok(connection) => {
-                    join(connection, stream, &frames, bytes).await;
-                    String::new()
-                }
-                Err(why) => format!("cannot connect to port {port} of the pod: {why}"),
-            };
+            let data = |bytes: &[u8]| Writer::data(stream, bytes, false);
+            let ended = connection(containers, pod, port, &frames, bytes, data).await;
+            let why = ended.err().unwrap_or_default();
             // A client that is gone needs neither.
             let _ = frames.send(Writer::data(error, why.as_bytes(), true)).await;
             let _ = frames.send(Writer::data(stream, b"", true)).await;
         });
     }
+}
+
+/// A connection to a port of a pod, from its beginning to its end; an error says why there was none.
+async fn connection(
+    containers: Arc<Containers>,
+    pod: Arc<Value>,
+    port: u16,
+    frames: &mpsc::Sender<Bytes>,
+    bytes: mpsc::Receiver<Bytes>,
+    data: impl Fn(&[u8]) -> Bytes,
+) -> Result<(), String> {
+    let opened = move || containers.runtime.connect(&pod, port);
+    let opened = match tokio::task::spawn_blocking(opened).await {
+        Ok(Ok(opened)) => to_async(opened).map_err(|error| error.to_string()),
+        Ok(Err(why)) => Err(why),
+        Err(_) => Err("the connection could not be made".to_owned()),
+    };
+    let opened =
+        opened.map_err(|why| format!("cannot connect to port {port} of the pod: {why}"))?;
+    join(opened, frames, bytes, data).await;
+    Ok(())
 }
 
 fn to_async(connection: std::net::TcpStream) -> std::io::Result<TcpStream> {
@@ -143,9 +217,9 @@ fn to_async(connection: std::net::TcpStream) -> std::io::Result<TcpStream> {
 /// Copies both ways until the pod has sent its last byte, or the client is gone.
 async fn join(
     mut connection: TcpStream,
-    stream: u32,
     frames: &mpsc::Sender<Bytes>,
     mut bytes: mpsc::Receiver<Bytes>,
+    data: impl Fn(&[u8]) -> Bytes,
 ) {
     let (mut from, mut to) = connection.split();
     let upload = async {
@@ -159,7 +233,7 @@ async fn join(
     let download = async {
         let mut buffer = vec![0; 16 << 10];
         while let Ok(size @ 1..) = from.read(&mut buffer).await {
-            if frames.send(Writer::data(stream, &buffer[..size], false)).await.is_err() {
+            if frames.send(data(&buffer[..size])).await.is_err() {
                 return;
             }
         }

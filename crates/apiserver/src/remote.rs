@@ -95,6 +95,22 @@ impl Remote {
         }
     }
 
+    /// The ports that are asked for.
+    fn ports(&self) -> Result<Vec<u16>, Refusal> {
+        let asked = self.query.iter().filter(|(key, _)| key == "ports" || key == "port");
+        let ports = asked.flat_map(|(_, value)| value.split(',')).map(|port| {
+            port.parse().map_err(|_| {
+                Refusal::bad_request(format!("ports: Invalid value: {port:?}: must be a port"))
+            })
+        });
+        let ports: Vec<u16> = ports.collect::<Result<_, _>>()?;
+        // Two channels for each, and the numbers of channels are bytes.
+        match ports.len() {
+            1..128 => Ok(ports),
+            _ => Err(Refusal::bad_request("ports: between 1 and 127 must be given")),
+        }
+    }
+
     pub(crate) fn answer(
         &self,
         store: &Store,
@@ -217,8 +233,15 @@ impl Remote {
                 );
                 return Err(Refusal::bad_request(message));
             }
-            let protocol = protocol(request.headers(), &[forward::PROTOCOL])?;
+            let both = [forward::PROTOCOL, forward::CHANNELS];
+            let protocol = protocol(request.headers(), &both)?;
             let containers = containers.clone();
+            if protocol == forward::CHANNELS {
+                let ports = self.ports()?;
+                let begin =
+                    move |socket: Socket| forward::serve_channels(socket, containers, pod, ports);
+                return Ok(Reached::Upgrade(switch(&mut request, protocol, begin)?));
+            }
             let begin = move |socket: Socket| forward::serve(socket, containers, pod);
             return Ok(Reached::Upgrade(switch(&mut request, protocol, begin)?));
         }

@@ -4,7 +4,7 @@
 //! `check` says and what is said here are the same. Only what the reader of manifests has no use
 //! for is judged here.
 
-use portcullis_core::api::{NetworkPolicy, NetworkPolicySpec};
+use portcullis_core::api::NetworkPolicy;
 use portcullis_core::validate::read;
 use portcullis_kube::{Options, Reason, Severity, Source, load};
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ pub(crate) fn object(resource: &Resource, object: &Value) -> Judgement {
                 name: meta::name(object).to_owned(),
                 namespace: "default".to_owned(),
                 labels: meta::labels(object),
-                spec: NetworkPolicySpec::default(),
+                ..NetworkPolicy::default()
             };
             causes.extend(read(&policy).errors.into_iter().map(|error| Cause {
                 message: error.body(),

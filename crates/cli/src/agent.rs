@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use portcullis_agent::{Desired, Options, desired_once};
 use portcullis_cni::InForce;
+use portcullis_core::model::LogLevel;
 use portcullis_core::net::IpNet;
 use portcullis_dataplane::plan::{TABLE, plan, render};
-use portcullis_dataplane::{Connections, Dataplane, Nftables, Sources};
+use portcullis_dataplane::{Allowed, Connections, Dataplane, Nftables, Sources};
 use portcullis_kube::live::Access;
 
 use crate::install_cni::InstallCni;
@@ -31,17 +32,65 @@ pub(crate) struct Agent {
     /// Address that /healthz, /readyz and /metrics are served at
     #[arg(long, default_value = "127.0.0.1:9464", value_name = "IP:PORT")]
     metrics_address: SocketAddr,
+    /// Address of loopback at which people are answered what goes on, who come by a port-forward;
+    /// nothing can be changed there [default: none]
+    #[arg(long, value_name = "IP:PORT")]
+    api_address: Option<SocketAddr>,
     /// What becomes of connections that are open when a state comes that does not allow them
     #[arg(long, value_enum, default_value_t = Established::Cut)]
     established: Established,
     /// What becomes of packets whose source is not an address of the pod that sends them
     #[arg(long, value_enum, default_value_t = Spoofing::Drop)]
     spoofing: Spoofing,
+    /// Write Events on pods whose connections are refused, one in five minutes for each pod and
+    /// direction
+    #[arg(long)]
+    events: bool,
     /// Form of the log, which goes to standard error: a line for each thing
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     #[command(flatten)]
     socket: Socket,
+}
+
+/// What is reported of connections.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Logging {
+    /// Which connections are logged, of pods whose namespace has no annotation portcullis.dev/log
+    #[arg(long, value_enum, default_value_t = Log::Denied)]
+    log: Log,
+    /// NFLOG group by which the kernel tells the agent of packets: one that nobody else listens to
+    #[arg(long, default_value_t = portcullis_agent::Logging::default().group, value_name = "NUMBER")]
+    log_group: u16,
+    /// Most packets a second that the kernel tells of, in each direction; others are counted
+    #[arg(
+        long,
+        default_value_t = portcullis_agent::Logging::default().rate,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    log_rate: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Log {
+    /// Those that are refused
+    Denied,
+    /// Those that are allowed too
+    All,
+    /// None
+    None,
+}
+
+impl From<Logging> for portcullis_agent::Logging {
+    fn from(Logging { log, log_group, log_rate }: Logging) -> Self {
+        let level = match log {
+            Log::Denied => LogLevel::Denied,
+            Log::All => LogLevel::All,
+            Log::None => LogLevel::None,
+        };
+        Self { level, group: log_group, rate: log_rate }
+    }
 }
 
 /// Where others of this node meet the agent.
@@ -87,6 +136,19 @@ struct Cluster {
     /// Where this node's pods get their addresses from, instead of the podCIDRs of its Node object
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
+    #[command(flatten)]
+    logging: Logging,
+    /// What becomes of what policies refuse
+    #[arg(long, value_enum, default_value_t = Mode::Enforce)]
+    mode: Mode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// It is refused, unless the policies are in audit by an annotation
+    Enforce,
+    /// Nothing at all is refused: it passes and is reported
+    Audit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -125,6 +187,13 @@ enum LogFormat {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Cluster {
+    fn mode(&self) -> portcullis_agent::Mode {
+        match self.mode {
+            Mode::Enforce => portcullis_agent::Mode::Enforce,
+            Mode::Audit => portcullis_agent::Mode::Audit,
+        }
+    }
+
     fn access(&self) -> Access {
         Access {
             kubeconfig: self.kubeconfig.clone(),
@@ -156,6 +225,7 @@ impl Agent {
                 Nftables::open()?.remove()?;
                 Connections::open()?.remove()?;
                 Sources::open()?.remove()?;
+                Allowed::cleanup()?;
                 print("nothing is enforced on this node any more\n")?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -173,10 +243,14 @@ impl Agent {
                 let options = Options {
                     access: cluster.access(),
                     unprogrammed: cluster.unprogrammed(),
+                    log: cluster.logging.into(),
+                    events: self.events,
+                    mode: cluster.mode(),
                     allow_spoofing: self.spoofing == Spoofing::Allow,
                     keep_established: self.established == Established::Keep,
                     node: cluster.node,
                     metrics_address: Some(self.metrics_address),
+                    api_address: self.api_address,
                     socket: Some(portcullis_agent::Socket { path: socket, attachments }),
                 };
                 portcullis_agent::run(options, Nftables::open()?)?;
@@ -189,8 +263,10 @@ impl Agent {
 }
 
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
+    let (access, unprogrammed) = (cluster.access(), cluster.unprogrammed());
+    let (mode, logging) = (cluster.mode(), cluster.logging.into());
     let Desired { state, policies, .. } =
-        desired_once(&cluster.access(), &cluster.node, &cluster.unprogrammed(), PATIENCE)?;
+        desired_once(&access, &cluster.node, &unprogrammed, mode, logging, PATIENCE)?;
     portcullis_agent::take_net_admin()?;
     let differences = Nftables::open()?.compare(&state)?;
     let mut text = format!(

@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::print;
 use crate::trouble::Trouble;
-use crate::{agent, assert, check, diff, eval, graph, lab, reach, why};
+use crate::{agent, assert, check, diff, eval, graph, lab, observe, reach, status, wait, why};
 
 /// Network policy for Kubernetes: understood, enforced and proven.
 #[derive(Debug, Parser)]
@@ -42,6 +42,12 @@ pub(crate) enum Command {
     },
     /// Enforce the policies of a live cluster on this node
     Agent(agent::Agent),
+    /// Which connections are refused and allowed, and why; which rules are used
+    Observe(observe::Observe),
+    /// Which policies are in force on which nodes, and what lags
+    Status(status::Status),
+    /// Wait until a policy is in force on every node that runs a pod that it selects
+    Wait(wait::Wait),
     /// Print the completion script of a shell
     Completions {
         /// The shell
@@ -72,6 +78,9 @@ impl Command {
             Command::Test(test) => test.run(),
             Command::Lab { command } => command.run(),
             Command::Agent(agent) => agent.run(),
+            Command::Observe(observe) => observe.run(),
+            Command::Status(status) => status.run(),
+            Command::Wait(wait) => wait.run(),
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Arguments::command(), Vec::new());
                 clap_complete::generate(shell, &mut command, "portcullis", &mut script);

@@ -65,14 +65,19 @@ pub(crate) struct LiveArgs {
 }
 
 impl LiveArgs {
-    /// Lists the objects of the cluster. On a terminal it says how far it is if that takes long.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot, Trouble> {
-        let access = Access {
+    /// The cluster, and how patiently it is asked.
+    pub(crate) fn access(&self) -> Access {
+        Access {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
             timeout: self.request_timeout,
             ..Access::default()
-        };
+        }
+    }
+
+    /// Lists the objects of the cluster. On a terminal it says how far it is if that takes long.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, Trouble> {
+        let access = self.access();
         let (start, shows) = (Instant::now(), std::io::stderr().is_terminal());
         let mut shown = false;
         let snapshot = access.read(|objects| {
@@ -173,7 +178,7 @@ pub(crate) fn sound(input: Input) -> Result<Input, Trouble> {
 }
 
 /// A time as kubectl takes it: `30s`, `2m`, or a number of seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, 1),
         None => match text.strip_suffix('m') {

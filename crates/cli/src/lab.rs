@@ -169,10 +169,10 @@ impl Run {
 
 /// Which of several labs.
 #[derive(Debug, clap::Args)]
-struct Name {
+pub(crate) struct Name {
     /// Name of the lab; labs of one user with different names live side by side
     #[arg(long = "name", env = "PORTCULLIS_LAB", default_value = "default", value_name = "NAME")]
-    lab_name: String,
+    pub(crate) lab_name: String,
 }
 
 /// Try a connection in a lab that is up, or all of them
@@ -501,13 +501,19 @@ impl Page<'_> {
                     }
                     EndExplanation::Refused { isolated_by, .. }
                     | EndExplanation::Undetermined { isolated_by, .. } => {
+                        let audited = match end {
+                            EndExplanation::Refused { audited: true, .. } => ", in audit",
+                            _ => "",
+                        };
                         let policy = |i: &u32| {
                             let policy = &cluster.policies[*i as usize];
                             format!("{}/{}", policy.namespace, policy.name)
                         };
                         let names: Vec<_> = isolated_by.iter().map(policy).collect();
                         let names = names.join(", ");
-                        text.push_str(&format!("  {direction} isolated by {names}, not allowed\n"));
+                        text.push_str(&format!(
+                            "  {direction} isolated by {names}, not allowed{audited}\n"
+                        ));
                     }
                 }
             }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod agents;
 mod args;
 mod assert;
 mod check;
@@ -14,19 +15,23 @@ mod focus;
 mod git;
 mod graph;
 mod groups;
+mod in_force;
 mod input;
 mod install_cni;
 mod kustomize;
 mod lab;
 mod manifest;
 mod matrix;
+mod observe;
 mod output;
 mod potential;
 mod reach;
 mod routes;
+mod status;
 mod style;
 mod table;
 mod trouble;
+mod wait;
 mod why;
 
 use std::process::ExitCode;

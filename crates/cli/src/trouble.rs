@@ -32,6 +32,9 @@ pub(crate) enum Trouble {
     /// A live cluster that cannot be read.
     #[error(transparent)]
     Live(#[from] portcullis_kube::live::Error),
+    /// A policy that is not in the cluster.
+    #[error("the namespace {namespace} has no NetworkPolicy {name:?}")]
+    NoPolicy { namespace: String, name: String },
     /// `-k` without the program for it.
     #[error(
         "-k needs kustomize or kubectl, and neither is installed: install one, or pass what \
@@ -83,6 +86,18 @@ pub(crate) enum Trouble {
     /// A file of ours, or output.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
+    /// An option whose value means nothing.
+    #[error("{option} {found:?} is not {wanted}")]
+    Option { option: &'static str, found: String, wanted: &'static str },
+    /// An agent that cannot be asked, or breaks off.
+    #[error("the agent {name}: {why}")]
+    NoAgent { name: String, why: String },
+    /// A cluster without any.
+    #[error(
+        "the cluster has no agent of portcullis; --socket asks one on this machine, and --lab those \
+         of a lab"
+    )]
+    NoAgents,
     /// The lab.
     #[error(transparent)]
     Lab(#[from] portcullis_lab::Error),

@@ -256,9 +256,16 @@ impl Page<'_> {
                     text.push_str(&format!("{more}{DIM}or by {rest}{DIM:#}\n"));
                 }
             }
-            EndExplanation::Refused { isolated_by, nearest, change } => {
+            EndExplanation::Refused { isolated_by, audited, nearest, change } => {
                 let policies = self.policies(isolated_by);
                 text.push_str(&format!("{lead}{name} is isolated by {policies}\n"));
+                if *audited {
+                    let (who, are) =
+                        if isolated_by.len() == 1 { ("it", "is") } else { ("they", "are") };
+                    text.push_str(&format!(
+                        "{more}{DOUBT}in audit{DOUBT:#}: {who} {are} not enforced, so this passes and is only reported\n"
+                    ));
+                }
                 match nearest {
                     None => text.push_str(&format!(
                         "{more}{REFUSED}refused{REFUSED:#}: no {direction} rule there\n"
@@ -448,6 +455,7 @@ impl Page<'_> {
         let mut report = EndReport {
             subject: self.endpoint(subject),
             state: "open",
+            audited: false,
             isolated_by: Vec::new(),
             allowed_by: Vec::new(),
             perhaps_allowed_by: Vec::new(),
@@ -473,8 +481,9 @@ impl Page<'_> {
                 report.perhaps_allowed_by =
                     perhaps.iter().map(|origin| self.origin_report(origin)).collect();
             }
-            EndExplanation::Refused { isolated_by, nearest, change } => {
+            EndExplanation::Refused { isolated_by, audited, nearest, change } => {
                 report.state = "refused";
+                report.audited = *audited;
                 report.isolated_by = policies(isolated_by);
                 report.change = change.as_ref().map(|change| ChangeReport {
                     add_to: change.policy.map(|policy| self.policy(policy)),
@@ -585,6 +594,9 @@ struct PathReport {
 struct EndReport {
     subject: String,
     state: &'static str,
+    /// Whether what is refused passes, and is only reported.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    audited: bool,
     isolated_by: Vec<PolicyReport>,
     allowed_by: Vec<OriginReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -86,6 +86,8 @@ fn needed() -> String {
 fn the_agent_may_list_and_watch_four_kinds_and_nothing_else() {
     for file in ["manifests/rbac.yaml", "helm/portcullis/templates/rbac.yaml"] {
         let text = read(file);
+        // What is there if it is asked for.
+        let text = text.split("{{- if .Values.events }}").next().unwrap();
         assert_eq!(
             text.matches("kind: ClusterRole\n").count(),
             2,
@@ -108,7 +110,7 @@ fn containers(text: &str) -> Vec<&str> {
 
 #[test]
 fn the_agent_is_not_root_and_has_one_capability() {
-    for folder in ["manifests", "manifests-cni"] {
+    for folder in ["manifests", "manifests-cni", "manifests-events"] {
         let Some(text) = kustomized(&deploy(folder)) else { return };
         let agent = containers(&text)[0];
         for wanted in [
@@ -122,6 +124,25 @@ fn the_agent_is_not_root_and_has_one_capability() {
         assert!(!text.contains("privileged"), "{text}");
         assert!(text.contains("priorityClassName: system-node-critical\n"), "{text}");
     }
+}
+
+#[test]
+fn events_are_asked_for_and_may_be_created_and_nothing_else() {
+    let (Some(without), Some(with)) =
+        (kustomized(&deploy("manifests")), kustomized(&deploy("manifests-events")))
+    else {
+        return;
+    };
+    let more: Vec<_> = with.lines().filter(|line| !without.lines().any(|l| l == *line)).collect();
+    let wanted = [
+        "  name: portcullis-events",
+        "  - events",
+        "  - create",
+        "  name: portcullis-events",
+        "  name: portcullis-events",
+        "        - --events",
+    ];
+    assert_eq!(more, wanted);
 }
 
 #[test]
@@ -140,8 +161,11 @@ fn what_writes_on_the_node_is_another_container_and_has_no_power_over_its_networ
 
 #[test]
 fn the_chart_renders_to_what_the_manifests_are() {
-    let pairs =
-        [("manifests", &[][..], "chart"), ("manifests-cni", &["cni.enabled=true"], "chart-cni")];
+    let pairs = [
+        ("manifests", &[][..], "chart"),
+        ("manifests-cni", &["cni.enabled=true"], "chart-cni"),
+        ("manifests-events", &["events=true"], "chart-events"),
+    ];
     for (folder, values, name) in pairs {
         let (Some(chart), Some(manifests)) = (templated(name, values), kustomized(&deploy(folder)))
         else {

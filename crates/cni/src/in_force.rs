@@ -17,6 +17,9 @@ pub struct InForce {
     pub closed: Vec<(IpAddr, IpAddr)>,
     /// The addresses that may be programmed, with policies of whatever pod had them.
     pub programmed: Vec<IpAddr>,
+    /// Whether nothing at all is refused: then nothing is closed, and pods start all the same.
+    #[serde(default)]
+    pub audit: bool,
 }
 
 impl InForce {
@@ -74,6 +77,7 @@ mod tests {
         let in_force = InForce {
             closed: vec![(address("10.0.1.0"), address("10.0.1.255"))],
             programmed: vec![address("10.0.1.2")],
+            audit: false,
         };
         assert!(in_force.is_closed(address("10.0.1.3")));
         assert!(!in_force.is_closed(address("10.0.1.2")), "that of another pod, perhaps");

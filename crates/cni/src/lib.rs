@@ -1,5 +1,5 @@
 //! The chained CNI plugin `portcullis-cni`, and what others share with it: the lines that go over
-//! the agent's socket ([`protocol`]), who has which address ([`Attachments`]), what stands without
+//! the agent's socket ([`protocol`], [`flow`]), who has which address ([`Attachments`]), what stands without
 //! the agent ([`InForce`]), and how the plugin gets into a node's network configuration
 //! ([`conflist`]).
 //!
@@ -11,6 +11,7 @@ mod attachments;
 mod configuration;
 pub mod conflist;
 mod error;
+pub mod flow;
 mod in_force;
 mod plugin;
 pub mod protocol;

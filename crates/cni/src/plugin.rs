@@ -134,9 +134,12 @@ fn add(environment: &Environment, configuration: &Configuration) -> Result<Strin
     Ok(Value::Object(configuration.previous()?).to_string())
 }
 
-/// Whether the kernel isolates the pod without the agent.
+/// Whether the kernel isolates the pod without the agent, or nothing is to be isolated.
 fn closed_without(socket: &Path, attachment: &Attachment, why: &str) -> Result<(), Error> {
     let in_force = InForce::read(socket).unwrap_or_default();
+    if in_force.audit {
+        return Ok(());
+    }
     match attachment.addresses.iter().find(|address| !in_force.is_closed(**address)) {
         None => Ok(()),
         Some(address) => Err(Error::TryAgain(format!(
@@ -193,7 +196,8 @@ fn status(configuration: &Configuration) -> Result<String, Error> {
         Ok(other) => format!("the agent answered {other:?}"),
         Err(error) => away(configuration, &error).to_string(),
     };
-    let closes = || InForce::read(&configuration.socket()).is_ok_and(|f| !f.closed.is_empty());
+    let closes =
+        || InForce::read(&configuration.socket()).is_ok_and(|f| f.audit || !f.closed.is_empty());
     match when_down {
         WhenAgentIsDown::Open => Ok(String::new()),
         WhenAgentIsDown::Closed if closes() => Ok(String::new()),

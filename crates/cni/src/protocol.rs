@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::{Filter, Flow, RuleHits};
+
 /// The longest line, in bytes, with its end.
 pub const LONGEST: usize = 64 * 1024;
 
@@ -52,6 +54,82 @@ pub enum Request {
     Check(Attachment),
     /// Can pods be added? [`Answer::Ready`], [`Answer::Unready`] or [`Answer::Failed`].
     Status,
+    /// Which connections were refused or allowed? [`Answer::Flow`] for each, and in the end
+    /// [`Answer::Done`].
+    Observe {
+        /// Which ones.
+        #[serde(default)]
+        filter: Filter,
+        /// The most of those that have been; all that the agent still knows without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        last: Option<usize>,
+        /// Whether those that will be are told too. Then there is no end.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// How often did each rule let connections pass? [`Answer::Hits`], as many times as it takes,
+    /// and in the end [`Answer::Done`].
+    Hits,
+    /// Which policies does the kernel hold? [`Answer::Policies`], as many times as it takes, and in
+    /// the end [`Answer::Done`]; or [`Answer::Failed`] while the kernel does not hold what the agent
+    /// has heard.
+    Policies {
+        /// The namespace of the only one that is asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// Its name. Of one alone the answer tells the addresses of its pods too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+}
+
+impl Request {
+    /// Whether the answer is all there is to it.
+    pub fn only_reads(&self) -> bool {
+        match self {
+            Request::Add(_) | Request::Delete { .. } => false,
+            Request::Check(_)
+            | Request::Status
+            | Request::Observe { .. }
+            | Request::Hits
+            | Request::Policies { .. } => true,
+        }
+    }
+}
+
+/// What a node's kernel holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The name of the node.
+    pub node: String,
+    /// Whether connections that were open before have been judged by it, too.
+    pub settled: bool,
+    /// The NetworkPolicies that select pods of this node, by namespace and name.
+    pub policies: Vec<Held>,
+}
+
+/// A NetworkPolicy that a node's kernel holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    /// `metadata.namespace`
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+    /// `metadata.uid`
+    pub uid: String,
+    /// `metadata.generation`, which changes with the spec; 0 if the server does not say one.
+    pub generation: i64,
+    /// `metadata.resourceVersion`
+    pub resource_version: String,
+    /// `enforce` or `audit`: its own mode, else that of its namespace, and that of the agent above
+    /// both.
+    pub mode: String,
+    /// How many pods of this node it selects.
+    pub pods: usize,
+    /// The addresses of these, if it alone was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What the agent answers.
@@ -80,6 +158,20 @@ pub enum Answer {
         /// What the agent waits for.
         why: String,
     },
+    /// A connection.
+    Flow(Box<Flow>),
+    /// So many connections could not be told, as whoever asked did not keep up.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+    /// Some of the rules, in the order of their names.
+    Hits {
+        /// The rules.
+        rules: Vec<RuleHits>,
+    },
+    /// What the kernel holds, or a part of it.
+    Policies(Holding),
 }
 
 /// Asks the agent that listens at this socket. Nothing is waited for longer than `patience`.
@@ -135,6 +227,33 @@ mod tests {
         for line in lines {
             let line = String::from_utf8(line).unwrap();
             assert!(page.contains(&line), "docs/cni.md does not have {line}");
+        }
+    }
+
+    #[test]
+    fn what_a_kernel_holds_is_told_in_the_lines_that_the_documentation_shows() {
+        let (shop, db) = (Some("shop".to_owned()), Some("db".to_owned()));
+        let held = Held {
+            namespace: "shop".to_owned(),
+            name: "db".to_owned(),
+            uid: "6b1f".to_owned(),
+            generation: 3,
+            resource_version: "1207".to_owned(),
+            mode: "enforce".to_owned(),
+            pods: 2,
+            addresses: Vec::new(),
+        };
+        let (node, policies) = ("node-1".to_owned(), vec![held]);
+        let lines = [
+            line(&Request::Policies { namespace: None, name: None }),
+            line(&Request::Policies { namespace: shop, name: db }),
+            line(&Answer::Policies(Holding { node, settled: true, policies })),
+            line(&Answer::Done),
+        ];
+        let page = include_str!("../../../docs/status.md");
+        for line in lines {
+            let line = String::from_utf8(line).unwrap();
+            assert!(page.contains(&line), "docs/status.md does not have {line}");
         }
     }
 

@@ -191,6 +191,7 @@ fn without_an_agent_a_pod_starts_only_where_the_kernel_is_known_to_close_it() {
     let mut in_force = InForce {
         closed: vec![(address("10.0.1.0"), address("10.0.1.255"))],
         programmed: vec![address("10.0.1.9")],
+        audit: false,
     };
     in_force.write(&node.socket()).unwrap();
     assert!(node.add("1.0.0", json!({})).success);
@@ -199,6 +200,10 @@ fn without_an_agent_a_pod_starts_only_where_the_kernel_is_known_to_close_it() {
     in_force.programmed.push(address("10.0.1.7"));
     in_force.write(&node.socket()).unwrap();
     assert_eq!(node.add("1.0.0", json!({})).code(), 11);
+    // In audit nothing is refused, also no pod.
+    in_force.audit = true;
+    in_force.write(&node.socket()).unwrap();
+    assert!(node.add("1.0.0", json!({})).success);
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub struct NetworkPolicy {
     pub namespace: String,
     /// `metadata.labels`.
     pub labels: crate::labels::Labels,
+    /// `metadata.annotations` of the name [`MODE_ANNOTATION`](crate::model::MODE_ANNOTATION).
+    pub mode: Option<String>,
     /// `spec`.
     pub spec: NetworkPolicySpec,
 }

@@ -87,6 +87,7 @@ impl Change {
                 subject: self.subject.clone(),
                 ingress: None,
                 egress: None,
+                mode: None,
             },
         };
         let section = match self.direction {

@@ -12,7 +12,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use crate::index::SelectorIndex;
 use crate::labels::{Labels, Selector};
 use crate::model::{
-    Cluster, ContainerPort, Direction, IpBlock, NAMESPACE_NAME_LABEL, Peer, Pod, PortMatch,
+    Cluster, ContainerPort, Direction, IpBlock, Mode, NAMESPACE_NAME_LABEL, Peer, Pod, PortMatch,
     PortRule,
 };
 use crate::net::{ByAddress, Family, IpRange, Protocol};
@@ -451,7 +451,9 @@ impl<'a> Compiler<'a> {
         if let Some(known) = self.rule_set_of.get(&key) {
             return Some(*known);
         }
-        let mut rules = RuleSet { policies: key.1.clone(), ..RuleSet::default() };
+        let in_audit = |i: &u32| self.cluster.mode(policy(*i)) == Mode::Audit;
+        let audited = key.1.iter().all(in_audit);
+        let mut rules = RuleSet { policies: key.1.clone(), audited, ..RuleSet::default() };
         for policy in &key.1 {
             self.entries(*policy, direction, &key.2, &mut rules);
         }

@@ -60,6 +60,8 @@ pub enum EndExplanation {
     Refused {
         /// The policies that isolate, by index in the cluster.
         isolated_by: Vec<u32>,
+        /// Whether all of these are in audit, so that it passes all the same (SEMANTICS 28).
+        audited: bool,
         /// The rule that comes nearest; `None` where those policies have no rule at all.
         nearest: Option<NearMiss>,
         /// The smallest change that would allow it; `None` where no rule can name the other end.
@@ -191,7 +193,7 @@ fn end(
             let question = Question { cluster, direction, remote, path, traffic };
             let nearest = question.nearest(&isolated_by);
             let change = Change::that_allows(cluster, program, path, direction, traffic);
-            EndExplanation::Refused { isolated_by, nearest, change }
+            EndExplanation::Refused { isolated_by, audited: rules.audited, nearest, change }
         }
     }
 }

@@ -7,6 +7,8 @@
 //! nodes is remembered and never looked at.
 
 mod claims;
+mod excerpt;
+mod logged;
 mod peers;
 mod rules;
 
@@ -17,9 +19,11 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::labels::Labels;
-use crate::model::{ContainerPort, Direction, NAMESPACE_NAME_LABEL, Pod, Policy};
+use crate::model::{ContainerPort, Direction, LogLevel, Mode, NAMESPACE_NAME_LABEL, Pod, Policy};
 use crate::node::NodeState;
 use claims::Claims;
+pub use excerpt::Excerpt;
+pub use logged::Logged;
 use peers::{Peer, SetKey};
 
 /// The policies, pods, namespaces and nodes of a cluster, and what follows for one of its nodes.
@@ -67,6 +71,10 @@ pub struct NodeOrigin {
 struct Namespace {
     /// `None` if it has no object.
     labels: Option<Labels>,
+    /// The level that it says itself.
+    log: Option<LogLevel>,
+    /// That of its policies that say none.
+    mode: Option<Mode>,
     pods: BTreeMap<Arc<str>, u32>,
     classes: FxHashMap<Arc<ClassKey>, u32>,
     policies: BTreeMap<Arc<str>, Stored>,
@@ -118,7 +126,7 @@ struct LocalClass {
     number: u32,
     /// The peers that its rules name.
     uses: BTreeSet<u32>,
-    /// How many policies select it.
+    /// The policies that select it.
     policies: BTreeSet<Arc<str>>,
 }
 
@@ -128,18 +136,26 @@ impl NodeProgram {
         NodeProgram { node: node.to_owned(), ..NodeProgram::default() }
     }
 
-    /// A namespace has these labels, or no object (any more). Tells whether that is new.
-    pub fn namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
+    /// A namespace has these labels and says this mode, or has no object (any more), and so neither.
+    /// Tells whether that is new.
+    pub fn namespace(&mut self, name: &str, labels: Option<Labels>, mode: Option<Mode>) -> bool {
         let name = self.namespace_name(name);
         let Some(namespace) = self.namespaces.get_mut(&name) else { return false };
-        if namespace.labels == labels {
-            self.drop_if_empty(&name);
-            return false;
+        let mode = mode.filter(|_| labels.is_some());
+        let (other_labels, other_mode) = (namespace.labels != labels, namespace.mode != mode);
+        if other_mode {
+            namespace.mode = mode;
+            let classes = namespace.classes.values().copied();
+            self.stale.extend(classes.filter(|class| {
+                self.classes.get(*class).is_some_and(|class| class.profile.is_some())
+            }));
         }
-        namespace.labels = labels;
-        self.find_peers_of(&name);
+        if other_labels {
+            namespace.labels = labels;
+            self.find_peers_of(&name);
+        }
         self.drop_if_empty(&name);
-        true
+        other_labels || other_mode
     }
 
     /// A pod is so, or is no longer there. Tells whether anything about it is new.
@@ -291,15 +307,34 @@ impl NodeProgram {
         self.version
     }
 
-    /// How many policies select a pod of this node, as of the last state.
-    pub fn local_policies(&self) -> usize {
-        let mut selecting = BTreeSet::new();
+    /// The policies that select pods of this node, as of the last state: by namespace and name, how
+    /// many pods that are.
+    pub fn local_policies(&self) -> BTreeMap<(&str, &str), usize> {
+        let mut selecting = BTreeMap::new();
         for (_, class) in self.classes.iter() {
             for policy in class.profile.iter().flat_map(|local| &local.policies) {
-                selecting.insert((&class.namespace, policy));
+                *selecting.entry((&*class.namespace, &**policy)).or_default() +=
+                    class.local as usize;
             }
         }
-        selecting.len()
+        selecting
+    }
+
+    /// The addresses at which a policy selects pods of this node, as of the last state, ascending.
+    pub fn subjects(&self, namespace: &str, name: &str) -> Vec<IpAddr> {
+        let classes = self.classes.iter().filter(|(_, class)| &*class.namespace == namespace);
+        let local = classes.filter_map(|(_, class)| class.profile.as_ref());
+        let selected = local.filter(|local| local.policies.contains(name));
+        let numbers: BTreeSet<u32> = selected.map(|local| local.number).collect();
+        let endpoints = self.state.endpoints.iter();
+        endpoints.filter(|(_, number)| numbers.contains(number)).map(|(a, _)| *a).collect()
+    }
+
+    /// The mode of a policy: its own, or that of its namespace (SEMANTICS 28).
+    pub fn mode(&self, namespace: &str, name: &str) -> Mode {
+        let known = self.namespaces.get(namespace);
+        let own = known.and_then(|namespace| namespace.policies.get(name)?.policy.mode);
+        own.or_else(|| known?.mode).unwrap_or_default()
     }
 
     /// How many classes of pods there are that rules can tell apart.

@@ -11,12 +11,78 @@ use crate::net::{IpNet, Protocol};
 /// The label that every namespace carries, whatever its manifest says (SEMANTICS 11).
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
+/// The annotation of a Namespace that says its [`LogLevel`].
+pub const LOG_ANNOTATION: &str = "portcullis.dev/log";
+
+/// Which connections of a pod are reported.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// None.
+    None,
+    /// Those that are refused.
+    #[default]
+    Denied,
+    /// All.
+    All,
+}
+
+impl LogLevel {
+    /// The level of this name.
+    pub fn of_name(name: &str) -> Option<LogLevel> {
+        match name {
+            "none" => Some(LogLevel::None),
+            "denied" => Some(LogLevel::Denied),
+            "all" => Some(LogLevel::All),
+            _ => None,
+        }
+    }
+}
+
+/// The annotation of a NetworkPolicy or Namespace that says its [`Mode`].
+pub const MODE_ANNOTATION: &str = "portcullis.dev/mode";
+
+/// What becomes of what policies isolate and no rule allows (SEMANTICS 28).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// It is refused.
+    #[default]
+    Enforce,
+    /// It passes, and is counted and reported as what would be refused.
+    Audit,
+}
+
+impl Mode {
+    /// Both.
+    pub const ALL: [Mode; 2] = [Mode::Enforce, Mode::Audit];
+
+    /// Its name, as [`MODE_ANNOTATION`] has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Enforce => "enforce",
+            Mode::Audit => "audit",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn of_name(name: &str) -> Option<Mode> {
+        Mode::ALL.into_iter().find(|mode| mode.as_str() == name)
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Everything policies speak of, as known at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cluster {
     /// The labels of each namespace that has an object in the input. A namespace that is only
     /// mentioned need not be here: it then has [`NAMESPACE_NAME_LABEL`] alone (SEMANTICS 11).
     pub namespaces: BTreeMap<String, Labels>,
+    /// The modes of those namespaces that say one. It is that of their policies that say none.
+    pub modes: BTreeMap<String, Mode>,
     /// The pods, in input order.
     pub pods: Vec<Pod>,
     /// The nodes.
@@ -38,6 +104,11 @@ impl Cluster {
         let mut labels = self.namespaces.get(name).cloned().unwrap_or_default();
         labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
         labels
+    }
+
+    /// The mode of a policy: its own, or that of its namespace (SEMANTICS 28).
+    pub fn mode(&self, policy: &Policy) -> Mode {
+        policy.mode.or_else(|| self.modes.get(&policy.namespace).copied()).unwrap_or_default()
     }
 }
 
@@ -234,6 +305,8 @@ pub struct Policy {
     pub ingress: Option<Vec<Rule>>,
     /// The same for egress.
     pub egress: Option<Vec<Rule>>,
+    /// The mode that it says itself; [`Cluster::mode`] is the one it is in.
+    pub mode: Option<Mode>,
 }
 
 impl Policy {

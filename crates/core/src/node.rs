@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::addresses::Addresses;
+use crate::model::Direction;
 use crate::net::IpRange;
 
 pub use crate::program::Ports;
@@ -29,6 +30,19 @@ pub struct NodeState {
     pub profiles: BTreeMap<u32, Profile>,
     /// Sets of remote addresses that entries name.
     pub peers: BTreeMap<u32, PeerSet>,
+    /// Where packets that are refused are told; without it they are only counted.
+    pub log: Option<Log>,
+    /// Whether nothing at all is refused, and what would be is only reported (SEMANTICS 28).
+    pub audit: bool,
+}
+
+/// Where packets are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Log {
+    /// The NFLOG group.
+    pub group: u16,
+    /// The most packets a second, in each direction. What is beyond is counted.
+    pub rate: u32,
 }
 
 /// A class of local pods that the same rules select.
@@ -39,6 +53,28 @@ pub struct Profile {
     pub ingress: Option<Arc<[Entry]>>,
     /// Connections from the pod.
     pub egress: Option<Arc<[Entry]>>,
+    /// Whether what no entry of ingress allows passes, and is only reported (SEMANTICS 28).
+    pub audit_ingress: bool,
+    /// The same for egress.
+    pub audit_egress: bool,
+}
+
+impl Profile {
+    /// What a direction allows; `None` where it is open.
+    pub fn entries(&self, direction: Direction) -> Option<&Arc<[Entry]>> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
+
+    /// Whether what a direction does not allow passes all the same.
+    pub fn is_audited(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Ingress => self.audit_ingress,
+            Direction::Egress => self.audit_egress,
+        }
+    }
 }
 
 /// One thing that is allowed.

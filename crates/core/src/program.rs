@@ -68,6 +68,17 @@ pub enum Fact {
     Ports,
 }
 
+/// What becomes of the first packet of a connection (SEMANTICS 28).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Effect {
+    /// The policies allow it, and it passes.
+    Passes,
+    /// They refuse it, and it passes: those that isolate the ends that refuse it are in audit.
+    Audited,
+    /// They refuse it, and it is dropped.
+    Dropped,
+}
+
 /// Whether a connection is allowed. Each family is judged by itself (SEMANTICS 20).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -262,6 +273,8 @@ pub struct RuleSet {
     /// What they allow on ports that are not known: those that a name has at pods of which the
     /// ports are not known. The ports are all that these can be.
     pub doubtful: Vec<Entry>,
+    /// Whether all these policies are in audit: what they do not allow passes (SEMANTICS 28).
+    pub audited: bool,
 }
 
 impl RuleSet {
@@ -316,6 +329,13 @@ impl Program {
         self.path_passes(&path, traffic)
     }
 
+    /// What becomes of a connection from one address to another. [`Program::passes`] says what the
+    /// policies mean, which may be more than is enforced.
+    pub fn effect(&self, source: IpAddr, destination: IpAddr, traffic: Traffic) -> Effect {
+        let path = Path { source: self.endpoint(source), destination: self.endpoint(destination) };
+        self.path_effect(&path, traffic)
+    }
+
     /// Whether a connection is allowed, over all the families it can take.
     pub fn verdict(&self, source: End, destination: End, traffic: Traffic) -> Verdict {
         self.sum_up(source, destination, |path| self.judge(path, traffic))
@@ -367,17 +387,28 @@ impl Program {
     /// can be: a namespace has its name label only, a pod without an address is in no `ipBlock`.
     pub fn path_passes(&self, path: &Path, traffic: Traffic) -> bool {
         self.exempt(path).is_some()
-            || Direction::ALL.iter().all(|direction| {
-                let (subject, remote) = path.subject_and_remote(*direction);
-                match self.isolation(subject, *direction) {
-                    None => true,
-                    Some(rules) => {
-                        let peers = self.identities[remote.identity.0 as usize].iter();
-                        let mut peers = std::iter::once(&PeerId::ANY).chain(peers);
-                        peers.any(|p| rules.of_peer(*p).iter().any(|e| e.covers(traffic)))
-                    }
-                }
-            })
+            || Direction::ALL.iter().all(|d| self.refusing(path, *d, traffic).is_none())
+    }
+
+    /// The same, and what becomes of a connection that does not.
+    pub fn path_effect(&self, path: &Path, traffic: Traffic) -> Effect {
+        if self.exempt(path).is_some() {
+            return Effect::Passes;
+        }
+        let refusing = Direction::ALL.iter().filter_map(|d| self.refusing(path, *d, traffic));
+        let effects =
+            refusing.map(|rules| if rules.audited { Effect::Audited } else { Effect::Dropped });
+        effects.max().unwrap_or(Effect::Passes)
+    }
+
+    /// What isolates the end that a direction is about, if it does not allow the connection.
+    fn refusing(&self, path: &Path, direction: Direction, traffic: Traffic) -> Option<&RuleSet> {
+        let (subject, remote) = path.subject_and_remote(direction);
+        let rules = self.isolation(subject, direction)?;
+        let peers = self.identities[remote.identity.0 as usize].iter();
+        let mut peers = std::iter::once(&PeerId::ANY).chain(peers);
+        let allows = peers.any(|p| rules.of_peer(*p).iter().any(|e| e.covers(traffic)));
+        (!allows).then_some(rules)
     }
 
     /// Whether a connection passes both ends, whatever is not known. Each term of a rule is judged

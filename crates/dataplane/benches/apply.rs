@@ -53,7 +53,7 @@ fn tcp(first: u16, last: u16) -> Option<Ports> {
 fn one_profile(ingress: Vec<Entry>, peers: Vec<PeerSet>) -> NodeState {
     NodeState {
         endpoints: [(pod(1), 0)].into(),
-        profiles: [(0, Profile { ingress: Some(ingress.into()), egress: None })].into(),
+        profiles: [(0, Profile { ingress: Some(ingress.into()), ..Profile::default() })].into(),
         peers: (0..).zip(peers).collect(),
         ..NodeState::default()
     }
@@ -100,7 +100,11 @@ fn profiles(count: u32) -> NodeState {
         };
         let block = Entry { peers: Some(count + 4), ports: tcp(443, 443), origin: n };
         let entries = near(80, 80).chain(near(8000, 8080)).chain([block]);
-        Profile { ingress: Some(entries.clone().collect()), egress: Some(entries.collect()) }
+        Profile {
+            ingress: Some(entries.clone().collect()),
+            egress: Some(entries.collect()),
+            ..Profile::default()
+        }
     };
     let ten = |n: u32| PeerSet::Addresses((n * 10..n * 10 + 10).map(pod).collect());
     let outside = PeerSet::Ranges([block(60_000)].into());

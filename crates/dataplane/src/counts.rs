@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::Hits;
 use crate::attributes::Message;
 use crate::encode::{self, Counted};
-use crate::plan::{Chain, Expression, Set};
+use crate::plan::{Chain, ChainId, Expression, Set};
+use crate::{Ended, Hits, Tally};
 
 /// What was counted of things that are no longer there, and where counters began to count for what
 /// they count for.
@@ -16,8 +16,20 @@ use crate::plan::{Chain, Expression, Set};
 pub(crate) struct Counts {
     /// By origin.
     pub(crate) past: BTreeMap<u32, Hits>,
+    pub(crate) ended: Ended,
     /// By set and key.
     pub(crate) begun: FxHashMap<String, FxHashMap<Vec<u8>, Counted>>,
+}
+
+impl Ended {
+    /// Changes what has come to a chain in which packets end.
+    pub(crate) fn of(&mut self, chain: ChainId, change: impl FnOnce(&mut Tally)) {
+        match chain {
+            ChainId::Refused(direction) => change(&mut self.refused[direction as usize]),
+            ChainId::Audited(direction) => change(&mut self.audited[direction as usize]),
+            ChainId::Base | ChainId::Profile(..) | ChainId::Ports(..) => {}
+        }
+    }
 }
 
 impl Counts {
@@ -76,8 +88,15 @@ impl Counts {
             *index += 1;
             let (Some(rule), Some(counter)) = (rule, counter) else { continue };
             for part in &rule.0 {
-                if let Expression::Count(origins) = part {
-                    self.add(origins, counter);
+                match part {
+                    Expression::Count(origins) => self.add(origins, counter),
+                    Expression::Tell(chain, _) => {
+                        self.ended.of(*chain, |tally| tally.told += counter.packets);
+                    }
+                    Expression::Tally(chain) => {
+                        self.ended.of(*chain, |tally| tally.packets += counter.packets);
+                    }
+                    _ => {}
                 }
             }
         }

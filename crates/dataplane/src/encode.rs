@@ -13,6 +13,10 @@ use crate::plan::{
     BASE_CHAIN, ChainId, Element, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type,
     Verdict,
 };
+use crate::state::Log;
+
+/// So much is told of a packet: its headers, also where there are options or extensions.
+pub(crate) const SNAP_BYTES: u32 = 128;
 
 /// A request and its flags.
 pub type Request = (Message, u16);
@@ -359,7 +363,10 @@ impl Encoder<'_> {
                         self.lookup(fields, *set, Find::Absent, list);
                     }
                     Expression::Map(fields, set) => self.lookup(fields, *set, Find::Verdict, list),
-                    Expression::Count(_) => expression(list, "counter", |_| {}),
+                    Expression::Count(_) | Expression::Tally(_) => {
+                        expression(list, "counter", |_| {});
+                    }
+                    Expression::Tell(chain, log) => tell(list, *log, &chain.to_string()),
                     Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
                         immediate.u32(1, VERDICT_REGISTER);
                         immediate.nest(2, |data| self.write_verdict(*verdict, data));
@@ -624,11 +631,14 @@ pub(crate) struct Counted {
     pub(crate) bytes: u64,
 }
 
-/// The chain and the counter of a rule that the kernel listed. `None` if the rule does not count.
+/// The chain of a rule of our table that the kernel listed, and the rule's counter if it counts.
 pub(crate) fn rule_counter(message: &Message) -> Option<(&str, Option<Counted>)> {
-    let chain = name_in_table(message, RULE_CHAIN)?;
-    let mut expressions = all(find(message.attributes.as_bytes(), RULE_EXPRESSIONS)?, LIST_ELEMENT);
-    Some((chain, expressions.find_map(counter)))
+    Some((name_in_table(message, RULE_CHAIN)?, counter_of(message)))
+}
+
+/// The counter of a rule that the kernel listed. `None` if the rule does not count.
+pub(crate) fn counter_of(message: &Message) -> Option<Counted> {
+    all(find(message.attributes.as_bytes(), RULE_EXPRESSIONS)?, LIST_ELEMENT).find_map(counter)
 }
 
 /// The keys and counters of the elements in a message of the kernel. A key is as in
@@ -765,11 +775,21 @@ pub fn expression(list: &mut Attributes, name: &str, write: impl FnOnce(&mut Att
     });
 }
 
-/// `ct state established,related`: the state's bit is among these two.
+/// `ct state established,related`.
 pub(crate) fn known_connection(list: &mut Attributes) {
     const ESTABLISHED: u32 = 1 << 1;
     const RELATED: u32 = 1 << 2;
-    let state = (ESTABLISHED | RELATED).to_ne_bytes();
+    connection_state(list, ESTABLISHED | RELATED);
+}
+
+/// `ct state new`.
+pub(crate) fn new_connection(list: &mut Attributes) {
+    connection_state(list, 1 << 3);
+}
+
+/// The state's bit is among these.
+fn connection_state(list: &mut Attributes, bits: u32) {
+    let state = bits.to_ne_bytes();
     expression(list, "ct", |ct| {
         ct.u32(1, KEY_REGISTER).u32(2, 0);
     });
@@ -783,6 +803,18 @@ pub(crate) fn known_connection(list: &mut Attributes) {
         });
     });
     compare(list, NOT_EQUAL, &[0; 4]);
+}
+
+/// `limit rate R/second burst R packets log prefix P group G snaplen 128 counter`.
+pub(crate) fn tell(list: &mut Attributes, Log { group, rate }: Log, prefix: &str) {
+    expression(list, "limit", |limit| {
+        limit.bytes(1, &u64::from(rate).to_be_bytes()).bytes(2, &1_u64.to_be_bytes());
+        limit.u32(3, rate).u32(4, 0).u32(5, 0);
+    });
+    expression(list, "log", |log| {
+        log.bytes(1, &group.to_be_bytes()).text(2, prefix).u32(3, SNAP_BYTES);
+    });
+    expression(list, "counter", |_| {});
 }
 
 /// `ip6 hoplimit 255 icmpv6 type 133-137`.

@@ -11,7 +11,7 @@ use crate::plan::{
     ChainId, Element, Expression, Field, Key, OriginsId, Plan, Planner, Set, SetId, Type, Verdict,
 };
 use crate::state::{NodeState, Ports};
-use crate::{Dataplane, Difference, Error, Hits, Report};
+use crate::{Dataplane, Difference, Ended, Error, Hits, Report};
 
 /// Stands in for [`Nftables`](crate::Nftables) in tests.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub struct Fake {
     /// The elements of each set.
     elements: BTreeMap<SetId, BTreeMap<Key, Element>>,
     hits: BTreeMap<u32, Hits>,
+    ended: Ended,
 }
 
 /// The first packet of a connection, as it is at the hook: after Service DNAT.
@@ -170,6 +171,15 @@ impl Fake {
                 self.count(origins, packet);
                 Some(None)
             }
+            // However many there are, it tells of all.
+            Expression::Tell(chain, _) => {
+                self.ended.of(*chain, |tally| tally.told += 1);
+                Some(None)
+            }
+            Expression::Tally(chain) => {
+                self.ended.of(*chain, |tally| tally.packets += 1);
+                Some(None)
+            }
             Expression::Verdict(verdict) => Some(Some(*verdict)),
         }
     }
@@ -210,6 +220,10 @@ impl Dataplane for Fake {
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
         Ok(self.hits.values().copied().collect())
+    }
+
+    fn ended(&mut self) -> Result<Ended, Error> {
+        Ok(self.ended)
     }
 
     fn tidy(&mut self, _wait: bool) -> bool {
@@ -365,11 +379,15 @@ fn chain_contract(plan: &Plan, id: ChainId) -> Result<(), Violation> {
                 }
                 Expression::Verdict(verdict) => verdict_contract(plan, &id, Some(*verdict))?,
                 Expression::Count(_)
+                | Expression::Tell(..)
+                | Expression::Tally(_)
                 | Expression::KnownConnection
                 | Expression::NeighborDiscovery => {}
             }
         }
-        let ends = |part: &Expression| matches!(part, Expression::Verdict(_) | Expression::Map(..));
+        let ends = |part: &Expression| {
+            matches!(part, Expression::Verdict(_) | Expression::Map(..) | Expression::Tell(..))
+        };
         if rule.0.iter().position(ends).map(|index| index + 1) != Some(rule.0.len()) {
             return Err(Violation::Unreachable(id));
         }

@@ -44,9 +44,12 @@ impl<'s> Judge<'s> {
         Judge { state, rules: FxHashMap::default(), has: FxHashMap::default() }
     }
 
-    /// Whether both ends allow it, as far as they are this node's.
+    /// Whether it passes both ends, as far as they are this node's: they allow it, or only audit it.
     pub(crate) fn allows(&mut self, opening: &Opening) -> bool {
         let Opening { source, destination, .. } = *opening;
+        if self.state.audit {
+            return true;
+        }
         if source == destination && self.state.endpoints.contains_key(&source) {
             return true;
         }
@@ -69,11 +72,10 @@ impl<'s> Judge<'s> {
         opening: &Opening,
     ) -> bool {
         let Some(known) = self.state.profiles.get(&profile) else { return false };
-        let entries = match direction {
-            Direction::Egress => &known.egress,
-            Direction::Ingress => &known.ingress,
+        let Some(entries) = known.entries(direction).filter(|_| !known.is_audited(direction))
+        else {
+            return true;
         };
-        let Some(entries) = entries else { return true };
         let rules = self.rules.entry((profile, direction)).or_insert_with(|| {
             let mut rules = Rules::default();
             for entry in entries.iter() {

@@ -98,13 +98,14 @@ impl Planner {
         }
 
         let mut parts = BTreeMap::new();
-        let mut first_with = FxHashMap::<(Direction, &[Entry]), u32>::default();
+        let mut first_with = FxHashMap::<(Direction, &[Entry], bool), u32>::default();
         let mut chain_of = FxHashMap::<(u32, Direction), ChainId>::default();
         for (number, profile) in &state.profiles {
             for direction in Direction::BOTH {
                 let Some(entries) = entries(profile, direction) else { continue };
                 // Profiles with equal rules share a chain.
-                let owner = *first_with.entry((direction, entries)).or_insert(*number);
+                let audited = is_audited(state, profile, direction);
+                let owner = *first_with.entry((direction, entries, audited)).or_insert(*number);
                 chain_of.insert((*number, direction), ChainId::Profile(owner, direction));
                 if owner != *number {
                     continue;
@@ -113,6 +114,7 @@ impl Planner {
                 let old = self.parts.get(&key).filter(|part| {
                     self.state.profiles.get(number).is_some_and(|old| {
                         same_entries(old, profile, direction)
+                            && is_audited(&self.state, old, direction) == audited
                             && self.is_as_it_was(part, state, &layout.shared)
                     })
                 });
@@ -120,7 +122,7 @@ impl Planner {
                     Some(part) => part.clone(),
                     None => {
                         check(state, *number, direction, entries)?;
-                        Arc::new(layout.part(*number, direction, entries))
+                        Arc::new(layout.part(*number, direction, entries, audited))
                     }
                 };
                 parts.insert(key, part);
@@ -137,6 +139,7 @@ impl Planner {
             }
         }
         layout.base_chain(&mut plan, &chain_of);
+        layout.last_chains(&mut plan);
         let shared = layout.shared;
         *self = Planner { state: state.clone(), local, shared, parts };
         Ok(plan)
@@ -164,6 +167,15 @@ fn entries(profile: &Profile, direction: Direction) -> Option<&[Entry]> {
         Direction::Egress => profile.egress.as_deref(),
         Direction::Ingress => profile.ingress.as_deref(),
     }
+}
+
+/// Whether what the direction does not allow passes (SEMANTICS 28).
+fn is_audited(state: &NodeState, profile: &Profile, direction: Direction) -> bool {
+    state.audit
+        || match direction {
+            Direction::Egress => profile.audit_egress,
+            Direction::Ingress => profile.audit_ingress,
+        }
 }
 
 fn same_entries(old: &Profile, new: &Profile, direction: Direction) -> bool {
@@ -230,7 +242,28 @@ impl Layout<'_> {
         plan.chains.insert(ChainId::Base, Arc::new(Chain { rules }));
     }
 
-    /// Drops what is from or to an address of the node's ranges that no endpoint has.
+    /// The chains for what is refused, and for what would be, as far as rules lead there. The latter
+    /// return to the base chain, so that the other end is judged too.
+    fn last_chains(&self, plan: &mut Plan) {
+        let last = |direction| {
+            [
+                (ChainId::Refused(direction), Verdict::Drop),
+                (ChainId::Audited(direction), Verdict::Return),
+            ]
+        };
+        for (chain, verdict) in Direction::BOTH.into_iter().flat_map(last) {
+            let end = Expression::Verdict(Verdict::Goto(chain));
+            let mut rules = plan.chains.values().flat_map(|chain| &chain.rules);
+            if rules.any(|rule| rule.0.last() == Some(&end)) {
+                let tell = self.state.log.map(|log| Rule(vec![Expression::Tell(chain, log)]));
+                let last = [Expression::Tally(chain), Expression::Verdict(verdict)];
+                let rules = tell.into_iter().chain([Rule(last.into())]).collect();
+                plan.chains.insert(chain, Arc::new(Chain { rules }));
+            }
+        }
+    }
+
+    /// Refuses what is from or to an address of the node's ranges that no endpoint has.
     fn unprogrammed(&self, plan: &mut Plan, direction: Direction, family: Family) -> Option<Rule> {
         let of_family = |range: &&IpRange| Family::of(range.first) == family;
         let ranges = self.state.ranges.iter().filter(of_family);
@@ -244,8 +277,8 @@ impl Layout<'_> {
         let mut rule: Vec<_> =
             pods.map(|pods| Expression::Absent(field(), pods)).into_iter().collect();
         rule.push(Expression::Lookup(field(), ranges));
-        rule.push(Expression::Count(Vec::new()));
-        rule.push(Expression::Verdict(Verdict::Drop));
+        let end = End { direction, audited: self.state.audit };
+        rule.push(Expression::Verdict(Verdict::Goto(end.chain())));
         Some(Rule(rule))
     }
 
@@ -254,7 +287,7 @@ impl Layout<'_> {
         endpoints.filter(move |(address, _)| Family::of(*address) == family)
     }
 
-    fn part(&self, profile: u32, direction: Direction, entries: &[Entry]) -> Part {
+    fn part(&self, profile: u32, direction: Direction, entries: &[Entry], audited: bool) -> Part {
         let mut part = Part::default();
         let chain = ChainId::Profile(profile, direction);
         let mut exact = Vec::new();
@@ -287,8 +320,9 @@ impl Layout<'_> {
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Return)));
         }
         self.peer_rules(&mut part, direction, chain, &every_port, &mut rules);
-        rules.extend(self.port_map(&mut part, profile, direction, &by_port, &every_port.any));
-        rules.push(last_rule(&every_port.any));
+        let end = End { direction, audited };
+        rules.extend(self.port_map(&mut part, profile, end, &by_port, &every_port.any));
+        rules.push(end.rule(&every_port.any));
         part.chains.push((chain, Arc::new(Chain { rules })));
         part
     }
@@ -324,10 +358,11 @@ impl Layout<'_> {
         &self,
         part: &mut Part,
         profile: u32,
-        direction: Direction,
+        end: End,
         entries: &[(Ports, &Entry)],
         any: &[u32],
     ) -> Option<Rule> {
+        let direction = end.direction;
         let mut elements = Vec::new();
         let mut chains = FxHashMap::<Vec<u32>, ChainId>::default();
         for protocol in Protocol::ALL {
@@ -347,7 +382,7 @@ impl Layout<'_> {
                         let chain = ChainId::Ports(profile, direction, chains.len() as u32);
                         let mut rules = Vec::new();
                         self.peer_rules(part, direction, chain, &peers, &mut rules);
-                        rules.push(last_rule(&peers.any));
+                        rules.push(end.rule(&peers.any));
                         part.chains.push((chain, Arc::new(Chain { rules })));
                         chains.insert(piece.labels, chain);
                         chain
@@ -494,9 +529,29 @@ fn sorted(origins: &[u32]) -> Vec<u32> {
     origins
 }
 
-fn last_rule(any: &[u32]) -> Rule {
-    let verdict = if any.is_empty() { Verdict::Drop } else { Verdict::Return };
-    Rule(vec![Expression::Count(sorted(any)), Expression::Verdict(verdict)])
+/// The end of a chain.
+#[derive(Clone, Copy)]
+struct End {
+    direction: Direction,
+    audited: bool,
+}
+
+impl End {
+    /// Where a packet goes that comes there.
+    fn chain(self) -> ChainId {
+        match self.audited {
+            true => ChainId::Audited(self.direction),
+            false => ChainId::Refused(self.direction),
+        }
+    }
+
+    /// What becomes of a packet that comes there, where these origins allow every address.
+    fn rule(self, any: &[u32]) -> Rule {
+        match any {
+            [] => Rule(vec![Expression::Verdict(Verdict::Goto(self.chain()))]),
+            any => Rule(vec![Expression::Count(sorted(any)), Expression::Verdict(Verdict::Return)]),
+        }
+    }
 }
 
 /// With a counter for each element: equal keys become one with all their origins.

@@ -4,6 +4,7 @@
 //! knows Kubernetes. A desired state is laid out as a [`plan::Plan`], which is plain data; what
 //! sends it to the kernel, renders it as text or interprets it has nothing left to decide.
 
+mod allowed;
 mod attributes;
 mod bridge;
 mod compare;
@@ -14,6 +15,7 @@ mod cut;
 mod encode;
 mod error;
 mod fake;
+mod flow_log;
 mod judge;
 mod layout;
 pub mod netlink;
@@ -35,13 +37,15 @@ pub mod nf_tables {
     pub use crate::encode::{Request, compare, expression, load_meta, load_payload, transaction};
 }
 
+pub use allowed::Allowed;
 pub use bridge::Unseen;
 pub use compare::Difference;
 pub use connections::{Connections, Judged};
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
+pub use flow_log::{FlowLog, Headers, Logged, Outcome};
 pub use nftables::Nftables;
-pub use seam::{Dataplane, Hits, Report};
+pub use seam::{Dataplane, Ended, Hits, Report, Tally};
 pub use share::share;
 pub use sources::Sources;
 

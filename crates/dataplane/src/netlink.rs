@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
@@ -138,6 +139,28 @@ impl NetlinkSocket {
         // The kernel doubles what it is given.
         setsockopt(&self.socket, sockopt::SndBuf, &(bytes / 2))
             .map_err(|e| Error::Option(io::Error::from(e)))
+    }
+
+    /// How long an answer, or what comes unasked, is waited for.
+    pub fn set_patience(&mut self, patience: Duration) -> Result<(), Error> {
+        let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX);
+        setsockopt(&self.socket, sockopt::ReceiveTimeout, &TimeVal::microseconds(micros))
+            .map_err(|e| Error::Option(io::Error::from(e)))
+    }
+
+    /// Messages that the kernel sends of itself. The error is [`Error::Receive`] if none comes in
+    /// time.
+    pub fn unasked<M>(&mut self) -> Result<Vec<M>, Error>
+    where
+        M: NetlinkDeserializable,
+    {
+        let messages = self.receive::<M>()?.into_iter();
+        Ok(messages
+            .filter_map(|message| match message.payload {
+                NetlinkPayload::InnerMessage(message) => Some(message),
+                _ => None,
+            })
+            .collect())
     }
 
     /// From now on it sends so often, and then nothing more, as if its process had ended there.

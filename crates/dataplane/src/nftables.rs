@@ -19,7 +19,7 @@ use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
 use crate::witness::Witness;
-use crate::{Dataplane, Difference, Error, Hits, Report, Unseen};
+use crate::{Dataplane, Difference, Ended, Error, Hits, Report, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
 /// `inet portcullis` and touches nothing else.
@@ -496,11 +496,33 @@ impl Dataplane for Nftables {
         let mut counts = Counts {
             past: self.counts.past.clone(),
             begun: std::mem::take(&mut self.counts.begun),
+            ..Counts::default()
         };
         let counted = self.count(&mut counts, &sets, &chains);
         self.counts.begun = counts.begun;
         counted?;
         Ok(counts.past.into_values().collect())
+    }
+
+    fn ended(&mut self) -> Result<Ended, Error> {
+        let mut counts = Counts { ended: self.counts.ended, ..Counts::default() };
+        let installed = self.installed.iter().flat_map(|Installed { plan, names }| {
+            plan.chains.iter().map(move |(id, chain)| (*id, names.chain(*id), chain.clone()))
+        });
+        let last =
+            installed.filter(|(id, ..)| matches!(id, ChainId::Refused(_) | ChainId::Audited(_)));
+        let last = last.map(|(_, name, chain)| (name, chain));
+        // It is told by the name which of those put aside these are.
+        let aside =
+            self.aside.iter().flat_map(|aside| &aside.chains).filter_map(|(name, chain)| {
+                (name.starts_with("refused-") || name.starts_with("audited-"))
+                    .then_some((name.clone(), chain.clone()?))
+            });
+        for chain in last.chain(aside).collect::<Vec<_>>() {
+            let rules = self.socket.dump(encode::get_rules(Some(&chain.0)))?;
+            counts.add_rules(&rules, [chain].into_iter());
+        }
+        Ok(counts.ended)
     }
 
     fn differences(&mut self) -> Result<Vec<Difference>, Error> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use portcullis_core::net::{Family, IpRange};
 
 use crate::Report;
-use crate::state::{Addresses, Ports};
+use crate::state::{Addresses, Log, Ports};
 
 pub use crate::layout::{Planner, plan};
 pub use crate::render::render;
@@ -43,6 +43,10 @@ pub enum ChainId {
     Profile(u32, Direction),
     /// Of a profile, for some destination ports: the first, second, … kind of such.
     Ports(u32, Direction, u32),
+    /// Where every packet goes that is refused in this direction.
+    Refused(Direction),
+    /// Where every packet goes that would be refused in this direction, and passes.
+    Audited(Direction),
 }
 
 /// A set or map. Its name follows from what it is for, and so is the same in every plan.
@@ -183,6 +187,11 @@ pub enum Expression {
     Map(Vec<Field>, SetId),
     /// Counts the packet, for these origins.
     Count(Vec<u32>),
+    /// Tells of a packet that has come to this chain, and counts it as told; up to a rate, beyond
+    /// which it does not match.
+    Tell(ChainId, Log),
+    /// Counts a packet that has come to this chain.
+    Tally(ChainId),
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -248,6 +257,8 @@ impl fmt::Display for ChainId {
             ChainId::Ports(profile, direction, nth) => {
                 write!(f, "p{profile:08x}-{direction}-ports{nth}")
             }
+            ChainId::Refused(direction) => write!(f, "refused-{direction}"),
+            ChainId::Audited(direction) => write!(f, "audited-{direction}"),
         }
     }
 }
@@ -282,10 +293,10 @@ fn digit(family: &Family) -> char {
 }
 
 impl ChainId {
-    /// The profile and direction that it belongs to; `None` for the base chain.
+    /// The profile and direction that it belongs to; `None` if it belongs to none alone.
     pub fn family(self) -> Option<(u32, Direction)> {
         match self {
-            ChainId::Base => None,
+            ChainId::Base | ChainId::Refused(_) | ChainId::Audited(_) => None,
             ChainId::Profile(profile, direction) | ChainId::Ports(profile, direction, _) => {
                 Some((profile, direction))
             }

@@ -5,7 +5,9 @@ use std::fmt::{self, Write};
 
 use portcullis_core::net::{Family, Protocol};
 
+use crate::encode::SNAP_BYTES;
 use crate::plan::{ChainId, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict};
+use crate::state::Log;
 
 /// The table as `nft -f` takes it: chains declared, then sets and maps, then the rules.
 pub fn render(plan: &Plan) -> String {
@@ -106,7 +108,13 @@ fn expression(part: &Expression) -> String {
         Expression::Lookup(fields, set) => format!("{} @{set}", self::fields(fields)),
         Expression::Absent(fields, set) => format!("{} != @{set}", self::fields(fields)),
         Expression::Map(fields, map) => format!("{} vmap @{map}", self::fields(fields)),
-        Expression::Count(_) => "counter".to_owned(),
+        Expression::Count(_) | Expression::Tally(_) => "counter".to_owned(),
+        Expression::Tell(prefix, Log { group, rate }) => {
+            format!(
+                "limit rate {rate}/second burst {rate} packets log prefix \"{prefix}\" group {group} \
+                 snaplen {SNAP_BYTES} counter"
+            )
+        }
         Expression::Verdict(verdict) => self::verdict(*verdict),
     }
 }

@@ -28,6 +28,10 @@ pub trait Dataplane {
     /// may be left out.
     fn hits(&mut self) -> Result<Vec<Hits>, Error>;
 
+    /// What no rule allowed in all: packets of new connections, each time that they are sent. It never
+    /// becomes less, whatever is applied.
+    fn ended(&mut self) -> Result<Ended, Error>;
+
     /// How what is in force differs from what was applied last, because somebody else changed it.
     /// Nothing before the first [`apply`](Dataplane::apply). To be asked often: it costs next to
     /// nothing as long as nobody changes anything.
@@ -59,6 +63,25 @@ pub struct Report {
     /// Time from the state to the kernel's word that it is enforced. What was enforced before is
     /// removed after that.
     pub elapsed: Duration,
+}
+
+/// What no rule allowed, by direction in the order of
+/// [`Direction::BOTH`](crate::plan::Direction::BOTH).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// What was refused.
+    pub refused: [Tally; 2],
+    /// What would have been, and passed.
+    pub audited: [Tally; 2],
+}
+
+/// What came to the end of rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Packets.
+    pub packets: u64,
+    /// Those that were told to the group of [`NodeState::log`].
+    pub told: u64,
 }
 
 /// What one origin let pass: the first packets of connections, for later ones are not looked up.

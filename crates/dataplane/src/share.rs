@@ -18,7 +18,7 @@ pub fn share(cluster: &Cluster, node: &str) -> (NodeState, BTreeMap<u32, Origin>
         program.policy(&policy.namespace, &i.to_string(), Some(policy.clone()));
     }
     for (name, labels) in &cluster.namespaces {
-        program.namespace(name, Some(labels.clone()));
+        program.namespace(name, Some(labels.clone()), cluster.modes.get(name).copied());
     }
     for known in &cluster.nodes {
         program.node(&known.name, Some(&known.addresses));

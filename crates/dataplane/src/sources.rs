@@ -20,15 +20,22 @@
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
 //!         ip6 saddr fe80::/10 accept
-//!         iif @links fib saddr . iif oif missing counter drop
-//!         ip saddr @pods4 fib saddr . iif oif missing counter drop
-//!         ip6 saddr @pods6 fib saddr . iif oif missing counter drop
+//!         iif @links fib saddr . iif oif missing goto false-source
+//!         ip saddr @pods4 fib saddr . iif oif missing goto false-source
+//!         ip6 saddr @pods6 fib saddr . iif oif missing goto false-source
+//!     }
+//!     chain false-source {
+//!         limit rate 100/second burst 100 packets log prefix "false-source" group 86 snaplen 128 counter
+//!         counter drop
 //!     }
 //! }
 //! ```
 //!
 //! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
 //! Links that are no pod's may receive from any source, as routes may be asymmetric there.
+//!
+//! Where nothing is refused (SEMANTICS 28), `counter accept` stands in the place of `counter drop`, and
+//! the prefix is `audited-source`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -39,20 +46,24 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use portcullis_core::net::Family;
 
-use crate::Error;
 use crate::attributes::Attributes;
 use crate::encode::{
     self, DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
     expression, load_meta, load_payload,
 };
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
-use crate::state::NodeState;
+use crate::state::{Log, NodeState};
 use crate::table::{self, ADDRESS_V4, ADDRESS_V6, LINK, Table, Verdict, register};
+use crate::{Error, Tally};
 
 /// The name of the table; its family is `inet`.
 const SOURCES_TABLE: &str = "portcullis-sources";
 
 const BASE: &str = "prerouting";
+/// Where packets with a false source go, and what the log says of them.
+pub(crate) const FALSE_SOURCE: &str = "false-source";
+/// What the log says of one that passes all the same.
+pub(crate) const AUDITED_SOURCE: &str = "audited-source";
 const HOOK_PREROUTING: u32 = 0;
 /// Before connection tracking.
 const PRIORITY_RAW: i32 = -300;
@@ -71,6 +82,8 @@ pub struct Sources {
     route: NetlinkSocket,
     /// What was put in force last.
     in_force: Option<Known>,
+    /// What was dropped by what is no longer in force.
+    dropped: Tally,
 }
 
 /// What the table is made from.
@@ -79,6 +92,9 @@ struct Known {
     /// The links that lead to pods, by number.
     links: BTreeSet<u32>,
     pods: BTreeSet<IpAddr>,
+    log: Option<Log>,
+    /// As in [`NodeState::audit`].
+    audit: bool,
 }
 
 impl Sources {
@@ -89,6 +105,7 @@ impl Sources {
             netfilter: NetlinkSocket::open(NETLINK_NETFILTER)?,
             route: NetlinkSocket::open(NETLINK_ROUTE)?,
             in_force: None,
+            dropped: Tally::default(),
         })
     }
 
@@ -99,13 +116,27 @@ impl Sources {
         let known = self.known(state)?;
         let links = known.links.len();
         let rules = Table::new(SOURCES_TABLE).get_rules();
-        let there = self.netfilter.dump(rules).is_ok_and(|rules| rules.len() == RULES);
+        let wanted = RULES + usize::from(known.log.is_some());
+        let there = self.netfilter.dump(rules).is_ok_and(|rules| rules.len() == wanted);
         if self.in_force.as_ref() != Some(&known) || !there {
+            self.dropped = self.dropped();
             self.in_force = None;
             self.netfilter.transaction(encode::transaction(requests(&known)))?;
             self.in_force = Some(known);
         }
         Ok(links)
+    }
+
+    /// What was dropped in all since this was opened.
+    pub fn dropped(&mut self) -> Tally {
+        let mut dropped = self.dropped;
+        if self.in_force.is_some()
+            && let Some(now) = Table::new(SOURCES_TABLE).ended(FALSE_SOURCE, &mut self.netfilter)
+        {
+            dropped.packets += now.packets;
+            dropped.told += now.told;
+        }
+        dropped
     }
 
     /// Lets every source pass.
@@ -123,7 +154,8 @@ impl Sources {
         for address in ELSEWHERE {
             elsewhere.extend(self.link_to(address)?);
         }
-        let mut known = Known { links: BTreeSet::new(), pods: BTreeSet::new() };
+        let (links, pods) = (BTreeSet::new(), BTreeSet::new());
+        let mut known = Known { links, pods, log: state.log, audit: state.audit };
         for address in state.endpoints.keys() {
             // A pod that is not there yet, or not any more, is looked for elsewhere.
             if let Some(link) = self.link_to(*address)?.filter(|link| !elsewhere.contains(link)) {
@@ -168,8 +200,8 @@ impl Sources {
     }
 }
 
-/// How many rules [`requests`] has.
-const RULES: usize = 4;
+/// How many rules [`requests`] has, without a log.
+const RULES: usize = 5;
 
 /// Puts the table there, whatever was there.
 fn requests(known: &Known) -> Vec<Request> {
@@ -178,6 +210,12 @@ fn requests(known: &Known) -> Vec<Request> {
     table.delete();
     table.add();
     table.base_chain(BASE, HOOK_PREROUTING, PRIORITY_RAW);
+    table.chain(FALSE_SOURCE);
+    let (then, said) = match known.audit {
+        true => (Verdict::Accept, AUDITED_SOURCE),
+        false => (Verdict::Drop, FALSE_SOURCE),
+    };
+    table.ends(FALSE_SOURCE, known.log.map(|log| (log, said)), then);
     table.set("links", &[LINK]);
     table.set("pods4", &[ADDRESS_V4]);
     table.set("pods6", &[ADDRESS_V6]);
@@ -231,7 +269,7 @@ fn requests(known: &Known) -> Vec<Request> {
     table.into_requests()
 }
 
-/// `fib saddr . iif oif missing counter drop`.
+/// `fib saddr . iif oif missing goto false-source`.
 fn false_source(list: &mut Attributes) {
     const RESULT_LINK: u32 = 1;
     const OF_SOURCE: u32 = 1;
@@ -242,6 +280,5 @@ fn false_source(list: &mut Attributes) {
         fib.u32(3, OF_SOURCE | BY_INCOMING_LINK | WHETHER);
     });
     compare(list, EQUAL, &[0; 4]);
-    expression(list, "counter", |_| {});
-    table::verdict(list, Verdict::Drop);
+    table::verdict(list, Verdict::Goto(FALSE_SOURCE));
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 
+use crate::Tally;
 use crate::attributes::{Attributes, Message, all, find};
 use crate::encode::{
     ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
@@ -11,8 +12,11 @@ use crate::encode::{
     GET_ELEMENTS, GET_RULE, HOOK_NUMBER, HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN,
     NEW_ELEMENTS, NEW_RULE, NEW_SET, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_FLAGS,
     SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME, SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME,
-    VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER, byte_order, expression, message,
+    VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER, byte_order, counter_of, expression, message,
+    tell,
 };
+use crate::netlink::NetlinkSocket;
+use crate::state::Log;
 
 /// The type of a part of a key: its number in `nft`, and its bytes.
 pub(crate) type Part = (u32, u32);
@@ -57,6 +61,16 @@ impl Table {
         let mut attributes = Attributes::default();
         attributes.text(TABLE_NAME, self.name);
         message(GET_RULE, attributes)
+    }
+
+    /// What came to a chain that [`ends`](Table::ends) packets, if it is there.
+    pub(crate) fn ended(&self, chain: &str, socket: &mut NetlinkSocket) -> Option<Tally> {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, self.name).text(RULE_CHAIN, chain);
+        let rules = socket.dump(message(GET_RULE, attributes)).ok()?;
+        let mut counted = rules.iter().rev().map(|rule| counter_of(rule).map_or(0, |c| c.packets));
+        let packets = counted.next()?;
+        Some(Tally { packets, told: counted.next().unwrap_or_default() })
     }
 
     /// Asks for all elements of a set.
@@ -121,6 +135,18 @@ impl Table {
     /// Takes elements out of a set. One that is not there is an error.
     pub(crate) fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
         self.elements(DELETE_ELEMENTS, 0, set, keys);
+    }
+
+    /// The rules of a chain in which packets end: they are told of, if that is wanted, counted,
+    /// and get the verdict.
+    pub(crate) fn ends(&mut self, chain: &str, log: Option<(Log, &str)>, last: Verdict) {
+        if let Some((log, prefix)) = log {
+            self.rule(chain, |list| tell(list, log, prefix));
+        }
+        self.rule(chain, |list| {
+            expression(list, "counter", |_| {});
+            verdict(list, last);
+        });
     }
 
     /// A rule at the end of a chain.

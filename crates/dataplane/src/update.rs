@@ -328,6 +328,7 @@ mod tests {
         let profile = |[ingress, egress]: &[Option<&[Entry]>; 2]| Profile {
             ingress: ingress.map(Into::into),
             egress: egress.map(Into::into),
+            ..Profile::default()
         };
         NodeState {
             endpoints: endpoints

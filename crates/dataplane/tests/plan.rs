@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use portcullis_core::net::{Family, IpNet, Protocol};
 use portcullis_dataplane::plan::{ChainId, Direction, SetId, plan, render};
-use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use portcullis_dataplane::state::{Entry, Log, NodeState, PeerSet, Ports, Profile};
 
 /// Reads a state from lines:
 ///
@@ -156,6 +156,9 @@ pod fd00::1 web
   chain p00000000-ingress {
     ip saddr . meta l4proto . th dport @p00000000-ingress-exact4 return
     ip6 saddr . meta l4proto . th dport @p00000000-ingress-exact6 return
+    goto refused-ingress
+  }
+  chain refused-ingress {
     counter drop
   }
 }
@@ -219,6 +222,9 @@ pod 10.0.0.1 p
   chain p00000000-egress {
     ip daddr @p00000000-egress-addresses4 return
     ip daddr @p00000000-egress-blocks4 return
+    goto refused-egress
+  }
+  chain refused-egress {
     counter drop
   }
 }
@@ -309,26 +315,29 @@ pod 10.0.0.1 p
   }
   chain p00000000-ingress {
     th dport . meta l4proto vmap @p00000000-ingress-ports
-    counter drop
+    goto refused-ingress
   }
   chain p00000000-ingress-ports0 {
     ip saddr @p00000000-ingress-ports0-addresses4 return
-    counter drop
+    goto refused-ingress
   }
   chain p00000000-ingress-ports1 {
     ip saddr @p00000000-ingress-ports1-addresses4 return
     ip saddr @p00000000-ingress-ports1-blocks4 return
-    counter drop
+    goto refused-ingress
   }
   chain p00000000-ingress-ports2 {
     ip saddr @p00000000-ingress-ports2-blocks4 return
-    counter drop
+    goto refused-ingress
   }
   chain p00000000-ingress-ports3 {
     counter return
   }
   chain p00000000-ingress-ports4 {
     counter return
+  }
+  chain refused-ingress {
+    counter drop
   }
 }
 ",
@@ -382,12 +391,42 @@ pod 10.0.0.3 open
     ip daddr vmap @ingress4
   }
   chain p00000000-egress {
-    counter drop
+    goto refused-egress
   }
   chain p00000000-ingress {
     counter return
   }
+  chain refused-egress {
+    counter drop
+  }
 }
 ",
     );
+}
+
+#[test]
+fn what_is_refused_is_told_at_one_place_for_each_direction() {
+    let mut state = state(
+        "
+profile p
+  egress closed
+pod 10.0.0.1 p
+",
+    );
+    state.log = Some(Log { group: 5, rate: 20 });
+    let told = plan(&state).unwrap();
+    let text = render(&told);
+    let rules = "
+\tchain refused-egress {
+\t\tlimit rate 20/second burst 20 packets log prefix \"refused-egress\" group 5 snaplen 128 counter
+\t\tcounter drop
+\t}
+";
+    assert!(text.contains(rules), "{text}");
+    assert!(!text.contains("refused-ingress"), "nothing leads there");
+    state.log = None;
+    let untold = plan(&state).unwrap();
+    let differs = |id: &&ChainId| told.chain(**id) != untold.chain(**id);
+    let changed: Vec<_> = told.chains.keys().filter(differs).collect();
+    assert_eq!(changed, [&ChainId::Refused(Direction::Egress)]);
 }

@@ -171,7 +171,7 @@ fn take(
 ) {
     let cluster = &mut input.cluster;
     match object {
-        Object::Namespace { name, mut labels } => {
+        Object::Namespace { name, mut labels, mode } => {
             let said = labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.clone());
             if let Some(said) = said.filter(|said| *said != name) {
                 let path = format!("metadata.labels[{NAMESPACE_NAME_LABEL}]");
@@ -184,6 +184,9 @@ fn take(
                 report(problem, &place, Some(label), input);
             }
             input.cluster.namespaces.insert(name.clone(), labels);
+            if let Some(mode) = mode {
+                input.cluster.modes.insert(name.clone(), mode);
+            }
             input.places.namespaces.insert(name, place);
         }
         Object::Pod(mut pod, owner) => {

@@ -1,11 +1,13 @@
 //! A live cluster as input: what its API server lists, read by the decoder of manifests.
 //!
-//! Nothing is written. To read a cluster once is to list, page by page; what comes back is a
+//! Nothing is written but [`Events`], if that is asked for. To read a cluster once is to list, page by page; what comes back is a
 //! [`Snapshot`], which is plain data and a [`Source`](crate::Source) like any other. To follow it
 //! is to [watch](Access::watch).
 
 mod access;
+mod agents;
 mod error;
+mod events;
 mod list;
 mod watch;
 
@@ -15,8 +17,10 @@ use std::sync::Arc;
 use portcullis_core::model::Cluster;
 
 pub use access::Access;
+pub use agents::{AGENT_LABEL, AgentPod, Agents, Forwarded};
 pub use error::Error;
-pub use watch::{Event, Kind, Known, Object};
+pub use events::{Events, PodEvent};
+pub use watch::{Event, Kind, Known, Object, Version};
 
 use crate::diagnostic::Diagnostic;
 use crate::input::Input;

@@ -1,6 +1,7 @@
 //! ObjectMeta.
 
 use portcullis_core::labels::Labels;
+use portcullis_core::model::MODE_ANNOTATION;
 
 use crate::decode::{Cursor, Fields, Problems};
 use crate::fields::{OBJECT_META, OWNER_REFERENCE};
@@ -11,6 +12,8 @@ pub(crate) struct Metadata {
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) labels: Labels,
+    /// The annotation that says a mode.
+    pub(crate) mode: Option<String>,
     /// Kind and name of the owner that is the controller.
     pub(crate) owner: Option<(String, String)>,
 }
@@ -30,7 +33,8 @@ pub(crate) fn decode(object: &Cursor<'_, '_>, namespace: &str, out: &mut Problem
         metadata.namespace = namespace;
     }
     if let Some(annotations) = at.get("annotations") {
-        annotations.labels(out);
+        let annotations = annotations.labels(out);
+        metadata.mode = annotations.get(MODE_ANNOTATION).cloned();
     }
     metadata.labels = at.get("labels").map(|c| c.labels(out)).unwrap_or_default();
     let owners = at.get("ownerReferences").map(|c| c.list(out, owner)).unwrap_or_default();

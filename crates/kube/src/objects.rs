@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use portcullis_core::api::{IntOrString, LabelSelector};
 use portcullis_core::labels::Labels;
 use portcullis_core::model::{
-    ContainerPort, Node as ClusterNode, Pod, Route, Service, ServicePort, TargetPort,
+    ContainerPort, Mode, Node as ClusterNode, Pod, Route, Service, ServicePort, TargetPort,
 };
 use portcullis_core::net::{IpNet, Protocol};
 use portcullis_core::validate;
@@ -33,6 +33,7 @@ pub(crate) enum Object {
     Namespace {
         name: String,
         labels: Labels,
+        mode: Option<Mode>,
     },
     /// A pod, with its controller.
     Pod(Pod, Option<(String, String)>),
@@ -115,7 +116,15 @@ fn namespace_object(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Proble
     if let Some(spec) = root.get("spec") {
         spec.fields(Fields { names: &["finalizers"], nearby: &[] }, out);
     }
-    Object::Namespace { name: metadata.name.clone(), labels: metadata.labels.clone() }
+    let mode = metadata.mode.as_ref().and_then(|name| match validate::mode(name) {
+        Ok(mode) => Some(mode),
+        Err(warning) => {
+            let (at, message) = (root.node.find(&warning.path), warning.to_string());
+            out.warn(at, warning.path, Reason::Field(warning.reason), message);
+            None
+        }
+    });
+    Object::Namespace { name: metadata.name.clone(), labels: metadata.labels.clone(), mode }
 }
 
 fn node(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Problems) -> Object {

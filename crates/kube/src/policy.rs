@@ -34,6 +34,7 @@ pub(crate) fn decode(root: &Cursor<'_, '_>, namespace: &str, out: &mut Problems)
         name: metadata.name,
         namespace: metadata.namespace,
         labels: metadata.labels,
+        mode: metadata.mode,
         spec: root.get("spec").map(|c| spec(&c, out)).unwrap_or_default(),
     }
 }

@@ -7,8 +7,7 @@ use portcullis_core::validate::{self, FieldError};
 /// What is wrong with the metadata of an object.
 pub(crate) fn metadata(name: &str, namespace: &str, labels: &Labels) -> Vec<FieldError> {
     let (name, namespace, labels) = (name.to_owned(), namespace.to_owned(), labels.clone());
-    let spec = NetworkPolicySpec::default();
-    validate::read(&NetworkPolicy { name, namespace, labels, spec }).errors
+    validate::read(&NetworkPolicy { name, namespace, labels, ..NetworkPolicy::default() }).errors
 }
 
 /// A selector, and what is wrong with it, at this path.

@@ -65,7 +65,7 @@ fn isolate_every_third_pod(lab: &Lab) -> Result<BTreeSet<usize>, Box<dyn Error>>
     let mut states = BTreeMap::<usize, NodeState>::new();
     for endpoint in closed.iter().map(|index| &lab.plan().endpoints[*index]) {
         let state = states.entry(endpoint.node.unwrap_or_default()).or_default();
-        state.profiles = [(0, Profile { ingress: Some([].into()), egress: None })].into();
+        state.profiles = [(0, Profile { ingress: Some([].into()), ..Profile::default() })].into();
         state.endpoints.extend(endpoint.addresses.iter().map(|address| (*address, 0)));
     }
     for (node, state) in states {

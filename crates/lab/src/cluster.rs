@@ -87,13 +87,15 @@ const KINDS: [&str; 6] = ["NetworkPolicy", "Namespace", "Pod", "Node", "Service"
 impl Cluster {
     /// Brings a cluster up, and returns when every node enforces. The listener is where people reach
     /// the API server, and may be of another network. With a directory, the state that is in it is
-    /// gone on from, and kept there. [`enter`](crate::enter) comes first.
+    /// gone on from, and kept there. Each agent has a socket in a folder: `NODE/agent.sock`.
+    /// [`enter`](crate::enter) comes first.
     pub fn up(
         listener: TcpListener,
         options: &Options,
+        sockets: &Path,
         state: Option<&Path>,
     ) -> Result<Cluster, Error> {
-        let files = Arc::new(Files::new()?);
+        let files = Arc::new(Files::in_folder(sockets)?);
         let nodes = Nodes::up(options.nodes, options.families, options.topology)?;
         let inside = SocketAddr::new(nodes.gateway(), API_PORT);
         let inner = on_own_thread(|| {
@@ -124,8 +126,8 @@ impl Cluster {
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
         let agents = Agents::start(&pods.nodes.nodes, &files, &kubeconfig)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
-        for object in services::dns() {
-            server.apply(&object)?;
+        for object in services::dns().iter().chain([&agents::daemon_set()]) {
+            server.apply(object)?;
         }
         agents.wait_until_ready()?;
         let (options, fresh) = (options.clone(), Fresh::default());
@@ -185,6 +187,7 @@ impl Cluster {
             let name = &node.space.owner;
             let kernel = |source| Error::Kernel { node: name.clone(), source };
             let mut desired = Desired::of(state, name).state;
+            desired.log = Some(agents::LOG);
             desired.ranges = node.pod_cidrs.iter().copied().map(IpRange::from).collect();
             let mut dataplane = on_own_thread(|| {
                 node.namespace.enter()?;

@@ -1,10 +1,13 @@
 //! How commands talk to a lab that another process keeps up: lines over an abstract unix socket,
 //! which is no file and goes away with the process.
 
+use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -120,6 +123,28 @@ impl Connection {
 
 fn address(name: &str) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("portcullis-lab/{}/{name}", geteuid()))
+}
+
+/// The folder for the sockets of the agents in this user's lab of the name. Nobody else may look
+/// into it.
+pub fn sockets(name: &str) -> PathBuf {
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    folder.join(format!("portcullis-lab-{}-{name}", geteuid()))
+}
+
+/// Makes that folder anew. To be called before [`enter`](crate::enter), when the user is still known.
+pub fn make_sockets(name: &str) -> Result<PathBuf, Error> {
+    let folder = sockets(name);
+    let make = || {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Fails if somebody else is quicker.
+        DirBuilder::new().mode(0o700).create(&folder)
+    };
+    make().map_err(|e| Error::socket(&format!("make {} for the agents", folder.display()), e))?;
+    Ok(folder)
 }
 
 /// The user at the other end, as seen from this user namespace.

@@ -33,7 +33,7 @@ mod wiring;
 pub use cluster::{Cluster, started_by_a_lab};
 pub use portcullis_apiserver::Error as ServerError;
 
-pub use control::{Connection, Control, Event};
+pub use control::{Connection, Control, Event, make_sockets, sockets};
 pub use enter::enter;
 pub use error::Error;
 pub use families::Families;

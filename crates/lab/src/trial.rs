@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, PortMatch};
 use portcullis_core::net::{Family, Protocol, Traffic};
-use portcullis_core::program::Origin;
+use portcullis_core::program::{Effect, Origin};
 use portcullis_dataplane::{Dataplane, Nftables, Report, share};
 
 use crate::plan::{Kind, Plan};
@@ -52,7 +52,7 @@ pub struct Observation {
     pub probe: Probe,
     /// The other end.
     pub destination: usize,
-    /// Whether the engine says that it passes.
+    /// Whether the engine says that it passes, as it does also where policies in audit refuse it.
     pub predicted: bool,
     /// What came of it where no policy could refuse it: while none was in force, or from the
     /// destination's own node. Where the right host did not answer, `under` means nothing.
@@ -236,8 +236,8 @@ impl Lab {
         progress: Progress<'_>,
     ) -> Result<Vec<Observation>, Error> {
         for (probe, _) in &mut connections {
-            let passes = program.passes(probe.from, probe.to, probe.traffic);
-            probe.expect = Some(passes);
+            let effect = program.effect(probe.from, probe.to, probe.traffic);
+            probe.expect = Some(effect != Effect::Dropped);
         }
         let outcomes = self.try_all(&connections, Step::Under, progress)?;
         let observation = |(((probe, destination), before), under): (((Probe, usize), _), _)| {

@@ -84,7 +84,7 @@ fn a_bridge_that_asks_no_rules_is_told() -> Result {
     let addresses = lab.plan().endpoints[web].addresses.clone();
     let closed = NodeState {
         endpoints: addresses.iter().map(|address| (*address, 0)).collect(),
-        profiles: [(0, Profile { ingress: Some([].into()), egress: None })].into(),
+        profiles: [(0, Profile { ingress: Some([].into()), ..Profile::default() })].into(),
         ..NodeState::default()
     };
     let mut rules = lab.in_node(node, Nftables::open)??;
@@ -150,7 +150,7 @@ fn rules_hold(plan: &Plan) -> Result {
     let entry = Entry { peers: Some(0), ports, origin: 0 };
     let state = NodeState {
         endpoints: addresses(&lab, db).into_iter().map(|address| (address, 0)).collect(),
-        profiles: [(0, Profile { ingress: Some([entry].into()), egress: None })].into(),
+        profiles: [(0, Profile { ingress: Some([entry].into()), ..Profile::default() })].into(),
         peers: [(0, PeerSet::Addresses(peers.into_iter().collect()))].into(),
         ..NodeState::default()
     };

@@ -329,7 +329,7 @@ fn policies() -> Result {
     };
     let profile = |ingress: bool| {
         let [into, from] = [ingress, !ingress].map(|this| this.then(|| [entry(0)].into()));
-        Profile { ingress: into, egress: from }
+        Profile { ingress: into, egress: from, ..Profile::default() }
     };
     let state = |pod: &str, ingress: bool, peer: &str| NodeState {
         endpoints: of(&lab, pod).into_iter().map(|address| (address, 0)).collect(),

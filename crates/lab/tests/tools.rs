@@ -136,7 +136,7 @@ fn world() -> Result<World> {
     // Nobody gets in.
     let closed = NodeState {
         endpoints: [(address(&lab, "dark"), 0)].into(),
-        profiles: [(0, Profile { ingress: Some([].into()), egress: None })].into(),
+        profiles: [(0, Profile { ingress: Some([].into()), ..Profile::default() })].into(),
         ..NodeState::default()
     };
     lab.in_node(0, Nftables::open)??.apply(&closed)?;
@@ -457,7 +457,7 @@ fn forgotten_dns() -> Result {
     let mut allow = |egress: Vec<Entry>| {
         rules.apply(&NodeState {
             endpoints: [(address(&world.lab, "client"), 0)].into(),
-            profiles: [(0, Profile { ingress: None, egress: Some(egress.into()) })].into(),
+            profiles: [(0, Profile { egress: Some(egress.into()), ..Profile::default() })].into(),
             peers: (0..).zip(peers.clone()).collect(),
             ..NodeState::default()
         })

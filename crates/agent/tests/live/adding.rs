@@ -18,7 +18,7 @@ use crate::{NODE, Running, Watched, cluster, eventually, own_network, pod, polic
 /// More than the agent takes to give up.
 const LONG: Duration = Duration::from_secs(20);
 
-fn socket(name: &str) -> Socket {
+pub(crate) fn socket(name: &str) -> Socket {
     let folder = std::env::temp_dir().join(format!("adding-{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(folder.join("attachments")).unwrap();

@@ -8,9 +8,11 @@
 )]
 
 mod adding;
+mod holding;
 #[path = "../../../dataplane/tests/kernel/network.rs"]
 #[allow(dead_code)]
 mod network;
+mod observe;
 mod server;
 
 use std::io::{Read, Write};
@@ -29,10 +31,13 @@ use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
-use portcullis_agent::{Desired, Options, Socket, Unprogrammed, desired_once, run, run_until};
+use portcullis_agent::{
+    Desired, Logging, Mode, Options, Socket, Unprogrammed, desired_once, run, run_until,
+};
+use portcullis_core::model::LogLevel;
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::state::NodeState;
-use portcullis_dataplane::{Dataplane, Difference, Error, Fake, Hits, Nftables, Report};
+use portcullis_dataplane::{Dataplane, Difference, Ended, Error, Fake, Hits, Nftables, Report};
 use portcullis_kube::live::Access;
 use portcullis_kube::{Source, load};
 use serde_json::{Value, json};
@@ -41,6 +46,7 @@ use server::Server;
 /// The kubeconfig of an agent that this program is to be, instead of a test.
 const BE_AN_AGENT: &str = "PORTCULLIS_TEST_AGENT";
 const NODE: &str = "node-1";
+const NO_LOG: Logging = Logging { level: LogLevel::None, group: 86, rate: 100 };
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
@@ -76,9 +82,25 @@ fn main() -> ExitCode {
         test("what_was_added_while_no_agent_was_there_is_known_to_the_next", adding::away),
         test("no_pod_is_added_before_the_cluster_is_known", adding::not_heard),
         test("what_is_no_request_is_answered_and_harms_nobody", adding::strange_lines),
+        test(
+            "the_policies_that_the_kernel_holds_are_told_by_their_generation",
+            holding::generations,
+        ),
+        test("what_the_kernel_refused_is_not_told_as_held", holding::refused),
+        test("an_agent_in_audit_refuses_nothing", holding::audit),
         test("nothing_is_asked_of_the_server_but_lists_and_watches", only_reads),
         with_nft("what_somebody_else_changes_is_repaired_in_a_second", repairs),
         test("no_refused_packet_passes_while_agents_are_killed", killed),
+        test("a_refused_connection_is_reported_with_all_that_explains_it", observe::fields),
+        test("a_packet_that_is_sent_again_is_no_other_connection", observe::again),
+        test("what_is_reported_is_what_was_asked_for", observe::levels),
+        test("a_namespace_says_what_is_reported_of_its_pods", observe::annotation),
+        test(
+            "of_a_flood_what_is_not_logged_is_counted_and_nothing_allowed_is_lost",
+            observe::flood,
+        ),
+        test("whoever_follows_is_told_of_what_happens", observe::follow),
+        test("hits_are_told_by_rule_those_of_none_too", observe::rule_hits),
         test("open_connections_and_unknown_addresses_follow_what_is_heard", guards),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -121,9 +143,13 @@ fn options(kubeconfig: PathBuf, metrics_address: Option<SocketAddr>) -> Options 
         node: NODE.to_owned(),
         access,
         metrics_address,
+        api_address: None,
         unprogrammed,
+        mode: Mode::Enforce,
         keep_established: true,
         allow_spoofing: true,
+        log: NO_LOG,
+        events: false,
         socket: None,
     }
 }
@@ -218,6 +244,10 @@ impl Dataplane for Watched {
 
     fn hits(&mut self) -> Result<Vec<Hits>, Error> {
         self.0.lock().unwrap().0.hits()
+    }
+
+    fn ended(&mut self) -> Result<Ended, Error> {
+        self.0.lock().unwrap().0.ended()
     }
 
     fn tidy(&mut self, wait: bool) -> bool {
@@ -398,7 +428,8 @@ fn follows_in_the_kernel() {
     // What was left is taken over, and what has changed meanwhile is caught up with.
     server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
     let asked = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, PATIENCE).unwrap();
+    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let desired = desired.unwrap();
     assert_eq!(desired.state, wanted(server));
     assert_ne!(kernel.compare(&desired.state).unwrap(), []);
     let agent = Running::start(server, Nftables::open().unwrap());
@@ -637,7 +668,9 @@ fn unknown_node() {
     });
     agent.stop();
     let access = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let error = desired_once(&access, "elsewhere", &Unprogrammed::Open, PATIENCE).unwrap_err();
+    let error =
+        desired_once(&access, "elsewhere", &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let error = error.unwrap_err();
     assert_eq!(error.to_string(), "the cluster has no node \"elsewhere\": it has node-1, node-2");
 }
 

@@ -52,8 +52,10 @@ impl Up {
             .map_err(io(&format!("cannot listen on 127.0.0.1:{}", self.port)))?;
         let kubeconfig = std::path::absolute(&self.write_kubeconfig)
             .map_err(io("cannot tell where the kubeconfig goes"))?;
+        let sockets = portcullis_lab::make_sockets(&self.name.lab_name)?;
         portcullis_lab::enter()?;
-        let mut cluster = Cluster::up(listener, &self.lab.options(), self.state.as_deref())?;
+        let options = self.lab.options();
+        let mut cluster = Cluster::up(listener, &options, &sockets, self.state.as_deref())?;
         apply(&cluster, &manifests)?;
         cluster.settle()?;
         cluster.server().write_kubeconfig(&kubeconfig).map_err(Error::from)?;
@@ -62,6 +64,7 @@ impl Up {
         drop(cluster);
         // It leads nowhere any more. That it is gone already is fine.
         let _ = fs::remove_file(&kubeconfig);
+        let _ = fs::remove_dir_all(&sockets);
         ended?;
         Ok(ExitCode::SUCCESS)
     }
@@ -96,7 +99,8 @@ impl Up {
              export KUBECONFIG={kubeconfig}\n  \
              kubectl get pods --all-namespaces\n  \
              portcullis lab probe SRC DST PORT{option}    a connection, with real packets\n  \
-             portcullis lab probe{option}                 all of them\n\
+             portcullis lab probe{option}                 all of them\n  \
+             portcullis observe --lab --follow{option}    what is refused and allowed, and why\n\
              Ctrl-C, or portcullis lab down{option}, ends it.\n"
         )
     }

@@ -33,7 +33,7 @@ use network::Network;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getgid, getuid};
-use portcullis_agent::{Options, Socket, Unprogrammed, run};
+use portcullis_agent::{Logging, Mode, Options, Socket, Unprogrammed, run};
 use portcullis_cni::InForce;
 use portcullis_cni::protocol::{Answer, Request, ask};
 use portcullis_dataplane::Nftables;
@@ -71,7 +71,11 @@ fn be_an_agent(folder: &Path) {
         node: NODE.to_owned(),
         access: Access { kubeconfig: Some(folder.join("kubeconfig")), ..Access::default() },
         metrics_address: None,
+        api_address: None,
         unprogrammed: Unprogrammed::Closed(Vec::new()),
+        log: Logging::default(),
+        events: false,
+        mode: Mode::Enforce,
         keep_established: false,
         allow_spoofing: false,
         socket: Some(socket(folder)),

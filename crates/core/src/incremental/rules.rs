@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::peers::{Base, PeerKey};
 use super::{NodeOrigin, NodeProgram, number_for};
-use crate::model::{self, Direction, Policy, PortMatch};
+use crate::model::{self, Direction, Mode, Policy, PortMatch};
 use crate::node::{Entry, Ports};
 
 /// Where in a policy an allowance comes from: direction, rule, peer, port.
@@ -18,7 +18,9 @@ impl NodeProgram {
             return;
         };
         let (namespace, key) = (class.namespace.clone(), class.key.clone());
-        let policies = self.namespaces.get(&namespace).into_iter().flat_map(|n| &n.policies);
+        let known = self.namespaces.get(&namespace);
+        let mode_of_namespace = known.and_then(|namespace| namespace.mode);
+        let policies = known.into_iter().flat_map(|n| &n.policies);
         let selecting = policies.filter(|(_, stored)| stored.policy.subject.matches(&key.labels));
         let selecting: Vec<(Arc<str>, Arc<Policy>)> =
             selecting.map(|(name, stored)| (name.clone(), stored.policy.clone())).collect();
@@ -38,6 +40,14 @@ impl NodeProgram {
             Some(entries)
         };
         let (ingress, egress) = (rules(Direction::Ingress), rules(Direction::Egress));
+        let audited = |direction| {
+            let mut isolating =
+                selecting.iter().filter(|(_, policy)| policy.rules(direction).is_some()).peekable();
+            isolating.peek().is_some()
+                && isolating.all(|(_, p)| p.mode.or(mode_of_namespace) == Some(Mode::Audit))
+        };
+        let (audit_ingress, audit_egress) =
+            (audited(Direction::Ingress), audited(Direction::Egress));
 
         let Some(local) = self.classes.get_mut(id).and_then(|class| class.profile.as_mut()) else {
             return;
@@ -54,6 +64,7 @@ impl NodeProgram {
         };
         renew(&mut profile.ingress, ingress);
         renew(&mut profile.egress, egress);
+        (profile.audit_ingress, profile.audit_egress) = (audit_ingress, audit_egress);
         self.version += 1;
         for peer in old_uses {
             self.release(peer);

@@ -46,7 +46,7 @@ fn state(ports: &[u16]) -> NodeState {
             origin: 0,
         })
     });
-    let profile = |ingress| Profile { ingress, egress: None };
+    let profile = |ingress| Profile { ingress, ..Profile::default() };
     let both = |n: u8| [format!("10.0.{n}.2"), format!("fd00:{n}::2")].map(|a| address(&a));
     NodeState {
         endpoints: both(1).map(|a| (a, 0)).into_iter().chain(both(2).map(|a| (a, 1))).collect(),

@@ -10,6 +10,7 @@
 
 mod broken;
 mod connections;
+mod flow_log;
 mod network;
 mod packets;
 #[path = "../random/mod.rs"]
@@ -91,7 +92,11 @@ fn main() -> ExitCode {
         in_namespace("the_kernel_s_refusal_names_the_request_and_the_reason", refusal),
     ];
     let tests = tests.into_iter();
-    let tests = tests.chain(connections::tests()).chain(sources::tests()).chain(packets::tests());
+    let tests = tests
+        .chain(connections::tests())
+        .chain(flow_log::tests())
+        .chain(sources::tests())
+        .chain(packets::tests());
     let tests = tests.collect();
     libtest_mimic::run(&arguments, tests).exit_code()
 }
@@ -288,7 +293,7 @@ fn proportional() {
         Entry { peers: Some(1), ports: None, origin: 2 },
     ];
     let profiles: std::collections::BTreeMap<_, _> =
-        [(0, Profile { ingress: Some(rules.into()), egress: None })].into();
+        [(0, Profile { ingress: Some(rules.into()), ..Profile::default() })].into();
     let state = |large: &Addresses, small: &Addresses| NodeState {
         endpoints: [(address("10.0.2.2"), 0)].into(),
         profiles: profiles.clone(),
@@ -360,8 +365,11 @@ fn many_elements() {
     let entry = |port| Entry { peers: Some(0), ports: ports(Protocol::Tcp, port, port), origin: 0 };
     let state = NodeState {
         endpoints: [(address("10.0.0.1"), 0)].into(),
-        profiles: [(0, Profile { ingress: Some((0..5000).map(entry).collect()), egress: None })]
-            .into(),
+        profiles: [(
+            0,
+            Profile { ingress: Some((0..5000).map(entry).collect()), ..Profile::default() },
+        )]
+        .into(),
         peers: [(0, addresses(&["10.0.0.2", "fd00::2"]))].into(),
         ..NodeState::default()
     };
@@ -602,7 +610,7 @@ fn two_pods() -> NodeState {
     ];
     NodeState {
         endpoints: [(address("10.0.2.2"), 0), (address("fd00:2::2"), 0)].into(),
-        profiles: [(0, Profile { ingress: Some(ingress.into()), egress: None })].into(),
+        profiles: [(0, Profile { ingress: Some(ingress.into()), ..Profile::default() })].into(),
         peers: [
             (0, addresses(&["10.0.1.2", "fd00:1::2"])),
             (1, PeerSet::Ranges([block("10.0.1.0/24"), block("10.0.7.0/24")].into())),
@@ -681,7 +689,7 @@ fn known_connection() {
     asking.recv_from(&mut [0; 8]).unwrap();
 
     let mut closed = two_pods;
-    closed.profiles.insert(0, Profile { ingress: Some([].into()), egress: None });
+    closed.profiles.insert(0, Profile { ingress: Some([].into()), ..Profile::default() });
     nftables.apply(&closed).unwrap();
     asking.send_to(b"?", "10.0.2.2:53").unwrap();
     socket.recv_from(&mut [0; 8]).expect("the known connection goes on");
@@ -703,6 +711,7 @@ fn neighbours() {
     let profile = |peer| Profile {
         ingress: Some([allowed(peer)].into()),
         egress: Some([allowed(peer)].into()),
+        ..Profile::default()
     };
     let state = NodeState {
         endpoints: [(one, 0), (two, 1)].into(),
@@ -768,6 +777,7 @@ fn node_state(
     let profile = |(ingress, egress): &(&[Entry], Option<&[Entry]>)| Profile {
         ingress: Some((*ingress).into()),
         egress: egress.map(Into::into),
+        ..Profile::default()
     };
     NodeState {
         endpoints: endpoints.iter().map(|(text, profile)| (address(text), *profile)).collect(),

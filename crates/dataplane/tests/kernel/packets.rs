@@ -38,7 +38,7 @@ fn state() -> NodeState {
     });
     NodeState {
         endpoints: SERVERS.map(|server| (address(server), 0)).into(),
-        profiles: [(0, Profile { ingress: Some(allowed.into()), egress: None })].into(),
+        profiles: [(0, Profile { ingress: Some(allowed.into()), ..Profile::default() })].into(),
         peers: [(0, PeerSet::Addresses(CLIENTS.map(address).into_iter().collect()))].into(),
         ..NodeState::default()
     }

@@ -153,9 +153,9 @@ fn listed() {
     for line in [
         "type filter hook prerouting priority raw; policy accept;",
         "ip6 saddr fe80::/10 accept",
-        "iif @links fib saddr . iif oif missing counter packets 0 bytes 0 drop",
-        "ip saddr @pods4 fib saddr . iif oif missing counter packets 0 bytes 0 drop",
-        "ip6 saddr @pods6 fib saddr . iif oif missing counter packets 0 bytes 0 drop",
+        "iif @links fib saddr . iif oif missing goto false-source",
+        "ip saddr @pods4 fib saddr . iif oif missing goto false-source",
+        "ip6 saddr @pods6 fib saddr . iif oif missing goto false-source",
         "elements = { 10.0.1.2, 10.0.2.2 }",
         "elements = { \"pod1\", \"pod2\" }",
     ] {

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use portcullis_core::net::{Family, IpRange, Protocol};
 use portcullis_dataplane::Packet;
-use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
+use portcullis_dataplane::state::{Entry, Log, NodeState, PeerSet, Ports, Profile};
 use proptest::collection::{btree_map, btree_set, vec};
-use proptest::option::weighted;
+use proptest::option::{of, weighted};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 
@@ -92,12 +92,25 @@ pub(crate) fn state() -> impl Strategy<Value = NodeState> {
     (vec(peers(), 1..14), 1..9u32, 1..4usize).prop_flat_map(|(peers, origins, profiles)| {
         let count = peers.len() as u32;
         let rules = || direction(count, origins).prop_map(|rules| rules.map(Into::into));
-        let profile = (rules(), rules()).prop_map(|(ingress, egress)| Profile { ingress, egress });
+        let audit = || weighted(0.2, Just(())).prop_map(|audit| audit.is_some());
+        let profile = (rules(), rules(), audit(), audit()).prop_map(
+            |(ingress, egress, audit_ingress, audit_egress)| Profile {
+                audit_ingress: audit_ingress && ingress.is_some(),
+                audit_egress: audit_egress && egress.is_some(),
+                ingress,
+                egress,
+            },
+        );
+        let nothing_refused = weighted(0.05, Just(())).prop_map(|audit| audit.is_some());
         let endpoints = btree_map(address(), 0..profiles as u32, 0..6);
-        (endpoints, vec(range(), 0..3), vec(profile, profiles)).prop_map(
-            move |(endpoints, ranges, profiles)| NodeState {
+        let log = of((0..9u16, 1..500u32).prop_map(|(group, rate)| Log { group, rate }));
+        let whole = (log, nothing_refused);
+        (endpoints, vec(range(), 0..3), vec(profile, profiles), whole).prop_map(
+            move |(endpoints, ranges, profiles, (log, audit))| NodeState {
+                audit,
                 endpoints,
                 ranges,
+                log,
                 profiles: (0..).zip(profiles).collect(),
                 peers: (0..).zip(peers.clone()).collect(),
                 ..NodeState::default()

@@ -12,7 +12,7 @@ use super::LiveObject;
 use crate::fields::OBJECT_META;
 
 /// How many objects one answer may hold. The one that kubectl uses.
-const PAGE: u32 = 500;
+pub(super) const PAGE: u32 = 500;
 
 /// A kind, as the API server serves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

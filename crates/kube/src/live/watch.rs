@@ -17,7 +17,7 @@ use kube::core::{ApiResource, DynamicResourceScope};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use portcullis_core::labels::Labels;
-use portcullis_core::model::{Node, Pod, Policy};
+use portcullis_core::model::{LOG_ANNOTATION, LogLevel, MODE_ANNOTATION, Mode, Node, Pod, Policy};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
@@ -67,9 +67,21 @@ pub struct Object {
     pub body: Known,
     /// What is wrong with it.
     pub problems: Vec<String>,
-    /// `metadata.uid`: what tells a pod from an earlier one of the same name. Empty if the server
-    /// says none.
+    /// Which of the objects of this name it is, and which state of it.
+    pub version: Box<Version>,
+    /// Of a namespace: which connections of its pods are to be reported, if it says that.
+    pub log: Option<LogLevel>,
+}
+
+/// Which object of a name, and which state of it. What the server does not say is empty, or 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Version {
+    /// `metadata.uid`: what tells it from an earlier one of the same name.
     pub uid: String,
+    /// `metadata.generation`: changes with the spec, and only with that.
+    pub generation: i64,
+    /// `metadata.resourceVersion`: changes with anything.
+    pub resource_version: String,
 }
 
 /// What is known of an object.
@@ -79,8 +91,8 @@ pub enum Known {
     /// at least what its author can have meant, and what cannot be read allows nothing
     /// (SEMANTICS 22).
     Policy(Policy),
-    /// The name and the labels of a namespace.
-    Namespace(String, Labels),
+    /// The name and the labels of a namespace, and the mode that it says.
+    Namespace(String, Labels, Option<Mode>),
     /// A pod. Its owner is not among what is known.
     Pod(Pod),
     /// A node.
@@ -91,7 +103,7 @@ impl Kind {
     /// All of them.
     pub const ALL: [Kind; 4] = [Kind::Policy, Kind::Namespace, Kind::Pod, Kind::Node];
 
-    fn resource(self) -> Resource {
+    pub(super) fn resource(self) -> Resource {
         match self {
             Kind::Policy => RESOURCES[0],
             Kind::Namespace => RESOURCES[1],
@@ -127,7 +139,7 @@ impl Known {
     pub fn name(&self) -> (&str, &str) {
         match self {
             Known::Policy(policy) => (&policy.namespace, &policy.name),
-            Known::Namespace(name, _) => ("", name),
+            Known::Namespace(name, ..) => ("", name),
             Known::Pod(pod) => (&pod.namespace, &pod.name),
             Known::Node(node) => ("", &node.name),
         }
@@ -137,7 +149,7 @@ impl Known {
 impl From<Known> for Object {
     /// An object of which this is all, and with which nothing is wrong.
     fn from(body: Known) -> Object {
-        Object { body, problems: Vec::new(), uid: String::new() }
+        Object { body, problems: Vec::new(), version: Box::default(), log: None }
     }
 }
 
@@ -149,7 +161,20 @@ impl Object {
             let name = item.get("metadata").and_then(|m| m.get(key)?.as_str());
             name.unwrap_or_default().to_owned()
         };
-        let (namespace, name, uid) = (name("namespace"), name("name"), name("uid"));
+        let log = item.get("metadata").and_then(|m| m.get("annotations")?.get(LOG_ANNOTATION));
+        let log = log.filter(|_| kind == Kind::Namespace).cloned();
+        let (namespace, version) = (
+            name("namespace"),
+            Version {
+                uid: name("uid"),
+                generation: item
+                    .get("metadata")
+                    .and_then(|metadata| metadata.get("generation")?.as_i64())
+                    .unwrap_or_default(),
+                resource_version: name("resourceVersion"),
+            },
+        );
+        let name = name("name");
         strip(&mut item);
         let text = kind.resource().object("", item).text;
         let mut documents = document::split(&text).into_iter();
@@ -164,20 +189,30 @@ impl Object {
                 problems.push(problem.message.clone());
             }
         }
+        let level = log.as_ref().and_then(|log| LogLevel::of_name(log.as_str()?));
+        if let (Some(log), None) = (log, level) {
+            problems.push(format!(
+                "metadata.annotations[{LOG_ANNOTATION}]: {log} is none of \"denied\", \"all\" and \
+                 \"none\"; it has no effect"
+            ));
+        }
         let body = found.and_then(|found| known(kind, found.body));
         let body = body.filter(|body| body.name() == (&*namespace, &*name));
         let body = body.unwrap_or_else(|| {
             problems.push("it cannot be read at all".to_owned());
             nothing_but_its_name(kind, namespace, name)
         });
-        Object { body, problems, uid }
+        Object { body, problems, version: Box::new(version), log: level }
     }
 }
 
 /// Drops what is large and not looked at, before anything else is done with it.
 fn strip(item: &mut Map<String, Value>) {
     if let Some(Value::Object(metadata)) = item.get_mut("metadata") {
-        metadata.retain(|key, _| ["name", "namespace", "labels"].contains(&&**key));
+        metadata.retain(|key, _| ["name", "namespace", "labels", "annotations"].contains(&&**key));
+        if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
+            annotations.retain(|key, _| key == MODE_ANNOTATION);
+        }
     }
 }
 
@@ -188,7 +223,9 @@ fn known(kind: Kind, body: Body) -> Option<Known> {
             Some(Known::Policy(closed))
         }
         Body::Object(object) => match *object {
-            objects::Object::Namespace { name, labels } => Some(Known::Namespace(name, labels)),
+            objects::Object::Namespace { name, labels, mode } => {
+                Some(Known::Namespace(name, labels, mode))
+            }
             objects::Object::Pod(pod, _) => Some(Known::Pod(pod)),
             objects::Object::Node(node) => Some(Known::Node(node)),
             _ => None,
@@ -208,7 +245,7 @@ fn nothing_but_its_name(kind: Kind, namespace: String, name: String) -> Known {
             egress: Some(Vec::new()),
             ..Policy::default()
         }),
-        Kind::Namespace => Known::Namespace(name, Labels::new()),
+        Kind::Namespace => Known::Namespace(name, Labels::new(), None),
         Kind::Pod => Known::Pod(Pod { namespace, name, ..Pod::default() }),
         Kind::Node => Known::Node(Node { name, ..Node::default() }),
     }
@@ -361,10 +398,10 @@ impl Waits {
 
 /// An object as JSON. It reads whatever is an object at all, so that nothing is passed over.
 #[derive(Debug, Clone)]
-struct Item {
+pub(super) struct Item {
     /// Name, namespace and version.
     metadata: ObjectMeta,
-    object: Map<String, Value>,
+    pub(super) object: Map<String, Value>,
 }
 
 impl<'de> Deserialize<'de> for Item {

@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
-use portcullis_agent::{Options, Socket, Unprogrammed};
+use portcullis_agent::{Logging, Mode, Options, Socket, Unprogrammed};
 use portcullis_cni::protocol::{Answer, Request, ask};
+use portcullis_core::model::LogLevel;
 use portcullis_dataplane::Nftables;
+use portcullis_dataplane::state::Log;
 use portcullis_kube::live::Access;
 use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process, waitid};
+use serde_json::{Value, json};
 
 use crate::Error;
 use crate::cluster::files::{ATTACHMENTS, Files, KUBECONFIG, SOCKET};
@@ -31,10 +34,36 @@ pub(crate) const AGENT: &str = "lab-agent";
 const FOLDER: &str = "/proc/self/fd/0";
 /// Where an agent tells how it is; each has a loopback of its own.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+/// Everything: a lab is there to be looked at.
+const LOGGING: Logging = Logging { level: LogLevel::All, group: LOG.group, rate: LOG.rate };
+pub(crate) const LOG: Log = Log { group: 86, rate: 1000 };
+/// Where an agent answers people, who come by a port-forward to its pod.
+const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
 /// How long an agent may take until it enforces.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one that has ended stays away. One that cannot run is not to keep the machine busy.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The pods of the agents, as deploy/ has them. Nothing runs in them: the agents are processes
+/// of the lab, and the network of the nodes is all that they have in common.
+pub(crate) fn daemon_set() -> Value {
+    let labels = json!({"app.kubernetes.io/name": "portcullis"});
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "portcullis", "namespace": "kube-system", "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "hostNetwork": true,
+                    "containers": [{"name": "agent", "image": "portcullis"}],
+                },
+            },
+        },
+    })
+}
 
 /// The agents of all nodes. They end when this is dropped; what is in force stands.
 #[derive(Debug)]
@@ -241,6 +270,10 @@ fn enforce(node: &OsStr) -> Result<(), String> {
         node: node.to_string_lossy().into_owned(),
         access: Access { kubeconfig: Some(folder.join(KUBECONFIG)), ..Access::default() },
         metrics_address: Some(METRICS),
+        api_address: Some(API),
+        log: LOGGING,
+        events: false,
+        mode: Mode::Enforce,
         unprogrammed: Unprogrammed::Closed(Vec::new()),
         keep_established: false,
         allow_spoofing: false,

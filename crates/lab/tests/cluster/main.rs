@@ -63,7 +63,11 @@ fn main() -> ExitCode {
 fn cluster(topology: Topology) -> Cluster {
     let listener = LISTENERS.lock().unwrap().pop().expect("a listener for each test");
     let options = Options { nodes: 3, topology, ..Options::default() };
-    Cluster::up(listener, &options, None).unwrap()
+    let name = format!("agents-{}", listener.local_addr().unwrap().port());
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // What a run before has left.
+    let _ = std::fs::remove_dir_all(&folder);
+    Cluster::up(listener, &options, &folder, None).unwrap()
 }
 
 /// A pod as the API server has it.

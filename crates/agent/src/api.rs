@@ -1,0 +1,50 @@
+//! What the Unix socket says, said on loopback too: for people, who come by a port-forward to the
+//! agent's pod. Whatever changes something is refused here.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_cni::protocol::{Answer, Request};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::flows::Flows;
+use crate::socket::converse;
+
+/// The most connections at one time; more have to wait.
+const CONNECTIONS: usize = 64;
+/// After a failed accept, such as when the process has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves for ever. `ask` brings a request to where it is answered.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    flows: Arc<Flows>,
+    ask: impl Fn(Request) -> oneshot::Receiver<Answer> + Clone + Send + Sync + 'static,
+) -> Infallible {
+    let ask = move |request: Request| match request.only_reads() {
+        true => ask(request),
+        false => {
+            let (answer, wait) = oneshot::channel();
+            let why = "pods are added and deleted at the Unix socket alone".to_owned();
+            // The other end is right here.
+            let _ = answer.send(Answer::Failed { why });
+            wait
+        }
+    };
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let permit = connections.clone().acquire_owned().await;
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let (ask, flows) = (ask.clone(), flows.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            // Whoever broke off knows it.
+            let _ = converse(stream, &flows, ask).await;
+        });
+    }
+}
