@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use portcullis_agent::{Desired, Options, desired_once};
+use portcullis_agent::{Desired, Logging, Options, desired_once};
 use portcullis_cni::InForce;
 use portcullis_core::model::LogLevel;
 use portcullis_core::net::IpNet;
@@ -53,25 +53,6 @@ pub(crate) struct Agent {
     socket: Socket,
 }
 
-/// What is reported of connections.
-#[derive(Debug, Clone, Copy, clap::Args)]
-struct Logging {
-    /// Which connections are logged, of pods whose namespace has no annotation portcullis.dev/log
-    #[arg(long, value_enum, default_value_t = Log::Denied)]
-    log: Log,
-    /// NFLOG group by which the kernel tells the agent of packets: one that nobody else listens to
-    #[arg(long, default_value_t = portcullis_agent::Logging::default().group, value_name = "NUMBER")]
-    log_group: u16,
-    /// Most packets a second that the kernel tells of, in each direction; others are counted
-    #[arg(
-        long,
-        default_value_t = portcullis_agent::Logging::default().rate,
-        value_name = "NUMBER",
-        value_parser = clap::value_parser!(u32).range(1..=100_000)
-    )]
-    log_rate: u32,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Log {
     /// Those that are refused
@@ -80,17 +61,6 @@ enum Log {
     All,
     /// None
     None,
-}
-
-impl From<Logging> for portcullis_agent::Logging {
-    fn from(Logging { log, log_group, log_rate }: Logging) -> Self {
-        let level = match log {
-            Log::Denied => LogLevel::Denied,
-            Log::All => LogLevel::All,
-            Log::None => LogLevel::None,
-        };
-        Self { level, group: log_group, rate: log_rate }
-    }
 }
 
 /// Where others of this node meet the agent.
@@ -136,8 +106,21 @@ struct Cluster {
     /// Where this node's pods get their addresses from, instead of the podCIDRs of its Node object
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
-    #[command(flatten)]
-    logging: Logging,
+    // All of them here: an optional group has to know its members, which are not those of a group in it.
+    /// Which connections are logged, of pods whose namespace has no annotation portcullis.dev/log
+    #[arg(long, value_enum, default_value_t = Log::Denied)]
+    log: Log,
+    /// NFLOG group by which the kernel tells the agent of packets: one that nobody else listens to
+    #[arg(long, default_value_t = Logging::default().group, value_name = "NUMBER")]
+    log_group: u16,
+    /// Most packets a second that the kernel tells of, in each direction; others are counted
+    #[arg(
+        long,
+        default_value_t = Logging::default().rate,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    log_rate: u32,
     /// What becomes of what policies refuse
     #[arg(long, value_enum, default_value_t = Mode::Enforce)]
     mode: Mode,
@@ -194,6 +177,15 @@ impl Cluster {
         }
     }
 
+    fn logging(&self) -> Logging {
+        let level = match self.log {
+            Log::Denied => LogLevel::Denied,
+            Log::All => LogLevel::All,
+            Log::None => LogLevel::None,
+        };
+        Logging { level, group: self.log_group, rate: self.log_rate }
+    }
+
     fn access(&self) -> Access {
         Access {
             kubeconfig: self.kubeconfig.clone(),
@@ -243,7 +235,7 @@ impl Agent {
                 let options = Options {
                     access: cluster.access(),
                     unprogrammed: cluster.unprogrammed(),
-                    log: cluster.logging.into(),
+                    log: cluster.logging(),
                     events: self.events,
                     mode: cluster.mode(),
                     allow_spoofing: self.spoofing == Spoofing::Allow,
@@ -264,7 +256,7 @@ impl Agent {
 
 fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
     let (access, unprogrammed) = (cluster.access(), cluster.unprogrammed());
-    let (mode, logging) = (cluster.mode(), cluster.logging.into());
+    let (mode, logging) = (cluster.mode(), cluster.logging());
     let Desired { state, policies, .. } =
         desired_once(&access, &cluster.node, &unprogrammed, mode, logging, PATIENCE)?;
     portcullis_agent::take_net_admin()?;

@@ -128,8 +128,12 @@ fn the_agent_enforces_without_being_root() {
     let agent = start(&folder, &[], ",+net_admin", &arguments).spawn().unwrap();
     let agent = Running(agent);
     let begin = Instant::now();
-    while ask(&socket, &Request::Status, Duration::from_secs(5)).ok() != Some(Answer::Ready) {
-        assert!(begin.elapsed() < Duration::from_secs(30), "never ready");
+    loop {
+        let answer = ask(&socket, &Request::Status, Duration::from_secs(5));
+        if answer.as_ref().ok() == Some(&Answer::Ready) {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "never ready: {answer:?}");
         thread::sleep(Duration::from_millis(20));
     }
     let status = fs::read_to_string(format!("/proc/{}/status", agent.0.id())).unwrap();
