@@ -12,12 +12,10 @@ use portcullis_core::net::{IpNet, Protocol};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Nftables, share};
 use portcullis_lab::{Families, Lab, Options};
-use portcullis_tests::generate::Random;
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
-use crate::figures::Runs;
-use crate::folder::SEED;
+use crate::figures::{Runs, in_turns};
 
 /// Short ones, so that most are not interrupted by whatever else the machine does.
 const CONNECTIONS: u32 = 100;
@@ -86,18 +84,10 @@ pub(crate) fn run() -> Outcome {
         ways.push(Way::new(format!("{count} × {form}"), Some(&state))?);
     }
 
-    let mut order: Vec<usize> = (0..ways.len()).collect();
-    let mut random = Random::new(SEED);
-    for _ in 0..ROUNDS {
-        // Nobody always comes after the same one.
-        for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i + 1));
-        }
-        for &i in &order {
-            let way = &mut ways[i];
-            way.runs.push(way.lab.in_endpoint(0, || per_second(&way.listener))??);
-        }
-    }
+    in_turns(ROUNDS, &mut ways, |way| {
+        way.runs.push(way.lab.in_endpoint(0, || per_second(&way.listener))??);
+        Ok(())
+    })?;
 
     println!("Median (least–greatest) of {ROUNDS} rounds of {CONNECTIONS} connections; each round");
     println!("measures all rows, in random order.\n");

@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,9 @@ use portcullis_core::net::Protocol;
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Connections, Dataplane, Nftables, Sources};
 use portcullis_lab::{Families, Lab, Options};
-use portcullis_tests::generate::Random;
 
 use crate::Outcome;
-use crate::figures::Runs;
-use crate::folder::SEED;
+use crate::figures::{Runs, in_turns};
 
 /// The argument that makes this program do the measuring, in namespaces of its own.
 pub(crate) const ONCE: &str = "--cut-once";
@@ -35,9 +32,7 @@ const ROUND_TRIPS: u32 = 500;
 const STREAM_BYTES: usize = 32 << 20;
 
 pub(crate) fn run() -> Outcome {
-    // Labs need a process without threads that has not entered one.
-    let status = Command::new(std::env::current_exe()?).arg(ONCE).status()?;
-    if status.success() { Ok(()) } else { Err("measuring failed".into()) }
+    crate::in_its_own_process(ONCE)
 }
 
 pub(crate) fn once() -> Outcome {
@@ -231,16 +226,7 @@ fn known() -> Outcome {
         Way::new("1000 policies, sources guarded", Some(1000), true, 0)?,
         Way::new("the same, while 1000 flows are cut", Some(1000), true, 1000)?,
     ];
-    let mut order: Vec<usize> = (0..ways.len()).collect();
-    let mut random = Random::new(SEED);
-    for _ in 0..ROUNDS {
-        for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i + 1));
-        }
-        for &i in &order {
-            ways[i].measure()?;
-        }
-    }
+    in_turns(ROUNDS, &mut ways, |way| Ok(way.measure()?))?;
     println!(
         "Packets of known connections: one TCP stream, and datagrams of one byte that are sent,"
     );

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use portcullis_tests::generate::Random;
+
+use crate::Outcome;
+use crate::folder::SEED;
+
 /// One number for each run. Shown as the median, with the least and the greatest.
 #[derive(Default)]
 pub(crate) struct Runs(Vec<f64>);
@@ -54,6 +59,26 @@ impl fmt::Display for Runs {
         let [median, least, greatest] = [&self.median(), least, greatest].map(|n| Digits(*n));
         write!(f, "{median} ({least}–{greatest})")
     }
+}
+
+/// Measures each of the ways once in each round, in random order: nobody always comes after the same
+/// one.
+pub(crate) fn in_turns<W>(
+    rounds: usize,
+    ways: &mut [W],
+    mut measure: impl FnMut(&mut W) -> Outcome,
+) -> Outcome {
+    let mut order: Vec<usize> = (0..ways.len()).collect();
+    let mut random = Random::new(SEED);
+    for _ in 0..rounds {
+        for i in (1..order.len()).rev() {
+            order.swap(i, random.below(i + 1));
+        }
+        for &i in &order {
+            measure(&mut ways[i])?;
+        }
+    }
+    Ok(())
 }
 
 /// Three digits, or all before the point if they are more.

@@ -17,7 +17,7 @@ mod why;
 
 use std::env;
 use std::error::Error;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// What went wrong is only ever shown.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -71,6 +71,13 @@ fn all(benches: &[Bench]) -> Outcome {
         run()?;
     }
     Ok(())
+}
+
+/// Has the argument's part of a bench measured in a process of its own: labs need one without threads
+/// that has not entered one.
+fn in_its_own_process(argument: &str) -> Outcome {
+    let status = Command::new(env::current_exe()?).arg(argument).status()?;
+    if status.success() { Ok(()) } else { Err("measuring failed".into()) }
 }
 
 fn usage() -> Outcome {

@@ -2,18 +2,15 @@
 //! policies.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Nftables, share};
 use portcullis_lab::{Families, Lab, Options};
-use portcullis_tests::generate::Random;
 
 use crate::Outcome;
 use crate::connections::{Form, NODE, PORT, SERVER, cluster, pair, per_second, pod, selector};
 use crate::cut::gigabits;
-use crate::figures::Runs;
-use crate::folder::SEED;
+use crate::figures::{Runs, in_turns};
 
 /// The argument that makes this program do the measuring, in namespaces of its own.
 pub(crate) const ONCE: &str = "--matrix-once";
@@ -66,9 +63,7 @@ fn state(pods: u32, policies: u32) -> Outcome<NodeState> {
 }
 
 pub(crate) fn run() -> Outcome {
-    // Labs need a process without threads that has not entered one.
-    let status = Command::new(std::env::current_exe()?).arg(ONCE).status()?;
-    if status.success() { Ok(()) } else { Err("measuring failed".into()) }
+    crate::in_its_own_process(ONCE)
 }
 
 pub(crate) fn once() -> Outcome {
@@ -85,18 +80,11 @@ pub(crate) fn once() -> Outcome {
             ways.push(Way::new(format!("{pods} pods, {policies} policies"), Some(&state))?);
         }
     }
-    let mut order: Vec<usize> = (0..ways.len()).collect();
-    let mut random = Random::new(SEED);
-    for _ in 0..ROUNDS {
-        for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i + 1));
-        }
-        for &i in &order {
-            let way = &mut ways[i];
-            way.rate.push(way.lab.in_endpoint(0, || per_second(&way.listener))??);
-            way.bits.push(gigabits(&mut way.stream)?);
-        }
-    }
+    in_turns(ROUNDS, &mut ways, |way| {
+        way.rate.push(way.lab.in_endpoint(0, || per_second(&way.listener))??);
+        way.bits.push(gigabits(&mut way.stream)?);
+        Ok(())
+    })?;
     println!("Median (least–greatest) of {ROUNDS} rounds; each round measures all rows, in random");
     println!("order.\n");
     println!("| rules | connections/s | of tracking alone | stream, Gbit/s | of tracking alone |");

@@ -8,15 +8,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 use portcullis_core::Program;
 use portcullis_core::model::{Cluster, Mode};
 use portcullis_core::net::{Protocol, Traffic};
 use portcullis_dataplane::state::{Log, NodeState};
 use portcullis_dataplane::{Dataplane, FlowLog, Logged, Nftables, Outcome, share};
 use portcullis_lab::{Lab, Observation, Options, Plan, Probe, connections, plan, traffics};
-use portcullis_tests::engine;
 use portcullis_tests::generate::{self, Counts};
+use portcullis_tests::{engine, in_lab};
 
 /// More than there are.
 const LOG: Log = Log { group: 86, rate: 100_000 };
@@ -27,36 +27,28 @@ const MOST: usize = 1500;
 type Known = (IpAddr, IpAddr, Traffic);
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // Namespaces are entered by the one thread there is.
-    arguments.test_threads = Some(1);
-    if !arguments.list
-        && let Err(error) = portcullis_lab::enter()
-    {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
-    let tests = vec![
-        Trial::test("policies_in_audit_report_what_they_refuse_when_enforced", || {
-            compare(
-                |cluster| cluster.policies.iter_mut().for_each(|p| p.mode = Some(Mode::Audit)),
-                |_| {},
-            )
-        }),
-        Trial::test("namespaces_in_audit_report_what_they_refuse_when_enforced", || {
-            compare(
-                |cluster| {
-                    let names = cluster.policies.iter().map(|policy| policy.namespace.clone());
-                    cluster.modes = names.map(|name| (name, Mode::Audit)).collect();
-                },
-                |_| {},
-            )
-        }),
-        Trial::test("a_node_in_audit_reports_what_it_refuses_otherwise", || {
-            compare(|_| {}, |state| state.audit = true)
-        }),
-    ];
-    libtest_mimic::run(&arguments, tests).exit_code()
+    in_lab::run(|| {
+        Ok(vec![
+            Trial::test("policies_in_audit_report_what_they_refuse_when_enforced", || {
+                compare(
+                    |cluster| cluster.policies.iter_mut().for_each(|p| p.mode = Some(Mode::Audit)),
+                    |_| {},
+                )
+            }),
+            Trial::test("namespaces_in_audit_report_what_they_refuse_when_enforced", || {
+                compare(
+                    |cluster| {
+                        let names = cluster.policies.iter().map(|policy| policy.namespace.clone());
+                        cluster.modes = names.map(|name| (name, Mode::Audit)).collect();
+                    },
+                    |_| {},
+                )
+            }),
+            Trial::test("a_node_in_audit_reports_what_it_refuses_otherwise", || {
+                compare(|_| {}, |state| state.audit = true)
+            }),
+        ])
+    })
 }
 
 /// Tries all connections in audit and then enforced.

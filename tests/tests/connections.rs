@@ -7,27 +7,23 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 use portcullis_core::labels::{Labels, Selector};
 use portcullis_core::model::{Cluster, Node, Peer, Pod, Policy, PortMatch, PortRule, Rule};
 use portcullis_core::net::Protocol;
 use portcullis_dataplane::{Connections, Dataplane, Nftables, Sources, share};
 use portcullis_lab::{Lab, Options};
+use portcullis_tests::in_lab;
 
 /// The port that is closed, and the one that stays open.
 const PORT: u16 = 80;
 const OTHER: u16 = 81;
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // Namespaces are entered by the one thread there is.
-    arguments.test_threads = Some(1);
-    if !arguments.list
-        && let Err(error) = portcullis_lab::enter()
-    {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
+    in_lab::run(|| Ok(tests()))
+}
+
+fn tests() -> Vec<Trial> {
     let mut tests = Vec::new();
     for (place, server) in [("on_one_node", "near"), ("across_two_nodes", "far")] {
         for (side, egress) in [("of_the_server", false), ("of_the_client", true)] {
@@ -35,7 +31,7 @@ fn main() -> ExitCode {
             tests.push(Trial::test(name, move || cut(server, egress)));
         }
     }
-    libtest_mimic::run(&arguments, tests).exit_code()
+    tests
 }
 
 fn app(name: &str) -> Labels {

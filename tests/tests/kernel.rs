@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 use portcullis_core::Program;
 use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Traffic};
@@ -17,7 +17,7 @@ use portcullis_lab::{Error, Lab, Observation, Options, Plan, Probe, Topology, co
 use portcullis_tests::generate::{self, Counts, Flow, Size};
 use portcullis_tests::oracle::{End, World};
 use portcullis_tests::scenario::{Scenario, View};
-use portcullis_tests::{engine, manifests, oracle};
+use portcullis_tests::{engine, in_lab, manifests, oracle};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -27,26 +27,14 @@ const PAIR_PORTS: usize = 60_000;
 const MOST: usize = 4_000;
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // Namespaces are entered by the one thread there is, and labs are built one after another.
-    arguments.test_threads = Some(1);
-    if !arguments.list
-        && let Err(error) = portcullis_lab::enter()
-    {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
+    in_lab::run(tests)
+}
+
+fn tests() -> Result<Vec<Trial>, String> {
     let mut tests = Vec::new();
     for directory in ["scenarios", "cases"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-        let scenarios = match Scenario::all(&path, "") {
-            Ok(scenarios) => scenarios,
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::FAILURE;
-            }
-        };
-        for scenario in scenarios {
+        for scenario in Scenario::all(&path, "")? {
             let scenario = Arc::new(scenario);
             for (topology, way) in [(Topology::Routed, ""), (Topology::Bridged, "::bridged")] {
                 let name = format!("{directory}::{}{way}", scenario.name);
@@ -58,7 +46,7 @@ fn main() -> ExitCode {
     tests.push(Trial::test("random_worlds_are_as_predicted", || random_worlds(1)));
     tests.push(Trial::test("a_cluster_that_looks_real_is_as_predicted", looks_real));
     tests.push(Trial::test("soak", soak).with_ignored_flag(true));
-    libtest_mimic::run(&arguments, tests).exit_code()
+    Ok(tests)
 }
 
 /// A scenario in the lab: everything as the engine predicts, and what the file expects as it

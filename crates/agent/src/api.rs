@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use portcullis_cni::protocol::{Answer, Request};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
+use crate::accept;
 use crate::flows::Flows;
 use crate::socket::converse;
 
@@ -33,18 +34,17 @@ pub(crate) async fn serve(
             wait
         }
     };
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let permit = connections.clone().acquire_owned().await;
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let (ask, flows) = (ask.clone(), flows.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            // Whoever broke off knows it.
-            let _ = converse(stream, &flows, ask).await;
-        });
-    }
+    accept::each(
+        CONNECTIONS,
+        PAUSE,
+        || listener.accept(),
+        |(stream, _)| {
+            let (ask, flows) = (ask.clone(), flows.clone());
+            async move {
+                // Whoever broke off knows it.
+                let _ = converse(stream, &flows, ask).await;
+            }
+        },
+    )
+    .await
 }

@@ -11,9 +11,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
-use crate::Metrics;
+use crate::{Metrics, accept};
 
 /// The most connections at one time; more have to wait.
 const CONNECTIONS: usize = 16;
@@ -29,18 +28,14 @@ pub(crate) async fn serve<F>(
     refresh: impl Fn() -> F + Clone + Send + Sync + 'static,
 ) -> Infallible
 where
-    F: Future<Output = ()> + Send,
+    F: Future<Output = ()> + Send + 'static,
 {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let permit = connections.clone().acquire_owned().await;
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let (metrics, refresh) = (metrics.clone(), refresh.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
+    accept::each(
+        CONNECTIONS,
+        PAUSE,
+        || listener.accept(),
+        |(stream, _)| {
+            let (metrics, refresh) = (metrics.clone(), refresh.clone());
             let service = service_fn(move |request: Request<Incoming>| {
                 let (metrics, refresh) = (metrics.clone(), refresh.clone());
                 async move {
@@ -54,10 +49,13 @@ where
             let mut server = hyper::server::conn::http1::Builder::new();
             let connection =
                 server.keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            // Whoever broke off knows it.
-            let _ = tokio::time::timeout(PATIENCE, connection).await;
-        });
-    }
+            async {
+                // Whoever broke off knows it.
+                let _ = tokio::time::timeout(PATIENCE, connection).await;
+            }
+        },
+    )
+    .await
 }
 
 fn answer(method: &Method, path: &str, metrics: &Metrics) -> Response<Full<Bytes>> {

@@ -6,6 +6,7 @@
 //! beside it.
 #![forbid(unsafe_code)]
 
+mod accept;
 mod agent;
 mod api;
 mod attached;

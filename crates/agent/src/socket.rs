@@ -13,9 +13,10 @@ use portcullis_cni::flow::{Filter, Flow};
 use portcullis_cni::protocol::{Answer, Holding, LONGEST, Request, line};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::accept;
 use crate::flows::Flows;
 
 /// The most connections at one time; more have to wait.
@@ -58,20 +59,19 @@ pub(crate) async fn serve(
         }
         Err(error) => warn!(folder = %attachments.display(), %error, "cannot read attachments"),
     }
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let permit = connections.clone().acquire_owned().await;
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let (ask, flows) = (ask.clone(), flows.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            // Whoever broke off knows it.
-            let _ = converse(stream, &flows, ask).await;
-        });
-    }
+    accept::each(
+        CONNECTIONS,
+        PAUSE,
+        || listener.accept(),
+        |(stream, _)| {
+            let (ask, flows) = (ask.clone(), flows.clone());
+            async move {
+                // Whoever broke off knows it.
+                let _ = converse(stream, &flows, ask).await;
+            }
+        },
+    )
+    .await
 }
 
 /// Takes the place of a socket that an earlier agent left. Nobody but the owner and root can

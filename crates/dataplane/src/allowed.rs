@@ -101,8 +101,7 @@ impl Allowed {
         if self.in_force.is_some()
             && let Some(now) = Table::new(LOG_TABLE).ended(ALLOWED, &mut self.socket)
         {
-            counted.packets += now.packets;
-            counted.told += now.told;
+            counted += now;
         }
         counted
     }
@@ -111,28 +110,19 @@ impl Allowed {
     fn remove(&mut self) -> Result<(), Error> {
         self.counted = self.counted();
         self.in_force = None;
-        self.socket.transaction(encode::transaction(remove()))
+        self.socket.transaction(encode::transaction(Table::removed(LOG_TABLE)))
     }
 
     /// Removes what a process left behind, whether there is anything or not.
     pub fn cleanup() -> Result<(), Error> {
-        NetlinkSocket::open(NETLINK_NETFILTER)?.transaction(encode::transaction(remove()))
+        NetlinkSocket::open(NETLINK_NETFILTER)?
+            .transaction(encode::transaction(Table::removed(LOG_TABLE)))
     }
-}
-
-fn remove() -> Vec<Request> {
-    let mut table = Table::new(LOG_TABLE);
-    table.add();
-    table.delete();
-    table.into_requests()
 }
 
 /// Puts the table there, whatever was there.
 fn requests(log: Log, pods: &BTreeSet<IpAddr>) -> Vec<Request> {
-    let mut table = Table::new(LOG_TABLE);
-    table.add();
-    table.delete();
-    table.add();
+    let mut table = Table::anew(LOG_TABLE);
     table.base_chain(BASE, HOOK_FORWARD, PRIORITY);
     table.chain(NEW);
     table.chain(ALLOWED);
@@ -146,15 +136,7 @@ fn requests(log: Log, pods: &BTreeSet<IpAddr>) -> Vec<Request> {
     ];
     for (family, set, part, number, ends) in families {
         table.set(set, &[part]);
-        let of_family = pods.iter().filter(|address| Family::of(**address) == family);
-        table.add_elements(
-            set,
-            of_family.map(|address| {
-                let mut bytes = Vec::new();
-                table::address(*address, &mut bytes);
-                bytes
-            }),
-        );
+        table.add_addresses(set, family, pods);
         for at in ends {
             table.rule(NEW, |list| {
                 load_meta(list, META_FAMILY, register(0));

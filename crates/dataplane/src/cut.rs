@@ -73,18 +73,12 @@ pub(crate) fn key(original: Tuple) -> Tuple {
 
 /// Removes the table, whether it is there or not.
 pub(crate) fn remove() -> Vec<Request> {
-    let mut table = Table::new(CUT_TABLE);
-    table.add();
-    table.delete();
-    table.into_requests()
+    Table::removed(CUT_TABLE)
 }
 
 /// Makes these the flows that are cut, whatever was there. They are [`key`]s, each once.
 pub(crate) fn put<'t>(flows: impl IntoIterator<Item = &'t Tuple> + Clone) -> Vec<Request> {
-    let mut table = Table::new(CUT_TABLE);
-    table.add();
-    table.delete();
-    table.add();
+    let mut table = Table::anew(CUT_TABLE);
     table.base_chain(BASE, HOOK_FORWARD, PRIORITY);
     table.chain(CUT);
     for class in Class::all() {

@@ -111,13 +111,8 @@ impl NetlinkSocket {
         let mut heard = Vec::new();
         let mut lost = None;
         loop {
-            match self.receive::<M>() {
-                Ok(messages) => {
-                    heard.extend(messages.into_iter().filter_map(|message| match message.payload {
-                        NetlinkPayload::InnerMessage(message) => Some(message),
-                        _ => None,
-                    }))
-                }
+            match self.unasked::<M>() {
+                Ok(messages) => heard.extend(messages),
                 Err(Error::Receive(e)) if e.kind() == io::ErrorKind::WouldBlock => break,
                 // Said once; what comes after it is there to be read.
                 Err(error) if lost.is_none() => lost = Some(error),

@@ -1,5 +1,6 @@
 //! What every data plane does.
 
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use crate::state::NodeState;
@@ -82,6 +83,13 @@ pub struct Tally {
     pub packets: u64,
     /// Those that were told to the group of [`NodeState::log`].
     pub told: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Tally) {
+        self.packets += more.packets;
+        self.told += more.told;
+    }
 }
 
 /// What one origin let pass: the first packets of connections, for later ones are not looked up.

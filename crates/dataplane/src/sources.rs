@@ -133,8 +133,7 @@ impl Sources {
         if self.in_force.is_some()
             && let Some(now) = Table::new(SOURCES_TABLE).ended(FALSE_SOURCE, &mut self.netfilter)
         {
-            dropped.packets += now.packets;
-            dropped.told += now.told;
+            dropped += now;
         }
         dropped
     }
@@ -142,10 +141,7 @@ impl Sources {
     /// Lets every source pass.
     pub fn remove(&mut self) -> Result<(), Error> {
         self.in_force = None;
-        let mut table = Table::new(SOURCES_TABLE);
-        table.add();
-        table.delete();
-        self.netfilter.transaction(encode::transaction(table.into_requests()))
+        self.netfilter.transaction(encode::transaction(Table::removed(SOURCES_TABLE)))
     }
 
     /// The local pods that the node has a link to, and these links.
@@ -205,10 +201,7 @@ const RULES: usize = 5;
 
 /// Puts the table there, whatever was there.
 fn requests(known: &Known) -> Vec<Request> {
-    let mut table = Table::new(SOURCES_TABLE);
-    table.add();
-    table.delete();
-    table.add();
+    let mut table = Table::anew(SOURCES_TABLE);
     table.base_chain(BASE, HOOK_PREROUTING, PRIORITY_RAW);
     table.chain(FALSE_SOURCE);
     let (then, said) = match known.audit {
@@ -221,15 +214,7 @@ fn requests(known: &Known) -> Vec<Request> {
     table.set("pods6", &[ADDRESS_V6]);
     table.add_elements("links", known.links.iter().map(|link| link.to_ne_bytes().to_vec()));
     for (set, family) in [("pods4", Family::V4), ("pods6", Family::V6)] {
-        let of_family = known.pods.iter().filter(|address| Family::of(**address) == family);
-        table.add_elements(
-            set,
-            of_family.map(|address| {
-                let mut bytes = Vec::new();
-                table::address(*address, &mut bytes);
-                bytes
-            }),
-        );
+        table.add_addresses(set, family, &known.pods);
     }
     table.rule(BASE, |list| {
         load_meta(list, META_FAMILY, register(0));

@@ -1,8 +1,10 @@
 //! Requests about a small table of ours that is not made from a plan.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use portcullis_core::net::Family;
 
 use crate::Tally;
 use crate::attributes::{Attributes, Message, all, find};
@@ -50,6 +52,23 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(name: &'static str) -> Table {
         Table { name, requests: Vec::new(), sets: 0 }
+    }
+
+    /// A table that is put in the place of whatever is there under its name.
+    pub(crate) fn anew(name: &'static str) -> Table {
+        let mut table = Table::new(name);
+        table.add();
+        table.delete();
+        table.add();
+        table
+    }
+
+    /// Removes a table, whether it is there or not.
+    pub(crate) fn removed(name: &'static str) -> Vec<Request> {
+        let mut table = Table::new(name);
+        table.add();
+        table.delete();
+        table.into_requests()
     }
 
     pub(crate) fn into_requests(self) -> Vec<Request> {
@@ -125,6 +144,24 @@ impl Table {
             };
             attributes.bytes(SET_USER_DATA, &byte_order(order));
         });
+    }
+
+    /// Puts those addresses into a set that are of a family.
+    pub(crate) fn add_addresses(
+        &mut self,
+        set: &str,
+        family: Family,
+        addresses: &BTreeSet<IpAddr>,
+    ) {
+        let of_family = addresses.iter().filter(|address| Family::of(**address) == family);
+        self.add_elements(
+            set,
+            of_family.map(|one| {
+                let mut bytes = Vec::new();
+                address(*one, &mut bytes);
+                bytes
+            }),
+        );
     }
 
     /// Puts elements into a set, in as many messages as they need.
