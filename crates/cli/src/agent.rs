@@ -86,6 +86,16 @@ enum Command {
         socket: PathBuf,
     },
     InstallCni(InstallCni),
+    /// Give the capability NET_ADMIN to whoever runs a program, so that the agent need not be root
+    #[command(
+        after_help = "That is what setcap cap_net_admin+p does, where there is no setcap. It is in \
+                            effect as far as whoever starts the program lets it."
+    )]
+    Permit {
+        /// The file of the program: that of portcullis
+        #[arg(value_name = "FILE")]
+        program: PathBuf,
+    },
 }
 
 /// The node and its cluster.
@@ -207,6 +217,10 @@ impl Agent {
         match (self.command, self.cluster) {
             (Some(Command::Dump(cluster)), _) => dump(&cluster),
             (Some(Command::InstallCni(install)), _) => install.run(),
+            (Some(Command::Permit { program }), _) => {
+                portcullis_agent::permit(&program)?;
+                Ok(ExitCode::SUCCESS)
+            }
             (Some(Command::Cleanup { socket }), _) => {
                 // First: whoever reads it must not rely on what is about to go.
                 InForce::remove(&socket).map_err(|source| Trouble::Io {
