@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use portcullis_core::Program;
-use portcullis_lab::{Cluster, Control, Error, Event};
+use portcullis_lab::{Cluster, Control, Error, Event, Options};
 use serde_json::{Value, json};
 
 use crate::lab::{Asked, LabArgs, Name, Page, Request};
@@ -31,6 +31,9 @@ pub(crate) struct Up {
     /// before lead there again
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Have the agents write Events on pods of which connections were refused
+    #[arg(long)]
+    events: bool,
     /// File that tells kubectl how to reach the cluster, written when all is ready; it goes with the
     /// lab
     #[arg(long, value_name = "FILE", default_value = "portcullis.kubeconfig")]
@@ -53,7 +56,7 @@ impl Up {
         let listener = self.listen()?;
         let sockets = portcullis_lab::make_sockets(&self.name.lab_name)?;
         portcullis_lab::enter()?;
-        let options = self.lab.options();
+        let options = Options { events: self.events, ..self.lab.options() };
         let mut cluster = Cluster::up(listener, &options, &sockets, self.state.as_deref())?;
         if let Some(file) = self.port_file() {
             fs::write(&file, format!("{}\n", cluster.server().address().port())).map_err(
