@@ -83,7 +83,7 @@ pub(crate) fn known() {
         let (open, mode) = (Unprogrammed::Open, Mode::Enforce);
         desired_once(&access, NODE, &open, mode, NO_LOG, attachments, PATIENCE).unwrap().state
     };
-    assert_eq!(Some(once(&[added.clone()])), fake.state());
+    assert_eq!(Some(once(std::slice::from_ref(&added))), fake.state());
     assert_ne!(Some(once(&[])), fake.state());
     let stranger = once(&[attachment("stranger", "9", "10.0.3.9")]);
     let profile = stranger.endpoints[&"10.0.3.9".parse::<IpAddr>().unwrap()];
