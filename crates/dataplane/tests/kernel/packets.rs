@@ -353,7 +353,8 @@ fn groups() {
         client.connect(*to, 7);
         drop(listening);
     }
-    let sender = Sender::new(&client).to_groups_from(Ipv4Addr::new(10, 0, 0, 1));
+    let sender = Sender::new(&client);
+    sender.send_to_groups_from(Ipv4Addr::new(10, 0, 0, 1));
     let ear = Ear::on_the_link(&server);
     let everything = |profile: u32| Entry { peers: Some(profile), ports: None, origin: 0 };
     let some_groups: Vec<IpNet> = ["239.1.0.0/16", "ff05::/64"].map(|n| n.parse().unwrap()).into();

@@ -194,9 +194,8 @@ impl Sender {
     }
 
     /// What goes to groups goes out where this address of the pod is.
-    pub(crate) fn to_groups_from(self, address: Ipv4Addr) -> Sender {
+    pub(crate) fn send_to_groups_from(&self, address: Ipv4Addr) {
         self.0[0].set_multicast_if_v4(&address).unwrap();
-        self
     }
 
     pub(crate) fn send(&self, to: IpAddr, packet: &[u8]) {
