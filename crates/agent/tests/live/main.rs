@@ -429,7 +429,8 @@ fn follows_in_the_kernel() {
     // What was left is taken over, and what has changed meanwhile is caught up with.
     server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
     let asked = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let desired =
+        desired_once(&asked, NODE, &Unprogrammed::Open, Mode::Enforce, NO_LOG, &[], PATIENCE);
     let desired = desired.unwrap();
     assert_eq!(desired.state, wanted(server));
     assert_ne!(kernel.compare(&desired.state).unwrap(), []);
@@ -669,8 +670,15 @@ fn unknown_node() {
     });
     agent.stop();
     let access = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let error =
-        desired_once(&access, "elsewhere", &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let error = desired_once(
+        &access,
+        "elsewhere",
+        &Unprogrammed::Open,
+        Mode::Enforce,
+        NO_LOG,
+        &[],
+        PATIENCE,
+    );
     let error = error.unwrap_err();
     assert_eq!(error.to_string(), "the cluster has no node \"elsewhere\": it has node-1, node-2");
 }
