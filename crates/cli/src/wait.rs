@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::error::ErrorKind;
 use portcullis_cni::protocol::Holding;
+use portcullis_core::labels::Selector;
 use portcullis_core::model::{MODE_ANNOTATION, Mode, Pod};
 use portcullis_kube::live::{Agents, Kind, Known, Object};
 use portcullis_kube::{Options, Severity, load};
@@ -33,19 +34,24 @@ const AGAIN: Duration = Duration::from_millis(100);
                         portcullis wait policy/db -n shop --for=enforced\n  \
                         portcullis wait policy/db policy/web -n shop --for=audit --timeout=2m\n  \
                         portcullis wait policy --all -n shop\n  \
+                        portcullis wait policy -l tier=db -A\n  \
                         portcullis wait -f policies.yaml"
 )]
+#[command(group(clap::ArgGroup::new("which").args(["all", "selector"])))]
 pub(crate) struct Wait {
     /// The policies: policy/NAME, or policy NAME; the kind can be networkpolicy or netpol, too
     #[arg(value_name = "policy/NAME")]
-    #[arg(required_unless_present_any = ["all", "filename", "kustomize"])]
+    #[arg(required_unless_present_any = ["all", "selector", "filename", "kustomize"])]
     #[arg(conflicts_with_all = ["filename", "kustomize"])]
     policies: Vec<String>,
     /// All policies of the namespace that there are at first
     #[arg(long, conflicts_with_all = ["filename", "kustomize"])]
     all: bool,
-    /// All policies of all namespaces, with --all
-    #[arg(short = 'A', long, requires = "all", conflicts_with = "namespace")]
+    /// The policies of the namespace that have these labels at first, such as app=web,tier!=db
+    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with_all = ["filename", "kustomize"])]
+    selector: Option<Selector>,
+    /// Those of all namespaces, with --all or -l
+    #[arg(short = 'A', long, requires = "which", conflicts_with = "namespace")]
     all_namespaces: bool,
     /// Manifest file, directory of them, or - for standard input: the policies that are in there;
     /// may be repeated
@@ -124,12 +130,14 @@ impl Wait {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         let usage = |text: String| clap::Error::raw(ErrorKind::InvalidValue, text + "\n");
         let names = names(&self.policies).map_err(usage)?;
-        match (self.all, names.is_empty()) {
-            (true, false) => return Err(usage("--all goes without names".to_owned()).into()),
+        match (self.all || self.selector.is_some(), names.is_empty()) {
+            (true, false) => return Err(usage("--all and -l go without names".to_owned()).into()),
             (false, true) if !self.policies.is_empty() => {
-                return Err(
-                    usage(format!("give a name after {}, or --all", self.policies[0])).into()
-                );
+                return Err(usage(format!(
+                    "give a name after {}, or --all or -l",
+                    self.policies[0]
+                ))
+                .into());
             }
             _ => {}
         }
@@ -183,12 +191,17 @@ impl Wait {
         if !names.is_empty() {
             return Ok(names.iter().map(|name| target(namespace, name)).collect());
         }
-        let (targets, place): (BTreeSet<Target>, String) = if self.all {
+        let in_manifests = !self.filename.is_empty() || !self.kustomize.is_empty();
+        let (targets, place): (BTreeSet<Target>, String) = if !in_manifests {
             let only = (!self.all_namespaces).then_some(namespace);
-            let policies = api.list(Kind::Policy, only)?;
+            let labels = self.selector.clone().unwrap_or_default();
+            let policies = api.select(Kind::Policy, only, &labels)?;
             let names = policies.iter().map(|policy| policy.body.name());
-            let place =
+            let mut place =
                 only.map_or("any namespace".to_owned(), |name| format!("the namespace {name}"));
+            if self.selector.is_some() {
+                place += &format!(" with {labels} (-l)");
+            }
             (names.map(|(namespace, name)| target(namespace, name)).collect(), place)
         } else {
             let sources = sources(&self.filename, &self.kustomize)?;

@@ -291,7 +291,7 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
     let mut other = policy("a", Some("audit"));
     other["metadata"]["namespace"] = json!("edge");
     server.apply(&other).unwrap();
-    other["metadata"] = json!({"name": "web", "namespace": "shop"});
+    other["metadata"] = json!({"name": "web", "namespace": "shop", "labels": {"tier": "web"}});
     server.apply(&other).unwrap();
     let met = "networkpolicy.networking.k8s.io/db condition met\n\
                networkpolicy.networking.k8s.io/web condition met\n";
@@ -299,6 +299,9 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
         let (code, out, err) = portcullis.run(&[&["wait", "-n", "shop"], wait].concat());
         assert_eq!((code, &*out, &*err), (0, met, ""), "{wait:?}");
     }
+    let (code, out, err) = portcullis.run(&["wait", "netpol", "-n", "shop", "-l", "tier in (web)"]);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out, "networkpolicy.networking.k8s.io/web condition met\n");
     let (code, out, err) = portcullis.run(&["wait", "--all", "-A", "--timeout", "0s"]);
     assert_eq!((code, &*out), (1, met), "{err}");
     let lag = "error: timed out waiting for the condition on networkpolicies/db of edge:\n  \
@@ -310,8 +313,12 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
             "there is no NetworkPolicy in the namespace nowhere",
         ),
         (&["wait", "-f", NO_POLICY], "there is no NetworkPolicy in the manifests"),
-        (&["wait", "policy"], "give a name after policy, or --all"),
-        (&["wait", "policy/db", "--all"], "--all goes without names"),
+        (&["wait", "policy"], "give a name after policy, or --all or -l"),
+        (&["wait", "policy/db", "--all"], "--all and -l go without names"),
+        (
+            &["wait", "-l", "tier=db", "-A"],
+            "there is no NetworkPolicy in any namespace with tier in (db) (-l)",
+        ),
         (&["wait", "db"], "expected policy/NAME, found \"db\""),
     ] {
         let (code, out, err) = portcullis.run(wait);
