@@ -13,7 +13,7 @@ use portcullis_cni::protocol::{Answer, Request};
 use portcullis_core::incremental::Logged;
 use portcullis_core::model::{LogLevel, Mode};
 use portcullis_dataplane::state::Log;
-use portcullis_dataplane::{Allowed, Dataplane, FlowLog};
+use portcullis_dataplane::{Allowed, Dataplane, FlowLog, Headers};
 use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -140,12 +140,23 @@ pub enum Error {
     /// Without it no rule can be changed.
     #[error(
         "this process may not change the rules of its network: it lacks the capability NET_ADMIN. \
-         Run it as root; or give the capability to the program's file, with `setcap \
-         cap_net_admin+p FILE`; in a container, add NET_ADMIN to the capabilities, and for a user \
+         Run it as root; or give the capability to the program's file, with `portcullis \
+         agent permit FILE`; in a container, add NET_ADMIN to the capabilities, and for a user \
          other than root leave allowPrivilegeEscalation on, because with it off what the file gives \
          may not count"
     )]
     NoCapability,
+    /// A program's file could not be given it.
+    #[error(
+        "cannot give {} the capability NET_ADMIN: {source}; that takes root, and a file system that \
+         keeps extended attributes", program.display()
+    )]
+    Permit {
+        /// The file.
+        program: PathBuf,
+        /// What the machine answered.
+        source: io::Error,
+    },
     /// The work ended by itself, which it never should.
     #[error("the agent broke; what is in force stands")]
     Broken,
@@ -237,12 +248,14 @@ pub fn run_until(
     let metrics = Arc::new(Mutex::new(Metrics::default()));
     let (tell, told) = mpsc::channel();
     let guard = Guard::open(options.keep_established, options.allow_spoofing);
-    let guard = guard.map_err(Error::Guard)?.on_a_thread(metrics.clone());
-    let guard = guard.map_err(Error::Runtime)?;
+    let guard = guard.map_err(Error::Guard)?;
     let flows = Arc::new(Flows::default());
     let (say, refused) = tokio::sync::mpsc::channel(events::WAITING);
     let say = options.events.then_some(say);
-    let (reports, reporter) = report(&options, &tell, &flows, say, &metrics)?.unzip();
+    let (say_cut, cut) = mpsc::channel();
+    let (reports, reporter) = report(&options, &tell, &flows, say, cut, &metrics)?.unzip();
+    let guard = guard.telling(reports.is_some().then_some(say_cut)).on_a_thread(metrics.clone());
+    let guard = guard.map_err(Error::Runtime)?;
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
         .with_reports(reports)
         .with_unprogrammed(options.unprogrammed)
@@ -329,6 +342,7 @@ fn report(
     tell: &mpsc::Sender<Message>,
     flows: &Arc<Flows>,
     events: Option<tokio::sync::mpsc::Sender<events::Refused>>,
+    cut: mpsc::Receiver<Vec<Headers>>,
     metrics: &Arc<Mutex<Metrics>>,
 ) -> Result<Option<(Reports, JoinHandle<()>)>, Error> {
     let Logging { level, group, rate } = options.log;
@@ -360,6 +374,7 @@ fn report(
         allowed,
         ask: Box::new(ask),
         wanted,
+        cut,
         flows,
         events,
         metrics,
