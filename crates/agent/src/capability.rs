@@ -1,8 +1,16 @@
 //! The one capability that the agent needs.
 
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, setxattr};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::Error;
+
+/// The attribute of a file that gives whoever runs it capabilities, and the second form of its
+/// value, `struct vfs_cap_data` of `linux/capability.h`.
+const ATTRIBUTE: &str = "security.capability";
+const REVISION_2: u32 = 0x0200_0000;
 
 /// Makes sure that the calling thread, and those that it will start, may change the rules of this
 /// network. A program file can give the capability without its being in effect; then it is put in
@@ -21,4 +29,21 @@ pub fn take_net_admin() -> Result<(), Error> {
     }
     sets.effective |= net_admin;
     set_capabilities(None, sets).map_err(|error| Error::Runtime(error.into()))
+}
+
+/// Gives the capability to whoever runs a program, by its file, without putting it in effect: as
+/// `setcap cap_net_admin+p` does.
+///
+/// # Errors
+/// The file is not there, this process may not, or the file system keeps no such attributes.
+pub fn permit(program: &Path) -> Result<(), Error> {
+    // Words in little-endian order: the revision; permitted and inheritable, the lower halves of the
+    // sets and then the upper ones.
+    let permitted = CapabilitySet::NET_ADMIN.bits().to_le_bytes();
+    let mut value = [0; 20];
+    value[..4].copy_from_slice(&REVISION_2.to_le_bytes());
+    value[4..8].copy_from_slice(&permitted[..4]);
+    value[12..16].copy_from_slice(&permitted[4..]);
+    setxattr(program, ATTRIBUTE, &value, XattrFlags::empty())
+        .map_err(|error| Error::Permit { program: program.to_owned(), source: error.into() })
 }

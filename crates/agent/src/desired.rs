@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use portcullis_cni::protocol::Attachment;
 use portcullis_core::incremental::NodeProgram;
 use portcullis_core::model::{Cluster, Direction, Mode};
 use portcullis_dataplane::state::NodeState;
 use portcullis_kube::live::{Access, Event, Kind};
 
+use crate::attached::Attached;
 use crate::run::{Error, Logging};
 use crate::{Observed, Unprogrammed};
 
@@ -78,13 +80,15 @@ pub(crate) fn close(state: &mut NodeState, addresses: impl Iterator<Item = IpAdd
     }
 }
 
-/// Asks the API server once, and says what the node must enforce now. Waits so long for an answer.
+/// Asks the API server once, and says what the node must enforce now, where the container runtime has
+/// said this of its pods. Waits so long for an answer.
 pub fn desired_once(
     access: &Access,
     node: &str,
     unprogrammed: &Unprogrammed,
     mode: Mode,
     logging: Logging,
+    attachments: &[Attachment],
     patience: Duration,
 ) -> Result<Desired, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -96,7 +100,11 @@ pub fn desired_once(
     });
     let answer = runtime.block_on(async {
         let mut watch = Box::pin(watch);
-        let mut observed = Observed::new(node);
+        let (mut observed, mut attached) = (Observed::new(node), Attached::new(node));
+        for attachment in attachments {
+            // No pod is known yet that this could make another.
+            attached.attach(attachment);
+        }
         let (mut failure, start) = (None, Instant::now());
         loop {
             if let Ok(ended) = tokio::time::timeout(Duration::from_millis(20), &mut watch).await {
@@ -109,7 +117,9 @@ pub fn desired_once(
                 if let Event::Failed(kind, why) = &event {
                     failure = Some((*kind, why.clone()));
                 }
+                let (event, more) = attached.hear(event);
                 observed.hear(event);
+                more.into_iter().for_each(|event| _ = observed.hear(event));
             }
             let ranges = unprogrammed.ranges(observed.pod_cidrs());
             if let Some(program) = observed.program() {
@@ -120,6 +130,7 @@ pub fn desired_once(
                         desired.state.ranges = ranges;
                         desired.state.log = log;
                         desired.state.audit = mode == Mode::Audit;
+                        close(&mut desired.state, attached.strangers());
                         Ok(desired)
                     }
                     false => Err(Error::UnknownNode {

@@ -29,9 +29,11 @@ pub(crate) async fn write(events: Events, mut refused: Receiver<Refused>) {
         if written.contains_key(&key) {
             continue;
         }
-        written.insert(key, Instant::now());
         match events.write(&event).await {
-            Ok(()) => failed = false,
+            Ok(()) => {
+                written.insert(key, Instant::now());
+                failed = false;
+            }
             Err(why) if !failed => {
                 warn!(why, "cannot write Events; they need the permission to create events");
                 failed = true;

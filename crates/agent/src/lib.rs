@@ -28,7 +28,7 @@ mod unprogrammed;
 pub use portcullis_core::model::Mode;
 
 pub use agent::Agent;
-pub use capability::take_net_admin;
+pub use capability::{permit, take_net_admin};
 pub use desired::{Desired, desired_once};
 pub use metrics::Metrics;
 pub use observed::Observed;

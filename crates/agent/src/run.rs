@@ -140,12 +140,23 @@ pub enum Error {
     /// Without it no rule can be changed.
     #[error(
         "this process may not change the rules of its network: it lacks the capability NET_ADMIN. \
-         Run it as root; or give the capability to the program's file, with `setcap \
-         cap_net_admin+p FILE`; in a container, add NET_ADMIN to the capabilities, and for a user \
+         Run it as root; or give the capability to the program's file, with `portcullis \
+         agent permit FILE`; in a container, add NET_ADMIN to the capabilities, and for a user \
          other than root leave allowPrivilegeEscalation on, because with it off what the file gives \
          may not count"
     )]
     NoCapability,
+    /// A program's file could not be given it.
+    #[error(
+        "cannot give {} the capability NET_ADMIN: {source}; that takes root, and a file system that \
+         keeps extended attributes", program.display()
+    )]
+    Permit {
+        /// The file.
+        program: PathBuf,
+        /// What the machine answered.
+        source: io::Error,
+    },
     /// The work ended by itself, which it never should.
     #[error("the agent broke; what is in force stands")]
     Broken,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use portcullis_cni::Attachments;
 use portcullis_cni::flow::{Filter, Flow};
-use portcullis_cni::protocol::{Answer, Holding, LONGEST, Request, line};
+use portcullis_cni::protocol::{Answer, Held, Holding, LONGEST, Request, line};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -117,29 +117,35 @@ pub(crate) async fn converse(
                 .unwrap_or_else(|_| Answer::Failed { why: "the agent is stopping".to_owned() }),
             Err(error) => Answer::Failed { why: format!("not a request: {error}") },
         };
-        if let Answer::Hits { rules } = answer {
-            for rules in rules.chunks(IN_A_LINE) {
-                writer.write_all(&line(&Answer::Hits { rules: rules.to_vec() })).await?;
-            }
-            writer.write_all(&line(&Answer::Done)).await?;
-            continue;
+        for part in parts(answer) {
+            writer.write_all(&line(&part)).await?;
         }
-        if let Answer::Policies(Holding { node, settled, mut policies }) = answer {
-            // At least one line, for the name of the node.
-            loop {
-                let rest = policies.split_off(policies.len().min(IN_A_LINE));
-                let part = Holding { node: node.clone(), settled, policies };
-                writer.write_all(&line(&Answer::Policies(part))).await?;
-                if rest.is_empty() {
-                    break;
-                }
-                policies = rest;
-            }
-            writer.write_all(&line(&Answer::Done)).await?;
-            continue;
-        }
-        writer.write_all(&line(&answer)).await?;
     }
+}
+
+/// An answer as the lines that it takes. Of those that can be long, `done` is the last.
+fn parts(answer: Answer) -> Vec<Answer> {
+    let mut parts: Vec<Answer> = match answer {
+        Answer::Hits { rules } => {
+            let lines = rules.chunks(IN_A_LINE);
+            lines.map(|rules| Answer::Hits { rules: rules.to_vec() }).collect()
+        }
+        // At least one line, for the name of the node.
+        Answer::Policies(holding) if holding.policies.len() <= IN_A_LINE => {
+            vec![Answer::Policies(holding)]
+        }
+        Answer::Policies(Holding { node, settled, policies }) => {
+            let part = |policies: &[Held]| Holding {
+                node: node.clone(),
+                settled,
+                policies: policies.to_vec(),
+            };
+            policies.chunks(IN_A_LINE).map(|policies| Answer::Policies(part(policies))).collect()
+        }
+        other => return vec![other],
+    };
+    parts.push(Answer::Done);
+    parts
 }
 
 /// What is asked for of connections.

@@ -70,7 +70,7 @@ fn try_answer(store: &Store, call: &Call<'_>) -> Result<Answer, Refusal> {
             _ => Err(Refusal::method_not_allowed()),
         };
     }
-    let target = Target::read(&path).ok_or_else(Refusal::no_such_path)?;
+    let target = Target::read(&path).ok_or_else(|| Refusal::no_such_path(&path))?;
     let query = pairs(call.query).into_iter().collect();
     let view = View::read(call.accept, &query)?;
     let request = Request { call, target, query, view };

@@ -73,10 +73,25 @@ impl Refusal {
         Refusal::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// An address that is not served.
-    pub(crate) fn no_such_path() -> Refusal {
-        let mut refusal =
-            Refusal::new(404, "NotFound", "the server could not find the requested resource");
+    /// An address that is not served: what people see of that begins as with any other server, and says
+    /// what is not there.
+    pub(crate) fn no_such_path(path: &[&str]) -> Refusal {
+        let mut message = "the server could not find the requested resource".to_owned();
+        let rest = match path {
+            ["api", "v1", "namespaces", _, "serviceaccounts", _, "token"] => Some(
+                "this one makes no tokens; its own, in the kubeconfig, may do everything"
+                    .to_owned(),
+            ),
+            ["apis", group, version, "namespaces", _, plural, ..]
+            | ["apis", group, version, plural, ..] => {
+                Some(format!("this one has no {plural} of {group}/{version}"))
+            }
+            _ => None,
+        };
+        if let Some(rest) = rest {
+            message += &format!(" ({rest})");
+        }
+        let mut refusal = Refusal::new(404, "NotFound", message);
         refusal.details = Some(json!({}));
         refusal
     }

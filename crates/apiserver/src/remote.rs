@@ -126,7 +126,7 @@ impl Remote {
     }
 
     fn pod(&self, store: &Store) -> Result<Arc<Value>, Refusal> {
-        let Some(kind) = Resource::of_kind("Pod") else { return Err(Refusal::no_such_path()) };
+        let Some(kind) = Resource::of_kind("Pod") else { return Err(Refusal::no_such_path(&[])) };
         let found = store.read(|state| state.find(kind, &self.namespace, &self.name).cloned());
         let pod = found.ok_or_else(|| Refusal::not_found(kind, &self.name))?;
         if meta::text(&pod, "/spec/nodeName").is_empty() {

@@ -1,10 +1,8 @@
 //! HTTPS: listeners, certificates, the token, connections, the kubeconfig.
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,11 +29,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::api::{self, Answer, Call};
 use crate::containers::Containers;
+use crate::identity::{Identity, write_private};
 use crate::refusal::Refusal;
 use crate::remote::{Reached, Remote};
 use crate::runtime::Runtime;
 use crate::store::Store;
-use crate::{Error, control, meta};
+use crate::{Error, control};
 
 /// The most bytes of a request, as the API server has it.
 const MAX_BODY: usize = 3 << 20;
@@ -82,17 +81,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server with a new certificate authority and a new token, on a runtime that this is
-    /// called in. The namespaces that every cluster has are there when this returns.
+    /// Starts a server on a runtime that this is called in. Its certificate authority and its token are
+    /// new, unless a state is kept: then they are kept with it. The namespaces that every cluster has
+    /// are there when this returns.
     pub async fn start(options: Options, runtime: Arc<dyn Runtime>) -> Result<Server, Error> {
         let store = Arc::new(match &options.state {
             Some(directory) => Store::open(directory, options.history)?,
             None => Store::new(options.history),
         });
-        let token = meta::random::<32>().iter().fold(String::new(), |mut token, byte| {
-            let _ = write!(token, "{byte:02x}");
-            token
-        });
+        // After the state, which nobody else has open then.
+        let Identity { token, key } = match &options.state {
+            Some(directory) => Identity::kept(directory)?,
+            None => Identity::new()?,
+        };
         let mut listeners = options.listeners;
         if listeners.is_empty() {
             listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::Listen)?);
@@ -100,7 +101,7 @@ impl Server {
         let addresses: Result<Vec<SocketAddr>, _> =
             listeners.iter().map(TcpListener::local_addr).collect();
         let addresses = addresses.map_err(Error::Listen)?;
-        let (certificate, tls) = certificates(&addresses, options.names)?;
+        let (certificate, tls) = certificates(key, &addresses, options.names)?;
         control::found(&store, options.endpoint.unwrap_or(addresses[0]));
         let tls = TlsAcceptor::from(Arc::new(tls));
         let containers = Arc::new(Containers::new(runtime, store.clone()));
@@ -169,16 +170,22 @@ impl Server {
     /// Writes the kubeconfig to a file that only its owner can read. A file that is there is
     /// replaced, whatever its mode.
     pub fn write_kubeconfig(&self, path: &Path) -> Result<(), Error> {
-        let beside = path.with_extension("new");
-        let write = || -> io::Result<()> {
-            let _ = std::fs::remove_file(&beside);
-            let mut options = std::fs::OpenOptions::new();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&beside)?;
-            file.write_all(self.kubeconfig().as_bytes())?;
-            std::fs::rename(&beside, path)
-        };
-        write().map_err(|source| Error::Kubeconfig { path: path.to_owned(), source })
+        write_private(path, &self.kubeconfig())
+            .map_err(|source| Error::Kubeconfig { path: path.to_owned(), source })
     }
+}
+
+/// Whether [`Server::write_kubeconfig`] will be able to write there, for those who want to know before
+/// they start a server. Nothing is left of the try.
+pub fn kubeconfig_can_be_written(path: &Path) -> Result<(), Error> {
+    let try_it = || match path.is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => {
+            let beside = path.with_extension("try");
+            write_private(&beside, "").and_then(|()| std::fs::remove_file(&beside))
+        }
+    };
+    try_it().map_err(|source| Error::Kubeconfig { path: path.to_owned(), source })
 }
 
 impl Drop for Server {
@@ -201,8 +208,9 @@ const NAMES: [&str; 8] = [
     "kubernetes.default.svc.cluster.local",
 ];
 
-/// A new authority, in PEM, and what a server of it needs.
+/// The certificate of an authority with this key, in PEM, and what a server of it needs.
 fn certificates(
+    key: KeyPair,
     addresses: &[SocketAddr],
     mut names: Vec<String>,
 ) -> Result<(String, rustls::ServerConfig), Error> {
@@ -210,7 +218,7 @@ fn certificates(
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     params.distinguished_name.push(DnType::CommonName, "portcullis");
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let authority = CertifiedIssuer::self_signed(params, key)?;
     names.extend(NAMES.map(str::to_owned));
     names.extend(addresses.iter().map(|address| address.ip().to_string()));
     names.sort();

@@ -496,7 +496,7 @@ fn what_is_refused_is_refused_as_the_api_server_refuses_it() {
                 "/apis/batch/v1/jobs",
                 Value::Null,
                 404,
-                "the server could not find the requested resource",
+                "the server could not find the requested resource (this one has no jobs of batch/v1)",
             ),
             (
                 Method::POST,

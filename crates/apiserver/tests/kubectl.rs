@@ -136,6 +136,27 @@ fn what_an_editor_changes_is_applied() {
 }
 
 #[test]
+fn a_node_that_is_drained_loses_its_pods_to_others() {
+    let Some(cluster) = Cluster::new("drain") else { return };
+    cluster.ok("create deployment web --image=nginx --replicas=2");
+    cluster.ok("rollout status deployment/web");
+    let nodes = || {
+        cluster.ok("get pods -l app=web -o jsonpath={range.items[*]}{.spec.nodeName}{\"\\n\"}{end}")
+    };
+    let placed = nodes();
+    assert!(placed.contains("node-1") && placed.contains("node-2"), "{placed}");
+    let said = cluster.ok("drain node-2 --ignore-daemonsets --delete-emptydir-data --timeout=60s");
+    assert!(said.contains("deleted\n") && said.ends_with("node/node-2 drained\n"), "{said}");
+    cluster.ok("rollout status deployment/web");
+    assert_eq!(nodes(), "node-1\nnode-1\n");
+    assert!(cluster.ok("get node node-2").contains("Ready,SchedulingDisabled"));
+    cluster.ok("uncordon node-2");
+    cluster.ok("scale deployment/web --replicas=4");
+    cluster.ok("rollout status deployment/web");
+    assert!(nodes().contains("node-2"));
+}
+
+#[test]
 fn a_watch_shows_what_changes() {
     let Some(cluster) = Cluster::new("watch") else { return };
     cluster.ok("create configmap first");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use portcullis_agent::{Desired, Logging, Options, desired_once};
-use portcullis_cni::InForce;
+use portcullis_cni::{Attachments, InForce};
 use portcullis_core::model::LogLevel;
 use portcullis_core::net::IpNet;
 use portcullis_dataplane::plan::{TABLE, plan, render};
@@ -78,7 +78,7 @@ struct Socket {
 enum Command {
     /// Show what this node should enforce, and how what is in the kernel differs
     #[command(after_help = "Exits 1 if anything differs.")]
-    Dump(Cluster),
+    Dump(Dump),
     /// End all enforcement on this node: remove what the agent left in the kernel, and nothing else
     Cleanup {
         /// Unix socket of the agent; what the agent left beside it is removed too
@@ -86,6 +86,25 @@ enum Command {
         socket: PathBuf,
     },
     InstallCni(InstallCni),
+    /// Give the capability NET_ADMIN to whoever runs a program, so that the agent need not be root
+    #[command(
+        after_help = "That is what setcap cap_net_admin+p does, where there is no setcap. It is in \
+                            effect as far as whoever starts the program lets it."
+    )]
+    Permit {
+        /// The file of the program: that of portcullis
+        #[arg(value_name = "FILE")]
+        program: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Dump {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Directory in which the CNI plugin keeps the addresses of this node's pods
+    #[arg(long, default_value = portcullis_cni::ATTACHMENTS, value_name = "DIRECTORY")]
+    attachments: PathBuf,
 }
 
 /// The node and its cluster.
@@ -205,8 +224,12 @@ impl Cluster {
 impl Agent {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         match (self.command, self.cluster) {
-            (Some(Command::Dump(cluster)), _) => dump(&cluster),
+            (Some(Command::Dump(dump)), _) => dump.run(),
             (Some(Command::InstallCni(install)), _) => install.run(),
+            (Some(Command::Permit { program }), _) => {
+                portcullis_agent::permit(&program)?;
+                Ok(ExitCode::SUCCESS)
+            }
             (Some(Command::Cleanup { socket }), _) => {
                 // First: whoever reads it must not rely on what is about to go.
                 InForce::remove(&socket).map_err(|source| Trouble::Io {
@@ -254,27 +277,41 @@ impl Agent {
     }
 }
 
-fn dump(cluster: &Cluster) -> Result<ExitCode, Trouble> {
-    let (access, unprogrammed) = (cluster.access(), cluster.unprogrammed());
-    let (mode, logging) = (cluster.mode(), cluster.logging());
-    let Desired { state, policies, .. } =
-        desired_once(&access, &cluster.node, &unprogrammed, mode, logging, PATIENCE)?;
-    portcullis_agent::take_net_admin()?;
-    let differences = Nftables::open()?.compare(&state)?;
-    let mut text = format!(
-        "# What node {} should enforce: NetworkPolicies: {policies}, addresses of pods: {}. In the\n\
+impl Dump {
+    fn run(&self) -> Result<ExitCode, Trouble> {
+        let Dump { cluster, attachments } = self;
+        let known = Attachments::of(attachments).read().map_err(|source| Trouble::Io {
+            what: format!("cannot read {}", attachments.display()),
+            source,
+        })?;
+        let Desired { state, policies, .. } = desired_once(
+            &cluster.access(),
+            &cluster.node,
+            &cluster.unprogrammed(),
+            cluster.mode(),
+            cluster.logging(),
+            &known,
+            PATIENCE,
+        )?;
+        portcullis_agent::take_net_admin()?;
+        let differences = Nftables::open()?.compare(&state)?;
+        let mut text = format!(
+            "# What node {} should enforce: NetworkPolicies: {policies}, addresses of pods: {}. In the\n\
          # kernel, names of chains and sets end with a number: nft list table inet {TABLE}\n{}\n",
-        cluster.node,
-        state.endpoints.len(),
-        render(&plan(&state)?),
-    );
-    match differences.as_slice() {
-        [] => text.push_str("# The kernel has exactly this.\n"),
-        differences => {
-            text.push_str("# The kernel has the same but for this:\n");
-            differences.iter().for_each(|difference| text.push_str(&format!("# {difference}\n")));
+            cluster.node,
+            state.endpoints.len(),
+            render(&plan(&state)?),
+        );
+        match differences.as_slice() {
+            [] => text.push_str("# The kernel has exactly this.\n"),
+            differences => {
+                text.push_str("# The kernel has the same but for this:\n");
+                differences
+                    .iter()
+                    .for_each(|difference| text.push_str(&format!("# {difference}\n")));
+            }
         }
+        print(&text)?;
+        Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-    print(&text)?;
-    Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

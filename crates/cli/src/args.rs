@@ -46,7 +46,7 @@ pub(crate) enum Command {
     Observe(observe::Observe),
     /// Which policies are in force on which nodes, and what lags
     Status(status::Status),
-    /// Wait until a policy is in force on every node that runs a pod that it selects
+    /// Wait until policies are in force on every node that runs a pod that they select
     Wait(wait::Wait),
     /// Print the completion script of a shell
     Completions {

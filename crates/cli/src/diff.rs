@@ -333,10 +333,9 @@ fn changes(
     let members = |joints: &[usize]| {
         let part = |joint: &usize| {
             let diff::Joint { pods, addresses, .. } = &diff.joints[*joint];
-            Members { pods: pods.clone(), addresses: addresses.clone() }
+            (pods, addresses)
         };
-        let parts: Vec<Members> = joints.iter().map(part).collect();
-        let mut all = Members::of(parts.iter());
+        let mut all = Members::of(joints.iter().map(part));
         all.pods.dedup();
         all
     };

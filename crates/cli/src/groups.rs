@@ -30,16 +30,23 @@ pub(crate) struct Members {
 }
 
 impl Members {
-    /// All that are in any of these.
-    pub(crate) fn of<'a>(parts: impl Iterator<Item = &'a Members>) -> Members {
+    /// All that are in any of these lists of pods and addresses.
+    pub(crate) fn of<'a>(
+        parts: impl Iterator<Item = (&'a Vec<usize>, &'a Vec<IpRange>)>,
+    ) -> Members {
         let mut all = Members::default();
-        for part in parts {
-            all.pods.extend(&part.pods);
-            all.addresses.extend(&part.addresses);
+        for (pods, addresses) in parts {
+            all.pods.extend(pods);
+            all.addresses.extend(addresses);
         }
         all.pods.sort_unstable();
         all.addresses.sort_unstable();
         all
+    }
+
+    /// The two lists.
+    pub(crate) fn lists(&self) -> (&Vec<usize>, &Vec<IpRange>) {
+        (&self.pods, &self.addresses)
     }
 
     /// Whether this is one pod and nothing else.
@@ -61,8 +68,10 @@ pub(crate) struct EndReport {
 /// Pods by the names that they share.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
-    /// By number of the pod.
-    pods: BTreeMap<usize, (String, usize)>,
+    /// The numbers of the pods, ascending.
+    numbers: Vec<usize>,
+    /// By number, of which some are nobody's: `namespace/name`, and the group.
+    pods: Vec<(String, usize)>,
     groups: Vec<Group>,
     namespaces: Vec<Namespace>,
     /// The families in which there are addresses outside.
@@ -122,8 +131,13 @@ impl Groups {
             }
             groups.groups[group].pods.push(number);
             groups.namespaces[namespace].pods += 1;
-            groups.pods.insert(number, (shown_pod(pod), group));
+            if groups.pods.len() <= number {
+                groups.pods.resize(number + 1, (String::new(), 0));
+            }
+            groups.pods[number] = (shown_pod(pod), group);
+            groups.numbers.push(number);
         }
+        groups.numbers.sort_unstable();
         for ((name, kind), group) in known {
             let group = &mut groups.groups[group];
             if by == By::Class && group.pods.len() > 1 {
@@ -139,7 +153,7 @@ impl Groups {
     fn split<'a>(&'a self, pods: &[usize]) -> Vec<(&'a str, Vec<usize>)> {
         let mut by_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for pod in pods {
-            by_group.entry(self.pods[pod].1).or_default().push(*pod);
+            by_group.entry(self.pods[*pod].1).or_default().push(*pod);
         }
         let named = by_group.into_iter().map(|(g, pods)| (self.groups[g].name.as_str(), pods));
         named.collect()
@@ -162,12 +176,12 @@ impl Groups {
 
     /// `namespace/name` of a pod.
     pub(crate) fn pod(&self, pod: usize) -> &str {
-        &self.pods[&pod].0
+        &self.pods[pod].0
     }
 
     /// The numbers of the group and of the namespace of a pod.
     pub(crate) fn place(&self, pod: usize) -> (usize, usize) {
-        let group = self.pods[&pod].1;
+        let group = self.pods[pod].1;
         (group, self.groups[group].namespace)
     }
 
@@ -178,12 +192,12 @@ impl Groups {
 
     /// The numbers of all pods, ascending.
     pub(crate) fn pods(&self) -> impl Iterator<Item = usize> {
-        self.pods.keys().copied()
+        self.numbers.iter().copied()
     }
 
     /// How many pods a namespace has, or all together.
     pub(crate) fn pods_in(&self, namespace: Option<usize>) -> usize {
-        namespace.map_or(self.pods.len(), |n| self.namespaces[n].pods)
+        namespace.map_or(self.numbers.len(), |n| self.namespaces[n].pods)
     }
 
     /// What pods of one group are called.
@@ -198,7 +212,7 @@ impl Groups {
 
     /// What a set is called, as the items of a list: the shortest of the ways to say it.
     pub(crate) fn describe(&self, set: &Members) -> Vec<String> {
-        let (inside, others) = (set.pods.len(), self.pods.len().saturating_sub(set.pods.len()));
+        let (inside, others) = (set.pods.len(), self.numbers.len().saturating_sub(set.pods.len()));
         let other_addresses = self.others(&set.addresses);
         if others == 0 && other_addresses.is_empty() {
             return vec!["everything".to_owned()];
@@ -213,7 +227,7 @@ impl Groups {
         if inside > 0 && !far(others, inside) {
             let mut inside = set.pods.iter().peekable();
             let not_inside = |pod: &usize| inside.next_if_eq(&pod).is_none();
-            let rest: Vec<usize> = self.pods.keys().copied().filter(not_inside).collect();
+            let rest: Vec<usize> = self.pods().filter(not_inside).collect();
             let no_pods = self.pod_items(&rest);
             if !set.addresses.is_empty() {
                 let not_outside = self.address_items(&other_addresses);
@@ -241,11 +255,14 @@ impl Groups {
     }
 
     fn pod_items(&self, pods: &[usize]) -> Vec<String> {
-        if !pods.is_empty() && pods.len() == self.pods.len() {
+        if !pods.is_empty() && pods.len() == self.numbers.len() {
             return vec!["every pod".to_owned()];
         }
+        let mut by_group: Vec<(usize, usize)> =
+            pods.iter().map(|pod| (self.pods[*pod].1, *pod)).collect();
+        by_group.sort_unstable();
         let mut counts = vec![0; self.namespaces.len()];
-        pods.iter().for_each(|p| counts[self.groups[self.pods[p].1].namespace] += 1);
+        by_group.iter().for_each(|(group, _)| counts[self.groups[*group].namespace] += 1);
         let whole = |namespace: usize| {
             let Namespace { pods, groups, .. } = &self.namespaces[namespace];
             *groups > 1 && counts[namespace] == *pods
@@ -254,19 +271,13 @@ impl Groups {
             .filter(|n| whole(*n))
             .map(|n| format!("{}/*", self.namespaces[n].name))
             .collect();
-        let mut by_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for pod in pods {
-            let group = self.pods[pod].1;
-            if !whole(self.groups[group].namespace) {
-                by_group.entry(group).or_default().push(*pod);
-            }
-        }
-        for (group, pods) in by_group {
-            let Group { name, pods: all, .. } = &self.groups[group];
+        for pods in by_group.chunk_by(|a, b| a.0 == b.0) {
+            let Group { name, namespace, pods: all } = &self.groups[pods[0].0];
             match pods.len() {
+                _ if whole(*namespace) => {}
                 n if n == all.len() => items.push(name.clone()),
                 n if n > FEW => items.push(format!("{name} ({n} of {} pods)", all.len())),
-                _ => items.extend(pods.iter().map(|pod| self.pod(*pod).to_owned())),
+                _ => items.extend(pods.iter().map(|(_, pod)| self.pod(*pod).to_owned())),
             }
         }
         items.sort_unstable();

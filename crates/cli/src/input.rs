@@ -127,11 +127,7 @@ impl InputArgs {
         if self.filename.is_empty() && self.kustomize.is_empty() {
             return Ok(vec![Source::Live(self.live.snapshot()?)]);
         }
-        if self.filename.iter().filter(|path| is_stdin(path)).count() > 1 {
-            return Err(Trouble::StdinTwice);
-        }
-        let files = self.filename.iter().cloned().map(|path| Ok(source(path)));
-        files.chain(self.kustomize.iter().map(|folder| kustomize::build(folder))).collect()
+        sources(&self.filename, &self.kustomize)
     }
 
     /// Whether the manifests come from standard input.
@@ -189,6 +185,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let millis = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
     let millis = millis.filter(|n| *n > 0 && *n <= 24 * 3_600_000);
     millis.map(Duration::from_millis).ok_or_else(|| "write a time such as 30s or 2m".to_owned())
+}
+
+/// What `-f` and `-k` stand for.
+pub(crate) fn sources(files: &[PathBuf], kustomize: &[PathBuf]) -> Result<Vec<Source>, Trouble> {
+    if files.iter().filter(|path| is_stdin(path)).count() > 1 {
+        return Err(Trouble::StdinTwice);
+    }
+    let files = files.iter().cloned().map(|path| Ok(source(path)));
+    files.chain(kustomize.iter().map(|folder| kustomize::build(folder))).collect()
 }
 
 /// What a path of the command line stands for.

@@ -110,6 +110,7 @@ impl LabArgs {
                 TopologyName::Routed => Topology::Routed,
                 TopologyName::Bridged => Topology::Bridged,
             },
+            ..Options::default()
         }
     }
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::graph::{self, Picture};
 use crate::groups::{EndReport, Groups, Members};
 use crate::output::{LabelsReport, json, print, yaml};
-use crate::reach::{AllowedReport, Format, Row, members};
+use crate::reach::{AllowedReport, Format, Row, lists};
 use crate::table::Table;
 use crate::trouble::Trouble;
 
@@ -57,9 +57,7 @@ pub(crate) fn exposed(
     let table: Vec<Vec<usize>> =
         found.iter().map(|(_, row)| row.iter().cloned().map(&mut number).collect()).collect();
     let exposed = fold(table).into_iter().map(|product| {
-        let parts: Vec<Members> =
-            product.destinations.iter().map(|i| members(&units[*i])).collect();
-        let members = Members::of(parts.iter());
+        let members = Members::of(product.destinations.iter().map(|i| lists(&units[*i])));
         let Exposure { set, named } = &values[product.value];
         Exposed {
             direction: *direction,

@@ -1,6 +1,7 @@
 //! `portcullis reach`: who can reach whom, on what.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::process::ExitCode;
 
 use portcullis_core::Program;
@@ -261,7 +262,7 @@ impl Question {
             }
             parts.push(part);
         }
-        let mut all = Members::of(parts.iter());
+        let mut all = Members::of(parts.iter().map(Members::lists));
         all.pods.dedup();
         all.addresses.dedup();
         Ok((!texts.is_empty()).then_some(all))
@@ -417,10 +418,8 @@ impl Page<'_> {
         let mut rows = Vec::new();
         for product in products {
             let (sources, destinations) = (&self.sources, &self.destinations);
-            let members = |units: &[Unit], of: &[usize]| {
-                let parts: Vec<Members> = of.iter().map(|i| members(&units[*i])).collect();
-                Members::of(parts.iter())
-            };
+            let members =
+                |units: &[Unit], of: &[usize]| Members::of(of.iter().map(|i| lists(&units[*i])));
             let mut from = members(sources, &product.sources);
             let mut to = members(destinations, &product.destinations);
             // Between addresses outside nothing is asked.
@@ -586,8 +585,8 @@ impl Page<'_> {
             allowed: AllowedReport::of(&more),
             depends_on: doubts.sentences(&self.groups),
         });
-        for from in self.groups.ends(&members(source)) {
-            for to in self.groups.ends(&members(destination)) {
+        for from in self.groups.ends(&Members::of(iter::once(lists(source)))) {
+            for to in self.groups.ends(&Members::of(iter::once(lists(destination)))) {
                 if from.pods.len() == 1 && from == to {
                     continue;
                 }
@@ -624,8 +623,9 @@ impl Page<'_> {
     }
 }
 
-pub(crate) fn members(unit: &Unit) -> Members {
-    Members { pods: unit.pods.clone(), addresses: unit.addresses.clone() }
+/// What a unit consists of.
+pub(crate) fn lists(unit: &Unit) -> (&Vec<usize>, &Vec<IpRange>) {
+    (&unit.pods, &unit.addresses)
 }
 
 /// What a cell says.

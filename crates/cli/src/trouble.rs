@@ -35,6 +35,9 @@ pub(crate) enum Trouble {
     /// A policy that is not in the cluster.
     #[error("the namespace {namespace} has no NetworkPolicy {name:?}")]
     NoPolicy { namespace: String, name: String },
+    /// Waiting for nothing would be mistaken for success.
+    #[error("there is no NetworkPolicy in {0}: nothing to wait for")]
+    NoPolicies(String),
     /// `-k` without the program for it.
     #[error(
         "-k needs kustomize or kubectl, and neither is installed: install one, or pass what \

@@ -182,5 +182,24 @@ fn what_the_chart_can_do_besides_is_asked_for() {
     assert!(text.contains("kind: PodMonitor\n"), "{text}");
     assert!(text.contains("--metrics-address=0.0.0.0:9999\n"), "{text}");
     assert_eq!(text.matches("host: 127.0.0.1\n").count(), 2, "{text}");
+    assert!(!text.contains("kind: Service\n"), "{text}");
+    let values = ["metrics.serviceMonitor=true", "metrics.port=9999"];
+    let Some(text) = templated("chart-service-monitor", &values) else { return };
+    let of_kind = |kind: &str| {
+        let mut objects = text.split("---\n");
+        objects.find(|object| object.contains(&format!("\nkind: {kind}\n"))).unwrap()
+    };
+    let (service, monitor) = (of_kind("Service"), of_kind("ServiceMonitor"));
+    let agent = "app.kubernetes.io/name: portcullis\n";
+    // Its own label, by which the monitor finds it, and that of the pods.
+    assert_eq!(service.matches(agent).count(), 2, "{service}");
+    assert!(service.contains("  clusterIP: None\n"), "{service}");
+    assert!(service.contains("  - name: metrics\n    port: 9999\n    targetPort: metrics\n"));
+    assert!(monitor.contains("  endpoints:\n  - port: metrics\n"), "{monitor}");
+    assert!(
+        monitor.contains(&format!("  selector:\n    matchLabels:\n      {agent}")),
+        "{monitor}"
+    );
+    assert!(!text.contains("kind: PodMonitor\n"), "{text}");
     assert!(printed("helm", &["lint", deploy("helm/portcullis").to_str().unwrap()]).is_some());
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Trial;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
@@ -27,25 +27,20 @@ const PORT: u16 = 5353;
 const CHANGES: usize = 40;
 /// Every fifth change only audits.
 const AUDIT: usize = 5;
+/// Manifests without a policy.
+const NO_POLICY: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/default-deny-all/app.yaml");
 
 fn main() -> ExitCode {
     let own: Vec<_> = std::env::args_os().skip(1).collect();
     if let Some(code) = portcullis_lab::started_by_a_lab(&own) {
         return code;
     }
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    if !arguments.list
-        && let Err(error) = portcullis_lab::enter()
-    {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
     let test = Trial::test("no_refused_packet_passes_after_wait_has_returned", || {
         // The panic's message has been printed already.
         thread::spawn(test).join().map_err(|_| "the test panicked".into())
     });
-    libtest_mimic::run(&arguments, vec![test]).exit_code()
+    portcullis_tests::in_lab::run(|| Ok(vec![test]))
 }
 
 /// The API server is reached from the network that this process is in.
@@ -175,6 +170,10 @@ fn test() {
     let kubeconfig = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("in-force.kubeconfig");
     cluster.server().write_kubeconfig(&kubeconfig).unwrap();
     let portcullis = Portcullis { kubeconfig: &kubeconfig };
+    // Whatever else it says, it names the policy.
+    let manifest = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("in-force.yaml");
+    std::fs::write(&manifest, policy("nobody", None).to_string()).unwrap();
+    let manifest = manifest.to_str().unwrap();
 
     let lab = cluster.lab(&state.cluster).unwrap();
     let databases: Vec<(usize, IpAddr)> =
@@ -203,8 +202,15 @@ fn test() {
                 let mode = if audit { "audit" } else { "enforce" };
                 cluster.server().apply(&policy(app, Some(mode))).unwrap();
                 let condition = if audit { "--for=audit" } else { "--for=enforced" };
-                let wait = ["wait", "policy/db", "-n", "shop", condition];
-                let (code, out, err) = portcullis.run(&wait);
+                let wait = [
+                    &["wait", "policy/db", "-n", "shop", condition][..],
+                    &["wait", "netpol", "db", "-n", "shop", condition],
+                    &["wait", "--all", "-n", "shop", condition],
+                    &["wait", "policy", "--all", "-A", condition],
+                    &["wait", "-f", manifest, condition],
+                ];
+                // Not in step with the changes that audit.
+                let (code, out, err) = portcullis.run(wait[change / AUDIT % wait.len()]);
                 let enforced = start.elapsed();
                 assert_eq!((code, &*err), (0, ""), "change {change}");
                 assert_eq!(out, "networkpolicy.networking.k8s.io/db condition met\n");
@@ -277,6 +283,48 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
     let (code, out, err) = portcullis.run(&wait);
     assert_eq!((code, &*out), (1, ""), "{err}");
     shown("docs/status.md", &err);
+
+    // Several, in several namespaces: each is told when it is met, and what lags at the end.
+    let server = cluster.server();
+    let edge = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "edge"}});
+    server.apply(&edge).unwrap();
+    let mut other = policy("a", Some("audit"));
+    other["metadata"]["namespace"] = json!("edge");
+    server.apply(&other).unwrap();
+    other["metadata"] = json!({"name": "web", "namespace": "shop", "labels": {"tier": "web"}});
+    server.apply(&other).unwrap();
+    let met = "networkpolicy.networking.k8s.io/db condition met\n\
+               networkpolicy.networking.k8s.io/web condition met\n";
+    for wait in [&["policy/web", "policy/db"][..], &["policy", "web", "db"], &["--all"]] {
+        let (code, out, err) = portcullis.run(&[&["wait", "-n", "shop"], wait].concat());
+        assert_eq!((code, &*out, &*err), (0, met, ""), "{wait:?}");
+    }
+    let (code, out, err) = portcullis.run(&["wait", "netpol", "-n", "shop", "-l", "tier in (web)"]);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out, "networkpolicy.networking.k8s.io/web condition met\n");
+    let (code, out, err) = portcullis.run(&["wait", "--all", "-A", "--timeout", "0s"]);
+    assert_eq!((code, &*out), (1, met), "{err}");
+    let lag = "error: timed out waiting for the condition on networkpolicies/db of edge:\n  \
+               its mode is audit, not enforce: ";
+    assert!(err.starts_with(lag), "{err}");
+    for (wait, why) in [
+        (
+            &["wait", "--all", "-n", "nowhere"][..],
+            "there is no NetworkPolicy in the namespace nowhere",
+        ),
+        (&["wait", "-f", NO_POLICY], "there is no NetworkPolicy in the manifests"),
+        (&["wait", "policy"], "give a name after policy, or --all or -l"),
+        (&["wait", "policy/db", "--all"], "--all and -l go without names"),
+        (
+            &["wait", "-l", "tier=db", "-A"],
+            "there is no NetworkPolicy in any namespace with tier in (db) (-l)",
+        ),
+        (&["wait", "db"], "expected policy/NAME, found \"db\""),
+    ] {
+        let (code, out, err) = portcullis.run(wait);
+        assert_eq!((code, &*out), (2, ""), "{err}");
+        assert!(err.starts_with(&format!("error: {why}")), "{err}");
+    }
 
     // What is waited for is not what the policy says.
     cluster.server().apply(&policy("a", Some("audit"))).unwrap();

@@ -1,7 +1,9 @@
 //! A lab that stays up: it answers, it ends when it is told to, and nothing is left of it.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -20,7 +22,11 @@ fn run(arguments: &[&str]) -> (i32, String) {
 
 /// Starts a lab and waits until it is up.
 fn up(name: &str) -> (Child, BufReader<ChildStdout>) {
-    let mut command = portcullis(&["lab", "up", "-f", "examples/three-tier", "--name", name]);
+    up_with(&["-f", "examples/three-tier", "--name", name])
+}
+
+fn up_with(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut command = portcullis(&[&["lab", "up"], arguments].concat());
     let mut lab = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(lab.stdout.take().unwrap());
     let mut line = String::new();
@@ -80,6 +86,52 @@ fn a_lab_that_is_killed_leaves_its_name_free() {
 }
 
 #[test]
+fn a_kubeconfig_leads_to_the_same_state_again() {
+    let name = "test-state";
+    let folder = std::env::temp_dir().join(format!("portcullis-state-{}", std::process::id()));
+    let state = folder.join("state");
+    fs::create_dir(&folder).unwrap();
+    let [file, before] = ["kubeconfig", "before"].map(|name| folder.join(name));
+    let [path, before] = [&file, &before].map(|path| path.to_str().unwrap());
+    let arguments =
+        ["--name", name, "--state", state.to_str().unwrap(), "--write-kubeconfig", path];
+    let status = ["status", "--kubeconfig", before];
+    for round in 0..2 {
+        let (mut lab, _out) = up_with(&arguments);
+        if round == 0 {
+            fs::copy(&file, before).unwrap();
+        }
+        let (code, text) = run(&status);
+        assert_eq!(code, 0, "{text}");
+        assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
+        assert!(lab.wait().unwrap().success());
+        assert!(!file.exists(), "it leads nowhere now");
+        assert_eq!(run(&status).0, 2, "nor does the other");
+    }
+    let credentials = state.join("credentials");
+    assert_eq!(fs::metadata(&credentials).unwrap().permissions().mode() & 0o777, 0o600);
+    // Nothing is made up in the place of what cannot be read.
+    fs::write(&credentials, "nonsense\n").unwrap();
+    let (code, text) = run(&[&["lab", "up"], &arguments[..]].concat());
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("credentials: expected a token, and a key in PEM below it"), "{text}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_written_is_told_before_anything_is_up() {
+    let state = std::env::temp_dir().join(format!("portcullis-no-state-{}", std::process::id()));
+    let there = ["lab", "up", "--name", "test-unwritable", "--state", state.to_str().unwrap()];
+    for (file, why) in [("/nowhere/kubeconfig", "No such file"), ("docs", "is a directory")] {
+        let (code, text) = run(&[&there[..], &["--write-kubeconfig", file]].concat());
+        assert_eq!(code, 2, "{text}");
+        assert!(text.starts_with("error: cannot write the kubeconfig /"), "{text}");
+        assert!(text.contains(why), "{text}");
+    }
+    assert!(!state.exists(), "no state was made");
+}
+
+#[test]
 fn addresses_that_are_left_out_are_told_and_can_be_asked_for() {
     let file = std::env::temp_dir().join(format!("portcullis-lab-{}.yaml", std::process::id()));
     let mut manifest = "\
@@ -100,7 +152,7 @@ spec:
     for n in 0..150 {
         manifest += &format!("    - ipBlock: {{cidr: 10.{n}.0.0/16, except: [10.{n}.9.0/24]}}\n");
     }
-    std::fs::write(&file, manifest).unwrap();
+    fs::write(&file, manifest).unwrap();
     let lab = ["lab", "run", "-f", file.to_str().unwrap(), "--ip-families", "ipv4", "-p", "80"];
     let (code, text) = run(&lab);
     assert_eq!(code, 0, "{text}");
@@ -118,7 +170,7 @@ spec:
     let (code, text) = run(&[&lab[..], &["--host", "127.0.0.1"]].concat());
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("a host outside cannot have the address 127.0.0.1"), "{text}");
-    std::fs::remove_file(&file).unwrap();
+    fs::remove_file(&file).unwrap();
 }
 
 #[test]

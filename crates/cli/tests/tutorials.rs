@@ -1,4 +1,5 @@
-//! The tutorials are what happens: each is run with the real kubectl against a lab of its own.
+//! The tutorials are what happens: each is run with the real kubectl against a lab. So is what
+//! docs/observe.md says of Events.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::env;
@@ -6,15 +7,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-/// The commands of the tutorials give no name, and others on this machine may have a lab.
-fn name() -> String {
-    format!("test-tutorials-{}", std::process::id())
 }
 
 /// Ends with the test, also with one that fails.
@@ -27,47 +27,135 @@ impl Drop for Lab {
     }
 }
 
-fn up(kubeconfig: &Path, topology: &str) -> Lab {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    command.args(["lab", "up", "--nodes", "2", "--topology", topology, "--write-kubeconfig"]);
-    command
-        .env("PORTCULLIS_LAB", name())
-        .arg(kubeconfig)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    let mut lab = Lab(command.spawn().unwrap());
-    let mut out = BufReader::new(lab.0.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("Ctrl-C") {
-        line.clear();
-        assert_ne!(out.read_line(&mut line).unwrap(), 0, "the lab did not come up");
+/// A lab, and how kubectl and the tutorials reach it.
+struct Up {
+    lab: String,
+    home: PathBuf,
+    kubectl: PathBuf,
+    _lab: Lab,
+}
+
+impl Up {
+    /// `None` if there is no kubectl; then it must not be required either. The commands of the tutorials
+    /// give no name of a lab, and others on this machine may have one.
+    fn new(name: &str, arguments: &[&str]) -> Option<Up> {
+        let Some(kubectl) = on_path("kubectl") else {
+            let required = env::var("PORTCULLIS_REQUIRE_KUBECTL").is_ok_and(|v| v == "1");
+            assert!(!required, "kubectl is not installed, and PORTCULLIS_REQUIRE_KUBECTL is 1");
+            // Not with a macro: what those print is not shown of a test that passes.
+            let said = "SKIPPED: no kubectl on PATH, so it was not tested what kubectl shows\n";
+            std::io::stderr().write_all(said.as_bytes()).unwrap();
+            return None;
+        };
+        let lab = format!("test-{name}-{}", std::process::id());
+        // kubectl keeps what it discovers under HOME.
+        let home = env::temp_dir().join(format!("portcullis-{lab}"));
+        fs::create_dir_all(&home).unwrap();
+        let kubeconfig = home.join("kubeconfig");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.args(["lab", "up", "--nodes", "2"]).args(arguments);
+        command.arg("--write-kubeconfig").arg(&kubeconfig).env("PORTCULLIS_LAB", &lab);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut running = Lab(command.spawn().unwrap());
+        let mut out = BufReader::new(running.0.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("Ctrl-C") {
+            line.clear();
+            assert_ne!(out.read_line(&mut line).unwrap(), 0, "the lab did not come up");
+        }
+        Some(Up { lab, home, kubectl, _lab: running })
     }
-    lab
+
+    fn environment(&self) -> [(&'static str, String); 3] {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let kubeconfig = text(&self.home.join("kubeconfig"));
+        [
+            ("KUBECONFIG", kubeconfig),
+            ("PORTCULLIS_LAB", self.lab.clone()),
+            ("HOME", text(&self.home)),
+        ]
+    }
+
+    /// Whether kubectl succeeds, and what it prints.
+    fn kubectl(&self, arguments: &str) -> (bool, String) {
+        let mut command = Command::new(&self.kubectl);
+        command.args(arguments.split(' ')).envs(self.environment());
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.home);
+    }
 }
 
 #[test]
 fn the_tutorials_are_what_happens() {
-    let Some(kubectl) = on_path("kubectl") else {
-        let required = env::var("PORTCULLIS_REQUIRE_KUBECTL").is_ok_and(|v| v == "1");
-        assert!(!required, "kubectl is not installed, and PORTCULLIS_REQUIRE_KUBECTL is 1");
-        // Not with a macro: what those print is not shown of a test that passes.
-        let said = "SKIPPED: no kubectl on PATH, so no tutorial was tested\n";
-        std::io::stderr().write_all(said.as_bytes()).unwrap();
-        return;
-    };
-    // kubectl keeps what it discovers under HOME.
-    let home = env::temp_dir().join(format!("portcullis-tutorials-{}", std::process::id()));
-    fs::create_dir_all(&home).unwrap();
-    let kubeconfig = home.join("kubeconfig");
     for topology in ["routed", "bridged"] {
-        let _lab = up(&kubeconfig, topology);
-        trycmd::TestCases::new()
-            .register_bin("kubectl", &kubectl)
-            .env("KUBECONFIG", kubeconfig.to_string_lossy())
-            .env("PORTCULLIS_LAB", name())
-            .env("HOME", home.to_string_lossy())
-            .case("../../docs/tutorials/*.md")
-            .run();
+        let Some(up) = Up::new(topology, &["--topology", topology]) else { return };
+        let tests = trycmd::TestCases::new();
+        tests.register_bin("kubectl", &up.kubectl);
+        for (name, value) in up.environment() {
+            tests.env(name, value);
+        }
+        tests.case("../../docs/tutorials/*.md").run();
     }
-    fs::remove_dir_all(&home).unwrap();
+}
+
+/// Each word of a line.
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+#[test]
+fn a_refused_connection_is_an_event_that_kubectl_shows() {
+    let Some(up) = Up::new("events", &["--events"]) else { return };
+    let done = |arguments: &str| {
+        let (succeeded, text) = up.kubectl(arguments);
+        assert!(succeeded, "kubectl {arguments}: {text}");
+        text
+    };
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tutorials/refused.in");
+    done(&format!("apply -f {}", manifest.join("shop.yaml").display()));
+    done("wait --for=condition=Ready pod --all -n bookshop --timeout=60s");
+    let refused = || {
+        let (reached, text) = up.kubectl("exec -n bookshop web -- curl -4 -s -m 1 http://db:3306");
+        assert!(!reached, "{text}");
+    };
+    let events = || -> Vec<Value> {
+        let selector = "--field-selector reason=ConnectionRefused";
+        let text = done(&format!("get events -A {selector} -o json"));
+        let list: Value = serde_json::from_str(&text).unwrap();
+        list["items"].as_array().unwrap().clone()
+    };
+    // What is allowed is no Event.
+    done("exec -n bookshop api -- curl -4 -s -m 5 http://db:3306");
+    refused();
+    let start = Instant::now();
+    while events().is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no Event");
+        thread::sleep(Duration::from_millis(100));
+    }
+    refused();
+    refused();
+    thread::sleep(Duration::from_secs(2));
+    let all = events();
+    let [event] = &all[..] else { panic!("{all:#?}") };
+    assert_eq!(event["involvedObject"]["name"], "db", "{event}");
+
+    // Everything but the age and blanks is as on the page.
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/observe.md");
+    let page = fs::read_to_string(page).unwrap();
+    let on_page = page.lines().find(|line| line.contains("  ConnectionRefused  "));
+    let on_page = words(on_page.expect("docs/observe.md shows an Event"));
+    let described = done("describe pod db -n bookshop");
+    let event = described.lines().find(|line| line.contains("ConnectionRefused"));
+    let event = words(event.unwrap_or_else(|| panic!("{described}")));
+    let without_age = |words: &[&str]| [&words[..2], &words[3..]].concat().join(" ");
+    assert_eq!(without_age(&event), without_age(&on_page), "{described}");
+    let told = done("events --for pod/db -n bookshop");
+    assert!(told.contains("ConnectionRefused"), "{told}");
 }

@@ -46,7 +46,7 @@ impl Change {
                     match_labels: Labels::from([named()]),
                     ..Selector::default()
                 });
-                let others = others(cluster, remote);
+                let others = others(cluster, program, remote);
                 Peer::Pods { pods: Some(selector_of(remote, &others)), namespaces }
             }
             (None, Some(address)) => {
@@ -63,7 +63,7 @@ impl Change {
             Traffic::Other => Vec::new(),
         };
         let isolating = program.isolation(subject, direction).map(|rules| &rules.policies);
-        let others = others(cluster, pod);
+        let others = others(cluster, program, pod);
         let alone = |policy: &&u32| {
             let policy = &cluster.policies[**policy as usize];
             !others.iter().any(|other| policy.subject.matches(&other.labels))
@@ -121,8 +121,8 @@ fn written(pod: &Pod) -> impl Iterator<Item = (&String, &String)> {
 }
 
 /// The pods of the same namespace that policies can tell from this one.
-fn others<'a>(cluster: &'a Cluster, pod: &Pod) -> Vec<&'a Pod> {
-    let here = cluster.pods.iter().filter(|other| other.namespace == pod.namespace);
+fn others<'a>(cluster: &'a Cluster, program: &Program, pod: &Pod) -> Vec<&'a Pod> {
+    let here = program.pods_of(&pod.namespace).map(|other| &cluster.pods[other]);
     let subjects = here.filter(|other| !other.host_network && !other.finished);
     subjects.filter(|other| !written(other).eq(written(pod))).collect()
 }

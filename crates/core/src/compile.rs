@@ -317,7 +317,9 @@ impl<'a> Compiler<'a> {
         let mut classes: FxHashMap<(&str, &Labels, Vec<Resolution>), PodClass> =
             FxHashMap::default();
         let mut pods = Vec::with_capacity(cluster.pods.len());
+        let mut of_namespace: FxHashMap<&str, Vec<u32>> = FxHashMap::default();
         for (i, pod) in cluster.pods.iter().enumerate() {
+            of_namespace.entry(&pod.namespace).or_default().push(i as u32);
             let node = pod.node.as_deref().and_then(|name| nodes.numbers.get(name)).copied();
             if !is_subject(pod) {
                 let known = match node {
@@ -372,6 +374,7 @@ impl<'a> Compiler<'a> {
 
         Program {
             pods,
+            of_namespace: of_namespace.into_iter().map(|(n, pods)| (n.to_owned(), pods)).collect(),
             owners,
             profiles: std::mem::take(&mut self.profiles).into_iter().collect(),
             rule_sets: std::mem::take(&mut self.rule_sets),

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use rustc_hash::FxHashMap;
+
 use crate::model::Direction;
 use crate::net::{ByAddress, Family, IpRange, Protocol, Traffic};
 use crate::space::{self, Space};
@@ -11,6 +13,8 @@ use crate::space::{self, Space};
 #[derive(Debug, Clone, Default)]
 pub struct Program {
     pub(crate) pods: Vec<PodEntry>,
+    /// The pods of each namespace, ascending.
+    pub(crate) of_namespace: FxHashMap<String, Vec<u32>>,
     /// The pods and nodes that have an address. A pod's addresses are found in no other way.
     pub(crate) owners: ByAddress<(Owner, IdentityId)>,
     pub(crate) profiles: Vec<Profile>,
@@ -323,6 +327,11 @@ pub(crate) enum Owner {
 }
 
 impl Program {
+    /// The pods of a namespace, by index in the cluster, ascending.
+    pub fn pods_of(&self, namespace: &str) -> impl Iterator<Item = usize> {
+        self.of_namespace.get(namespace).into_iter().flatten().map(|pod| *pod as usize)
+    }
+
     /// Whether a connection from one address to another passes both ends. Never allocates.
     pub fn passes(&self, source: IpAddr, destination: IpAddr, traffic: Traffic) -> bool {
         let path = Path { source: self.endpoint(source), destination: self.endpoint(destination) };

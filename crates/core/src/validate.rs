@@ -8,9 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::api;
 use crate::labels::{Labels, Operator, Requirement, Selector};
-use crate::model::{
-    Direction, IpBlock, MODE_ANNOTATION, Mode, Peer, Policy, PortMatch, PortRule, Rule,
-};
+use crate::model::{Direction, IpBlock, Mode, Peer, Policy, PortMatch, PortRule, Rule};
 use crate::net::{IpNet, Protocol};
 
 /// What was found in one NetworkPolicy.
@@ -115,13 +113,6 @@ pub fn read_decoded(raw: &api::NetworkPolicy, undecoded: &[String]) -> Reading {
     let ingress = rules(Direction::Ingress, &spec.ingress);
     let egress = rules(Direction::Egress, &spec.egress);
     v.policy_types(spec);
-    let mode = raw.mode.as_ref().and_then(|name| match mode(name) {
-        Ok(mode) => Some(mode),
-        Err(warning) => {
-            v.warnings.push(warning);
-            None
-        }
-    });
 
     let broken = Broken(v.errors.iter().map(|e| &e.path).chain(undecoded).collect());
     let closed = |direction: Direction, rules: Vec<Rule>| {
@@ -155,20 +146,9 @@ pub fn read_decoded(raw: &api::NetworkPolicy, undecoded: &[String]) -> Reading {
         namespace: raw.namespace.clone(),
         name: raw.name.clone(),
         subject,
-        mode,
+        mode: raw.mode.as_deref().and_then(Mode::of_name),
     };
     Reading { policy, errors: v.errors, warnings: v.warnings }
-}
-
-/// The mode that an annotation says. Of another name than those there are a warning says so, and
-/// nothing is known of it but that it is there.
-pub fn mode(name: &str) -> Result<Mode, FieldError> {
-    Mode::of_name(name).ok_or_else(|| FieldError {
-        path: format!("metadata.annotations[{MODE_ANNOTATION}]"),
-        reason: Reason::NotSupported,
-        value: Some(format!("{name:?}")),
-        detail: "supported values: \"enforce\", \"audit\"; it has no effect".to_owned(),
-    })
 }
 
 /// The fields with something wrong in them.

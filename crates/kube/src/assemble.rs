@@ -8,6 +8,7 @@ use portcullis_core::net::ByAddress;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Options;
+use crate::annotations::Annotation;
 use crate::callers::Caller;
 use crate::decode::Problem;
 use crate::diagnostic::{Diagnostic, Reason, Severity};
@@ -40,6 +41,14 @@ pub(crate) fn assemble(found: Vec<Found>, options: &Options, input: &mut Input) 
             let object = found.label.clone().unwrap_or_default();
             let location = input.location_at(&found.place, at);
             input.callers.push(Caller { object, location, call });
+        }
+        let valid = matches!(&found.body, Body::Policy(written) if written.valid);
+        let policy = valid.then_some(input.cluster.policies.len());
+        for (at, name, value) in found.annotations {
+            let object = one_line(found.label.clone().unwrap_or_default());
+            let location = input.location_at(&found.place, at);
+            let name = one_line(name);
+            input.annotations.push(Annotation { object, policy, location, name, value });
         }
         match found.body {
             Body::Nothing => {}

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use portcullis_core::api;
 use portcullis_core::model::{Cluster, Policy};
 
+use crate::annotations::Annotation;
 use crate::callers::Caller;
 use crate::diagnostic::{Diagnostic, Location, Severity};
 use crate::object::{Place, reread};
@@ -31,6 +32,8 @@ pub struct Input {
     pub custom: BTreeSet<(String, String)>,
     /// Who calls pods from outside their policies, as far as the input says.
     pub callers: Vec<Caller>,
+    /// The annotations of Portcullis' own.
+    pub annotations: Vec<Annotation>,
     pub(crate) files: Vec<TextFile>,
     pub(crate) places: Places,
 }

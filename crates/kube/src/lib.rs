@@ -5,6 +5,7 @@
 //! in the cluster that comes back, or an error says why it is not.
 #![forbid(unsafe_code)]
 
+mod annotations;
 mod assemble;
 mod block;
 mod callers;
@@ -32,6 +33,7 @@ mod tree;
 mod value;
 mod yaml;
 
+pub use annotations::{Annotation, PREFIX};
 pub use callers::{Call, CallPort, CallTarget, CalledBy, Caller};
 pub use decode::closest;
 pub use diagnostic::{Diagnostic, Location, Reason, Severity};

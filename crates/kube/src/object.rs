@@ -4,6 +4,7 @@ use portcullis_core::api::NetworkPolicy;
 use portcullis_core::model::Policy;
 use portcullis_core::validate;
 
+use crate::annotations;
 use crate::callers::{self, Call};
 use crate::decode::{Cursor, Problem, Problems};
 use crate::diagnostic::{Reason, Severity};
@@ -31,10 +32,12 @@ pub(crate) struct Found {
     pub(crate) place: Place,
     pub(crate) body: Body,
     pub(crate) problems: Vec<Problem>,
-    /// `networkpolicy shop/web`, where it has problems or calls, and could be told.
+    /// `networkpolicy shop/web`, where it has problems, calls or annotations, and could be told.
     pub(crate) label: Option<String>,
     /// The calls that it asks for.
     pub(crate) calls: Vec<(Position, Call)>,
+    /// The annotations of Portcullis' own, each with name and value.
+    pub(crate) annotations: Vec<(Position, String, String)>,
 }
 
 impl Found {
@@ -130,6 +133,7 @@ pub(crate) fn read(text: &str, file: usize, document: &Document, namespace: &str
                 problems: problems.0,
                 label: None,
                 calls: Vec::new(),
+                annotations: Vec::new(),
             });
             reader.found
         }
@@ -181,6 +185,7 @@ struct Contents {
     problems: Vec<Problem>,
     label: Option<String>,
     calls: Vec<(Position, Call)>,
+    annotations: Vec<(Position, String, String)>,
 }
 
 impl<'t> Visitor<'t> for Reader<'_, 't> {
@@ -213,7 +218,9 @@ impl<'t> Visitor<'t> for Reader<'_, 't> {
                 duplicates(&root, &mut problems);
                 check_list(&root, items.is_empty(), &mut problems);
                 let label = describe(&root);
-                Contents { body: Body::Nothing, problems: problems.0, label, calls: Vec::new() }
+                let (body, problems) = (Body::Nothing, problems.0);
+                let (calls, annotations) = (Vec::new(), Vec::new());
+                Contents { body, problems, label, calls, annotations }
             }
             _ => {
                 items.clear();
@@ -241,8 +248,8 @@ impl Contents {
     /// People read from top to bottom, whatever the order of decoding.
     fn at(mut self, place: Place) -> Found {
         self.problems.sort_by_key(|problem| problem.at);
-        let Contents { body, problems, label, calls } = self;
-        Found { place, body, problems, label, calls }
+        let Contents { body, problems, label, calls, annotations } = self;
+        Found { place, body, problems, label, calls, annotations }
     }
 }
 
@@ -284,8 +291,13 @@ impl Reader<'_, '_> {
             Body::PassedOver(..) => callers::of(root, self.namespace),
             Body::Policy(_) | Body::Nothing => Vec::new(),
         };
-        let label = label.or_else(|| if calls.is_empty() { None } else { describe(root) });
-        Contents { body, problems: problems.0, label, calls }
+        let annotations = match body {
+            Body::Nothing => Vec::new(),
+            _ => annotations::of(root),
+        };
+        let named = !calls.is_empty() || !annotations.is_empty();
+        let label = label.or_else(|| if named { describe(root) } else { None });
+        Contents { body, problems: problems.0, label, calls, annotations }
     }
 }
 

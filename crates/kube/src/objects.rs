@@ -116,14 +116,7 @@ fn namespace_object(root: &Cursor<'_, '_>, metadata: &Metadata, out: &mut Proble
     if let Some(spec) = root.get("spec") {
         spec.fields(Fields { names: &["finalizers"], nearby: &[] }, out);
     }
-    let mode = metadata.mode.as_ref().and_then(|name| match validate::mode(name) {
-        Ok(mode) => Some(mode),
-        Err(warning) => {
-            let (at, message) = (root.node.find(&warning.path), warning.to_string());
-            out.warn(at, warning.path, Reason::Field(warning.reason), message);
-            None
-        }
-    });
+    let mode = metadata.mode.as_deref().and_then(Mode::of_name);
     Object::Namespace { name: metadata.name.clone(), labels: metadata.labels.clone(), mode }
 }
 

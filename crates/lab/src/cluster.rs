@@ -124,7 +124,7 @@ impl Cluster {
             });
         }
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
-        let agents = Agents::start(&pods.nodes.nodes, &files, &kubeconfig)?;
+        let agents = Agents::start(&pods.nodes.nodes, &files, &kubeconfig, options.events)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
         for object in services::dns().iter().chain([&agents::daemon_set()]) {
             server.apply(object)?;

@@ -31,7 +31,7 @@ mod trial;
 mod wiring;
 
 pub use cluster::{Cluster, started_by_a_lab};
-pub use portcullis_apiserver::Error as ServerError;
+pub use portcullis_apiserver::{Error as ServerError, kubeconfig_can_be_written};
 
 pub use control::{Connection, Control, Event, make_sockets, sockets};
 pub use enter::enter;

@@ -22,6 +22,8 @@ pub struct Options {
     pub hosts: Vec<IpAddr>,
     /// How the pods of a node are joined.
     pub topology: Topology,
+    /// Whether the agents of a cluster write Events on pods of which connections were refused.
+    pub events: bool,
 }
 
 /// How the pods of a node are joined to each other and to the node.
@@ -35,10 +37,11 @@ pub enum Topology {
 }
 
 impl Default for Options {
-    /// One node, both families, the hosts outside that the policies ask for, routes to each pod.
+    /// One node, both families, the hosts outside that the policies ask for, routes to each pod, no
+    /// Events.
     fn default() -> Options {
         let (hosts, topology) = (Vec::new(), Topology::Routed);
-        Options { nodes: 1, families: Families::Both, hosts, topology }
+        Options { nodes: 1, families: Families::Both, hosts, topology, events: false }
     }
 }
 

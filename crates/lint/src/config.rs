@@ -311,7 +311,7 @@ ignore:
                  found the string \"fatal\"",
                 "c:6:5: error: ignore[0].path: unknown field, did you mean \"paths\"?",
                 "c:7:13: error: ignore[1].rules[0]: no rule \"no-rule\": there are the rules \
-                 allows-everything, block-covers-cluster, cni-does-not-enforce, …",
+                 allows-everything, annotation-without-effect, block-covers-cluster, …",
                 "c:8:12: error: ignore[1].paths: expected a list, found the string \"x\"",
             ]
         );

@@ -7,7 +7,7 @@ use portcullis_kube::{Input, Location};
 
 use crate::finding::Finding;
 
-const ANNOTATION: &str = "portcullis.dev/ignore";
+pub(crate) const ANNOTATION: &str = "portcullis.dev/ignore";
 const COMMENT: &str = "portcullis:ignore";
 
 /// Whether the input asks for this finding to be ignored.
@@ -29,7 +29,12 @@ fn commented(input: &Input, at: &Location, rule: &str) -> bool {
 }
 
 fn names(list: &str, rule: &str) -> bool {
-    list.split([',', ' ']).any(|name| name == rule)
+    listed(list).any(|name| name == rule)
+}
+
+/// The names in a list.
+pub(crate) fn listed(list: &str) -> impl Iterator<Item = &str> {
+    list.split([',', ' ']).filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -68,6 +73,6 @@ spec:
     #[test]
     fn another_rule_named_there_ignores_nothing() {
         assert_eq!(with("BESIDE", "portcullis:ignore extra-dash").len(), 1);
-        assert_eq!(with("ANNOTATION", "portcullis.dev/ignore: everything").len(), 1);
+        assert_eq!(with("ANNOTATION", "portcullis.dev/ignore: extra-dash").len(), 1);
     }
 }

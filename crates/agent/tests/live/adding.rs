@@ -5,15 +5,18 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use portcullis_agent::Socket;
+use portcullis_agent::{Mode, Socket, Unprogrammed, desired_once};
 use portcullis_cni::InForce;
 use portcullis_cni::protocol::{Answer, Attachment, Request, ask};
 use portcullis_dataplane::Nftables;
+use portcullis_kube::live::Access;
 use serde_json::{Value, json};
 
 use crate::network::Network;
 use crate::server::Server;
-use crate::{NODE, Running, Watched, cluster, eventually, own_network, pod, policy};
+use crate::{
+    NO_LOG, NODE, PATIENCE, Running, Watched, cluster, eventually, own_network, pod, policy,
+};
 
 /// More than the agent takes to give up.
 const LONG: Duration = Duration::from_secs(20);
@@ -74,6 +77,17 @@ pub(crate) fn known() {
     assert_eq!(asked(&socket, &Request::Add(added.clone())), Answer::Enforced);
     assert_eq!(isolated(&fake, "10.0.3.2"), Some(true), "when it is answered, not later");
     assert_eq!(asked(&socket, &Request::Check(added.clone())), Answer::Enforced);
+    // Who asks only once, as `agent dump` does, comes to the same by what the plugin has written.
+    let access = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
+    let once = |attachments: &[Attachment]| {
+        let (open, mode) = (Unprogrammed::Open, Mode::Enforce);
+        desired_once(&access, NODE, &open, mode, NO_LOG, attachments, PATIENCE).unwrap().state
+    };
+    assert_eq!(Some(once(std::slice::from_ref(&added))), fake.state());
+    assert_ne!(Some(once(&[])), fake.state());
+    let stranger = once(&[attachment("stranger", "9", "10.0.3.9")]);
+    let profile = stranger.endpoints[&"10.0.3.9".parse::<IpAddr>().unwrap()];
+    assert_eq!(stranger.profiles[&profile].ingress.as_deref(), Some(&[][..]), "nobody knows it");
     let told = InForce::read(&socket.path).unwrap();
     assert!(told.programmed.contains(&added.addresses[0]), "{told:?}");
 

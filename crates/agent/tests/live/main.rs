@@ -101,6 +101,7 @@ fn main() -> ExitCode {
         ),
         test("whoever_follows_is_told_of_what_happens", observe::follow),
         test("hits_are_told_by_rule_those_of_none_too", observe::rule_hits),
+        test("refused_connections_are_events_on_pods_if_that_is_asked_for", observe::events),
         test("open_connections_and_unknown_addresses_follow_what_is_heard", guards),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -428,7 +429,8 @@ fn follows_in_the_kernel() {
     // What was left is taken over, and what has changed meanwhile is caught up with.
     server.put("networkpolicies", policy("closed", json!({"podSelector": {}})));
     let asked = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let desired = desired_once(&asked, NODE, &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let desired =
+        desired_once(&asked, NODE, &Unprogrammed::Open, Mode::Enforce, NO_LOG, &[], PATIENCE);
     let desired = desired.unwrap();
     assert_eq!(desired.state, wanted(server));
     assert_ne!(kernel.compare(&desired.state).unwrap(), []);
@@ -668,8 +670,15 @@ fn unknown_node() {
     });
     agent.stop();
     let access = Access { kubeconfig: Some(server.kubeconfig()), ..Access::default() };
-    let error =
-        desired_once(&access, "elsewhere", &Unprogrammed::Open, Mode::Enforce, NO_LOG, PATIENCE);
+    let error = desired_once(
+        &access,
+        "elsewhere",
+        &Unprogrammed::Open,
+        Mode::Enforce,
+        NO_LOG,
+        &[],
+        PATIENCE,
+    );
     let error = error.unwrap_err();
     assert_eq!(error.to_string(), "the cluster has no node \"elsewhere\": it has node-1, node-2");
 }
@@ -678,12 +687,47 @@ fn only_reads() {
     let server = Server::start(35);
     follow(&server);
     for line in server.asked() {
-        let of_a_kind = ["/api/v1/namespaces?", "/api/v1/pods?", "/api/v1/nodes?", "/version "]
-            .into_iter()
-            .chain(["/apis/networking.k8s.io/v1/networkpolicies?"]);
-        let mut of_a_kind = of_a_kind.map(|path| format!("GET {path}"));
-        assert!(of_a_kind.any(|start| line.starts_with(&start)), "{line}");
+        assert!(permitted(&line, ROLE), "{line}");
     }
+    assert!(!permitted("POST /api/v1/namespaces/shop/events? HTTP/1.1", ROLE));
+}
+
+/// What agents may do: those of every cluster, and those that write Events.
+const ROLE: &str = include_str!("../../../../deploy/manifests/rbac.yaml");
+const EVENTS_ROLE: &str = include_str!("../../../../deploy/manifests-events/rbac.yaml");
+
+/// Whether a role permits what a request asks for, given its first line.
+fn permitted(request: &str, role: &str) -> bool {
+    let [method, target, ..] = request.split(' ').collect::<Vec<_>>()[..] else { return false };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    if path == "/version" {
+        // Everybody may.
+        return method == "GET";
+    }
+    let verb = match (method, query.contains("watch=true")) {
+        ("GET", true) => "watch",
+        ("GET", false) => "list",
+        ("POST", _) => "create",
+        _ => return false,
+    };
+    let parts: Vec<&str> = path.split('/').collect();
+    let (group, rest) = match &parts[..] {
+        ["", "api", "v1", rest @ ..] => ("", rest),
+        ["", "apis", group, "v1", rest @ ..] => (*group, rest),
+        _ => return false,
+    };
+    let (["namespaces", _, resource] | [resource]) = rest else { return false };
+    let (_, rules) = role.split_once("\nrules:\n").expect("a ClusterRole with rules");
+    let rules = rules.split("\n---\n").next().unwrap_or_default();
+    let lists = rules.lines().map(|line| {
+        let (_, list) = line.split_once(": ").expect("a list on each line");
+        serde_json::from_str::<Vec<&str>>(list).expect("in brackets")
+    });
+    let lists: Vec<Vec<&str>> = lists.collect();
+    lists.chunks(3).any(|rule| {
+        let [groups, resources, verbs] = rule else { return false };
+        groups.contains(&group) && resources.contains(resource) && verbs.contains(&verb)
+    })
 }
 
 fn nft(input: &str) {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use portcullis_agent::{Logging, Socket, Unprogrammed};
+use portcullis_agent::{Logging, Options, Socket, Unprogrammed};
 use portcullis_cni::flow::{Filter, Flow, RuleHits, Verdict};
 use portcullis_cni::protocol::{Answer, Request, line};
 use portcullis_core::model::LogLevel;
@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 
 use crate::network::{Network, Pod};
 use crate::server::Server;
-use crate::{Running, adding, cluster, eventually, namespace, own_network, policy};
+use crate::{
+    EVENTS_ROLE, NODE, ROLE, Running, adding, cluster, eventually, namespace, own_network,
+    permitted, pod, policy,
+};
 
 const DENIED: Logging = Logging { level: LogLevel::Denied, group: 86, rate: 1000 };
 const ALL: Logging = Logging { level: LogLevel::All, ..DENIED };
@@ -49,10 +52,14 @@ impl Node {
     }
 
     fn start(&mut self, log: Logging) {
+        self.start_with(|options| options.log = log);
+    }
+
+    fn start_with(&mut self, change: impl FnOnce(&mut Options)) {
         let socket = self.socket.clone();
         let agent = Running::with(&self.server, Nftables::open().unwrap(), |options| {
             options.socket = Some(socket);
-            options.log = log;
+            change(options);
             options.allow_spoofing = false;
             options.unprogrammed = Unprogrammed::Closed(vec!["10.0.3.0/24".parse().unwrap()]);
         });
@@ -384,5 +391,107 @@ pub(crate) fn rule_hits() {
     assert_eq!(node.metric(&format!("{by_rule},rule=\"0\"}}")), 3);
     assert_eq!(node.metric(&format!("{by_rule},rule=\"1\"}}")), 0);
     drop(listening);
+    node.stop();
+}
+
+/// The pod `third` (10.0.3.2) is there too, and `web` may send to `db` alone.
+pub(crate) fn events() {
+    let mut node = Node::new("events", DENIED);
+    for (name, address) in [("web", "10.0.1.2"), ("db", "10.0.2.2"), ("third", "10.0.3.2")] {
+        let mut pod = pod(name, NODE, address, name);
+        pod["metadata"]["uid"] = format!("uid-of-{name}").into();
+        node.server.put("pods", pod);
+    }
+    let to = json!([{"podSelector": {"matchLabels": {"app": "db"}}}]);
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "policyTypes": ["Egress"],
+        "egress": [{"to": to}],
+    });
+    node.server.put("networkpolicies", policy("web", spec));
+    let enforces = |node: &Node| {
+        let policies = || node.asked(&Request::Policies { namespace: None, name: None });
+        eventually("two policies", || match &policies()[..] {
+            [Answer::Policies(holding)] => holding.policies.len() == 2,
+            _ => false,
+        });
+    };
+    let posts = |node: &Node| {
+        let asked = node.server.asked().into_iter();
+        asked.filter(|line| !line.starts_with("GET ")).collect::<Vec<_>>()
+    };
+
+    enforces(&node);
+    udp(node.web(), "10.0.1.2", 4001, "10.0.2.2:53");
+    node.many(1);
+    assert_eq!(posts(&node), [""; 0], "not without being asked for");
+    node.stop();
+
+    // What may not be written, or cannot, is written when the next connection is refused.
+    node.server.forbid(&["events"]);
+    node.start_with(|options| {
+        options.log = DENIED;
+        options.events = true;
+    });
+    enforces(&node);
+    udp(node.web(), "10.0.1.2", 4002, "10.0.2.2:53");
+    eventually("tried", || posts(&node).len() == 1);
+    assert_eq!(node.server.created(), []);
+    node.server.forbid(&[]);
+
+    // Of many, one for each pod and direction.
+    for source in 4003..4010 {
+        udp(node.web(), "10.0.1.2", source, "10.0.2.2:80");
+    }
+    udp(node.web(), "10.0.1.2", 4010, "10.0.3.2:80");
+    udp(node.web(), "10.0.1.2", 4011, "10.0.3.2:81");
+    eventually("two Events", || node.server.created().len() >= 2);
+    node.many(10);
+    // Longer than the agent waits after each.
+    std::thread::sleep(Duration::from_millis(2500));
+    let created = node.server.created();
+    let [(first, at_db), (second, at_web)] = &created[..] else { panic!("{created:#?}") };
+    assert!(*second - *first >= Duration::from_secs(1), "one in a second");
+    for line in posts(&node) {
+        assert!(line.starts_with("POST /api/v1/namespaces/shop/events?"), "{line}");
+        assert!(permitted(&line, EVENTS_ROLE) && !permitted(&line, ROLE), "{line}");
+    }
+
+    let told = [
+        (
+            at_db,
+            "db",
+            "refused from shop/web on 80/UDP: isolated by shop/db; nearest is ingress[0] of shop/db: \
+             ports[0].protocol: expected TCP, found UDP",
+        ),
+        (
+            at_web,
+            "web",
+            "refused to shop/third on 80/UDP: isolated by shop/web; nearest is egress[0] of shop/web: \
+             to[0].podSelector.matchLabels[app]: expected app=db, found app=third",
+        ),
+    ];
+    for (event, name, said) in told {
+        let mut event = event.clone();
+        let time = event["firstTimestamp"].take();
+        let time: jiff::Timestamp = time.as_str().unwrap().parse().unwrap();
+        assert!(jiff::Timestamp::now().duration_since(time).as_secs().abs() < 60, "{time}");
+        event["lastTimestamp"].take();
+        let message =
+            format!("{said}. More of these within 5 minutes are not told here: portcullis observe");
+        let wanted = json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"generateName": format!("{name}.portcullis."), "namespace": "shop"},
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": name,
+                "uid": format!("uid-of-{name}"),
+            },
+            "type": "Warning", "reason": "ConnectionRefused", "message": message,
+            "source": {"component": "portcullis", "host": NODE},
+            "reportingComponent": "portcullis", "reportingInstance": NODE,
+            "firstTimestamp": null, "lastTimestamp": null, "count": 1,
+        });
+        assert_eq!(event, wanted);
+    }
     node.stop();
 }

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -41,6 +41,15 @@ struct State {
     pause: Duration,
     /// The first lines of all requests.
     asked: Vec<String>,
+    /// What has been created, and when.
+    created: Vec<(Instant, Value)>,
+}
+
+struct Request {
+    method: String,
+    path: String,
+    query: BTreeMap<String, String>,
+    body: Vec<u8>,
 }
 
 #[derive(Clone)]
@@ -200,9 +209,14 @@ impl Server {
         self.state().asked.clone()
     }
 
+    /// What has been created, and when.
+    pub(crate) fn created(&self) -> Vec<(Instant, Value)> {
+        self.state().created.clone()
+    }
+
     fn serve(&self, stream: TcpStream) {
         let mut stream = BufReader::new(stream);
-        while let Some((path, query)) = self.request(&mut stream) {
+        while let Some(Request { method, path, query, body }) = self.request(&mut stream) {
             let out = stream.get_mut();
             let (away, forbidden, epoch) = {
                 let state = self.state();
@@ -214,6 +228,10 @@ impl Server {
             }
             let sent = if forbidden {
                 answer(out, 403, &status(403, "Forbidden"))
+            } else if method == "POST" {
+                let object: Value = serde_json::from_slice(&body).unwrap();
+                self.state().created.push((Instant::now(), object.clone()));
+                answer(out, 201, &object)
             } else if path == "/version" {
                 let version = json!({
                     "major": "1", "minor": self.minor.to_string(), "gitVersion": "", "platform": "",
@@ -238,27 +256,35 @@ impl Server {
         }
     }
 
-    fn request(&self, stream: &mut impl BufRead) -> Option<(String, BTreeMap<String, String>)> {
+    fn request(&self, stream: &mut impl BufRead) -> Option<Request> {
         let mut first = None;
+        let mut length = 0;
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).ok()? == 0 {
                 return None;
+            }
+            if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = text.trim().parse().unwrap();
             }
             match line.trim_end() {
                 "" => break,
                 line => _ = first.get_or_insert(line.to_owned()),
             }
         }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).ok()?;
         let first = first?;
         self.state().asked.push(first.clone());
-        let target = first.split(' ').nth(1)?;
+        let (method, rest) = first.split_once(' ')?;
+        let target = rest.split(' ').next()?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let pair = |pair: &str| {
             let (key, value) = pair.split_once('=')?;
             Some((key.to_owned(), value.to_owned()))
         };
-        Some((path.to_owned(), query.split('&').filter_map(pair).collect()))
+        let query = query.split('&').filter_map(pair).collect();
+        Some(Request { method: method.to_owned(), path: path.to_owned(), query, body })
     }
 
     fn page_has_expired(&self) -> bool {

@@ -427,7 +427,7 @@ impl World<'_> {
                         addresses: units[*i].addresses.clone(),
                     })
                     .collect();
-                let mut all = Members::of(members.iter());
+                let mut all = Members::of(members.iter().map(Members::lists));
                 all.pods.dedup();
                 all.addresses.dedup();
                 self.groups.describe(&all).join(", ")

@@ -27,10 +27,11 @@ pub(crate) fn html(picture: &Picture, [wide, narrow]: [Room; 2]) -> String {
     );
     out.push_str(&HEADER.replace("TITLE", picture.title));
     out.push_str("<main>\n<div id=\"pictures\">\n");
-    for (class, room) in [("wide", wide), ("narrow", narrow)] {
+    // A telephone has smaller dots, and is held nearer.
+    for (class, room, smallest) in [("wide", wide, 0.75), ("narrow", narrow, 2.0 / 3.0)] {
         let layout = layout(picture, room);
         // What does not fit is scrolled to rather than made too small to read.
-        let least = (layout.width * 0.75).round();
+        let least = (layout.width * smallest).round();
         let attributes = format!(
             " class=\"{class}\" style=\"min-width:{least}px;max-width:{}px\"",
             layout.width

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use portcullis_core::Program;
-use portcullis_lab::{Cluster, Control, Error, Event};
+use portcullis_lab::{Cluster, Control, Error, Event, Options};
 use serde_json::{Value, json};
 
 use crate::lab::{Asked, LabArgs, Name, Page, Request};
@@ -27,9 +27,13 @@ pub(crate) struct Up {
     lab: LabArgs,
     #[command(flatten)]
     name: Name,
-    /// Keep the state of the API in this directory, and go on from what is there
+    /// Keep the state of the API in this directory, and go on from what is there; kubeconfigs of
+    /// before lead there again
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Have the agents write Events on pods of which connections were refused
+    #[arg(long)]
+    events: bool,
     /// File that tells kubectl how to reach the cluster, written when all is ready; it goes with the
     /// lab
     #[arg(long, value_name = "FILE", default_value = "portcullis.kubeconfig")]
@@ -42,20 +46,23 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) fn run(self) -> Result<ExitCode, Trouble> {
         let manifests = self.manifests()?;
+        let kubeconfig = std::path::absolute(&self.write_kubeconfig).map_err(|source| {
+            Trouble::Io { what: "cannot tell where the kubeconfig goes".to_owned(), source }
+        })?;
+        // What would be in vain is not begun.
+        portcullis_lab::kubeconfig_can_be_written(&kubeconfig).map_err(Error::from)?;
         let mut control = Control::bind(&self.name.lab_name)?;
-        let io = |what: &str| {
-            let what = what.to_owned();
-            move |source| Trouble::Io { what, source }
-        };
         // Before the lab's own network is entered: kubectl is outside of it.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port))
-            .map_err(io(&format!("cannot listen on 127.0.0.1:{}", self.port)))?;
-        let kubeconfig = std::path::absolute(&self.write_kubeconfig)
-            .map_err(io("cannot tell where the kubeconfig goes"))?;
+        let listener = self.listen()?;
         let sockets = portcullis_lab::make_sockets(&self.name.lab_name)?;
         portcullis_lab::enter()?;
-        let options = self.lab.options();
+        let options = Options { events: self.events, ..self.lab.options() };
         let mut cluster = Cluster::up(listener, &options, &sockets, self.state.as_deref())?;
+        if let Some(file) = self.port_file() {
+            fs::write(&file, format!("{}\n", cluster.server().address().port())).map_err(
+                |source| Trouble::Io { what: format!("cannot write {}", file.display()), source },
+            )?;
+        }
         apply(&cluster, &manifests)?;
         cluster.settle()?;
         cluster.server().write_kubeconfig(&kubeconfig).map_err(Error::from)?;
@@ -67,6 +74,24 @@ impl Up {
         let _ = fs::remove_dir_all(&sockets);
         ended?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Listens where it is asked to. Without such a wish it is where the API of a state was the last
+    /// time, if that is free, so that kubeconfigs of before lead there.
+    fn listen(&self) -> Result<TcpListener, Trouble> {
+        let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        let before = self.port_file().and_then(|file| fs::read_to_string(file).ok());
+        let before = before.and_then(|text| text.trim().parse().ok()).filter(|_| self.port == 0);
+        if let Some(listener) = before.and_then(|port: u16| bind(port).ok()) {
+            return Ok(listener);
+        }
+        let what = format!("cannot listen on 127.0.0.1:{}", self.port);
+        bind(self.port).map_err(|source| Trouble::Io { what, source })
+    }
+
+    /// Where the port of a state is kept.
+    fn port_file(&self) -> Option<PathBuf> {
+        self.state.as_ref().map(|state| state.join("port"))
     }
 
     /// The objects of the input, as they were written; none without an input.

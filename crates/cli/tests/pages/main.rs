@@ -14,8 +14,9 @@ use serde_json::json;
 const SIZES: [[u32; 2]; 2] = [[1280, 800], [400, 800]];
 
 /// The pages by name, and the arguments that make them.
-const PAGES: [(&str, &[&str]); 4] = [
+const PAGES: [(&str, &[&str]); 5] = [
     ("graph", &["graph", "-f", "examples/frontend-backend-database", "-o", "html"]),
+    ("tiers", &["graph", "-f", "examples/three-tier", "-o", "html"]),
     ("refused", &["graph", "-f", "examples/three-tier", "--refused", "-o", "html"]),
     ("large", &["graph", "-f", "examples/grafana", "-o", "html"]),
     ("diff", &["diff", "docs/change/before.yaml", "docs/change/after.yaml", "-o", "html"]),
@@ -94,6 +95,8 @@ fn fits(page: &mut Page<'_>, width: u32, shown: &str) {
         "[...document.querySelectorAll('#pictures svg')].filter(s => s.checkVisibility()).length";
     assert_eq!(page.is(seen), 1, "{shown}");
     assert_eq!(page.is("document.documentElement.scrollWidth <= innerWidth"), true, "{shown}");
+    let inside = "(p => p.scrollWidth <= p.clientWidth)(document.querySelector('#pictures'))";
+    assert_eq!(page.is(inside), true, "{shown}: the picture scrolls by itself");
 }
 
 fn is_lit(page: &mut Page<'_>, dark: bool, shown: &str) {

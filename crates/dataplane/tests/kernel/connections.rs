@@ -28,6 +28,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         with_nft("nft_lists_what_is_cut", listed),
         with_nft("a_table_that_somebody_removed_is_put_there_again", removed),
         with_nft("a_connection_through_a_service_is_cut_by_its_endpoint", service),
+        with_nft("a_connection_through_a_node_port_is_judged_as_its_client_s", node_port),
+        with_nft("a_pod_that_calls_itself_through_a_node_port_is_left_alone", node_port_to_itself),
         with_nft("a_connection_whose_source_is_translated_is_cut", masqueraded),
         with_nft("a_pod_that_calls_itself_through_a_service_is_left_alone", hairpin),
     ]
@@ -437,6 +439,98 @@ fn service() {
     }
 }
 
+/// Port 30080 of the node leads to port 80 of pod 2, which takes the node for the client.
+const NODE_PORT: &str = "table inet service {
+    chain prerouting {
+        type nat hook prerouting priority dstnat;
+        fib daddr type local meta nfproto ipv4 meta l4proto { tcp, udp } th dport 30080 \
+            dnat ip to 10.0.2.2:80
+        fib daddr type local meta nfproto ipv6 meta l4proto { tcp, udp } th dport 30080 \
+            dnat ip6 to [fd00:2::2]:80
+    }
+    chain postrouting {
+        type nat hook postrouting priority srcnat;
+        ct status dnat masquerade
+    }
+}";
+
+/// Pod 2 lets these addresses in on its port. Pod 3 is of the outside.
+fn lets_in(addresses: &[IpAddr], ports: &[u16]) -> NodeState {
+    let mut state = state(ports);
+    state.peers = [(0, PeerSet::Addresses(addresses.iter().copied().collect()))].into();
+    state
+}
+
+/// From a pod of the node, and from outside.
+fn node_port() {
+    let mut cluster = Cluster::new();
+    nft(&["-f", "-"], NODE_PORT);
+    let node: Vec<IpAddr> = (1..=3)
+        .flat_map(|n| [format!("10.0.{n}.1"), format!("fd00:{n}::1")].map(|a| address(&a)))
+        .collect();
+    // Their flows stay.
+    let mut before = Vec::new();
+    for number in [1, 3] {
+        for family in [4, 6] {
+            let own = |pod: u8, host: u8| match family {
+                4 => address(&format!("10.0.{pod}.{host}")),
+                _ => address(&format!("fd00:{pod}::{host}")),
+            };
+            let (client, called, server) = (own(number, 2), own(number, 1), own(2, 2));
+            let with = |others: &[IpAddr]| [&before, others].concat();
+            let (it, others) = (with(&[client]), with(&node));
+            cluster.set(&lets_in(&it, &[PORT]));
+            let pod = &cluster.network.pods[usize::from(number) - 1];
+            let listener = cluster.server().listen(server, PORT);
+            let mut asking = pod.connect(called, 30080);
+            let (mut answering, from) = listener.accept().unwrap();
+            answering.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            assert_eq!(from.ip(), own(2, 1), "the server sees the node");
+            let udp = pod.udp(client, 0);
+            udp.connect((called, 30080)).unwrap();
+            let udp_server = cluster.server().udp(server, PORT);
+            udp.send(b"?").unwrap();
+            let (_, from) = udp_server.recv_from(&mut [0; 8]).unwrap();
+            udp_server.connect(from).unwrap();
+            udp_server.send(b"!").unwrap();
+            udp.recv(&mut [0; 8]).unwrap();
+
+            for state in [lets_in(&it, &[PORT, OTHER]), lets_in(&it, &[PORT])] {
+                assert_eq!(cluster.set(&state), 0, "the client is still let in");
+                say(&mut asking, &mut answering);
+                say(&mut answering, &mut asking);
+                assert!(arrives(&udp, &udp_server) && arrives(&udp_server, &udp));
+            }
+            // That the node is let in is no matter: it is the client whom the rules see.
+            assert_eq!(cluster.set(&lets_in(&others, &[PORT, 30080])), 2);
+            hears_a_reset(&mut asking);
+            hears_a_reset(&mut answering);
+            for _ in 0..2 {
+                assert!(!arrives(&udp_server, &udp), "from the server");
+                assert!(!arrives(&udp, &udp_server), "from the client");
+            }
+            cluster.set(&lets_in(&it, &[PORT]));
+            assert!(arrives(&udp, &udp_server) && arrives(&udp_server, &udp), "let in again");
+            before.push(client);
+        }
+    }
+}
+
+fn node_port_to_itself() {
+    let mut cluster = Cluster::new();
+    nft(&["-f", "-"], NODE_PORT);
+    for (called, own) in [("10.0.2.1", "10.0.2.2"), ("fd00:2::1", "fd00:2::2")] {
+        cluster.set(&state(&[PORT]));
+        let listener = cluster.server().listen(address(own), PORT);
+        let mut client = cluster.server().connect(address(called), 30080);
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(cluster.set(&state(&[])), 0);
+        say(&mut client, &mut accepted);
+        say(&mut accepted, &mut client);
+    }
+}
+
 /// What pod 1 sends to pod 3 leaves with the address of the node, as it does to the outside.
 fn masqueraded() {
     let mut cluster = Cluster::new();
@@ -456,6 +550,10 @@ fn masqueraded() {
     let mut closed = state(&[PORT]);
     closed.profiles.get_mut(&0).unwrap().egress =
         Some([Entry { peers: Some(1), ports: None, origin: 0 }].into());
+    closed.peers.insert(1, PeerSet::Addresses([address("10.0.3.2")].into_iter().collect()));
+    assert_eq!(cluster.set(&closed), 0, "pod 3 is still allowed");
+    say(&mut client, &mut server);
+    say(&mut server, &mut client);
     closed.peers.insert(1, PeerSet::Addresses([address("10.0.3.1")].into_iter().collect()));
     assert_eq!(cluster.set(&closed), 1, "the destination is pod 3, not the node");
     hears_a_reset(&mut client);

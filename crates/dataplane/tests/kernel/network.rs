@@ -42,8 +42,9 @@ impl Network {
     }
 }
 
-/// Two pods on one link, fd00::1 and fd00::2, in the calling thread's namespace as the node: their
-/// bridge hands what it passes on to the IPv6 hooks. `None` if the kernel cannot do that.
+/// Two pods on one link, fd00::1 and fd00::2, 10.0.0.1 and 10.0.0.2, in the calling thread's namespace
+/// as the node: their bridge hands what it passes on to the IP hooks. `None` if the kernel cannot do
+/// that.
 pub(crate) fn two_pods_on_a_bridge() -> Option<[Pod; 2]> {
     Some(pods_on_a_bridge()?.0)
 }
@@ -56,8 +57,9 @@ pub(crate) fn two_pods_and_the_node_on_a_bridge() -> Option<[Pod; 2]> {
 }
 
 fn pods_on_a_bridge() -> Option<([Pod; 2], NetlinkSocket, u32)> {
-    const TO_HOOKS: &str = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
-    std::fs::write(TO_HOOKS, "1").ok()?;
+    for hooks in ["iptables", "ip6tables"] {
+        std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{hooks}"), "1").ok()?;
+    }
     use_addresses_at_once();
     let mut node = NetlinkSocket::open(NETLINK_ROUTE).unwrap();
     let mut bridge = named("bridge");
@@ -73,7 +75,9 @@ fn pods_on_a_bridge() -> Option<([Pod; 2], NetlinkSocket, u32)> {
         port.attributes.push(LinkAttribute::Controller(bridge));
         node.request(RouteNetlinkMessage::SetLink(port), 0).unwrap();
         let index = up(&mut inside, "eth0");
-        add_address(&mut inside, index, v6(0, number));
+        for address in [v4(0, number), v6(0, number)] {
+            add_address(&mut inside, index, address);
+        }
         pod
     });
     Some((pods, node, bridge))

@@ -1,7 +1,7 @@
 //! Packets byte by byte, as no program would send them.
 
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use portcullis_core::net::Family;
@@ -12,6 +12,8 @@ use crate::network::Pod;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+/// The IPv6 header of a source route.
+pub(crate) const ROUTING: u8 = 43;
 pub(crate) const GRE: u8 = 47;
 pub(crate) const ICMP_V6: u8 = 58;
 
@@ -173,6 +175,12 @@ fn sum(bytes: &[u8]) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
+/// An IPv6 packet with another hop limit.
+pub(crate) fn with_hop_limit(mut packet: Vec<u8>, limit: u8) -> Vec<u8> {
+    packet[7] = limit;
+    packet
+}
+
 /// Sends whole packets, headers included.
 pub(crate) struct Sender([Socket; 2]);
 
@@ -185,6 +193,11 @@ impl Sender {
         }))
     }
 
+    /// What goes to groups goes out where this address of the pod is.
+    pub(crate) fn send_to_groups_from(&self, address: Ipv4Addr) {
+        self.0[0].set_multicast_if_v4(&address).unwrap();
+    }
+
     pub(crate) fn send(&self, to: IpAddr, packet: &[u8]) {
         let socket = &self.0[usize::from(to.is_ipv6())];
         socket.send_to(packet, &SocketAddr::new(to, 0).into()).unwrap();
@@ -195,6 +208,17 @@ impl Sender {
 pub(crate) struct Ear(Socket);
 
 impl Ear {
+    /// Hears whatever comes over the pod's link, pieces of packets too, and to whomever it is sent.
+    pub(crate) fn on_the_link(pod: &Pod) -> Ear {
+        const ALL: u16 = 3;
+        Ear(pod.inside(|| {
+            let protocol = Protocol::from(i32::from(ALL.to_be()));
+            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            socket
+        }))
+    }
+
     pub(crate) fn new(pod: &Pod, family: Family, protocol: u8) -> Ear {
         let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
         Ear(pod.inside(move || {

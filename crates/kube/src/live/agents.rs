@@ -9,6 +9,7 @@ use std::thread;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, ListParams};
+use portcullis_core::labels::Selector;
 use tokio::net::UnixStream as AsyncUnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -148,8 +149,21 @@ impl Agents {
 
     /// All objects of a kind as they are now, of a namespace or of all.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Result<Vec<Object>, Error> {
+        self.select(kind, namespace, &Selector::default())
+    }
+
+    /// The same of those with certain labels.
+    pub fn select(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        labels: &Selector,
+    ) -> Result<Vec<Object>, Error> {
         let api = self.objects(kind, namespace);
         let mut params = ListParams::default().limit(PAGE);
+        if !labels.is_empty() {
+            params = params.labels(&labels.to_string());
+        }
         let mut objects = Vec::new();
         loop {
             let page = self.within(kind.resource(), api.list(&params))?;

@@ -30,6 +30,8 @@ use crate::namespace::Namespace;
 
 /// The first argument by which this program knows that it is to be the agent of a node.
 pub(crate) const AGENT: &str = "lab-agent";
+/// The argument after the node's name of an agent that writes Events.
+const EVENTS: &str = "events";
 /// The folder of the node's files, for its agent: it has it as its standard input.
 const FOLDER: &str = "/proc/self/fd/0";
 /// Where an agent tells how it is; each has a loopback of its own.
@@ -99,11 +101,13 @@ struct State {
 }
 
 impl Agents {
-    /// Starts an agent on each node. The kubeconfig leads to the API server as the nodes reach it.
+    /// Starts an agent on each node. The kubeconfig leads to the API server as the nodes reach it. With
+    /// events they write what was refused on the pods.
     pub(crate) fn start(
         nodes: &[Node],
         files: &Arc<Files>,
         kubeconfig: &str,
+        events: bool,
     ) -> Result<Agents, Error> {
         let mut agents = Agents { running: Vec::new(), files: files.clone() };
         for node in nodes {
@@ -115,7 +119,7 @@ impl Agents {
             let folder = File::open(folder).map_err(io)?;
             let tended = Arc::<Tended>::default();
             let (namespace, shared, of) = (node.namespace.clone(), tended.clone(), name.clone());
-            let work = move || tend(&of, &namespace, &folder, &shared);
+            let work = move || tend(&of, events, &namespace, &folder, &shared);
             let thread = thread::Builder::new().name(format!("agent {name}")).spawn(work);
             let thread = Some(thread.map_err(|e| Error::socket("start an agent", e))?);
             agents.running.push(Agent { node: name, tended, thread });
@@ -179,7 +183,7 @@ impl State {
 }
 
 /// Starts the agent of a node, again and again, until that is over.
-fn tend(node: &str, namespace: &Namespace, folder: &File, tended: &Tended) {
+fn tend(node: &str, events: bool, namespace: &Namespace, folder: &File, tended: &Tended) {
     let start = || -> Result<(Child, File), String> {
         namespace.enter().map_err(|error| error.to_string())?;
         let io = |error: io::Error| format!("cannot start it: {error}");
@@ -187,7 +191,8 @@ fn tend(node: &str, namespace: &Namespace, folder: &File, tended: &Tended) {
         let path = Path::new("/proc/self/fd").join(fd(folder)).join("said");
         let said = File::create(&path).map_err(io)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("portcullis").args([AGENT, node]).process_group(0);
+        command.arg0("portcullis").args([AGENT, node]).args(events.then_some(EVENTS));
+        command.process_group(0);
         command.stdin(folder.try_clone().map_err(io)?).stdout(Stdio::null()).stderr(said);
         Ok((command.spawn().map_err(io)?, File::open(path).map_err(io)?))
     };
@@ -247,11 +252,15 @@ impl Drop for Agents {
 /// Is the agent of a node, as the arguments after [`AGENT`] say, in whose network this process was
 /// started. Returns when that has failed, and has then said why on standard error.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
-    let [node] = arguments else {
-        eprintln!("{AGENT} is how a lab starts the agents of its nodes, and not for people");
-        return ExitCode::from(126);
+    let (node, events) = match arguments {
+        [node] => (node, false),
+        [node, events] if events == EVENTS => (node, true),
+        _ => {
+            eprintln!("{AGENT} is how a lab starts the agents of its nodes, and not for people");
+            return ExitCode::from(126);
+        }
     };
-    match enforce(node) {
+    match enforce(node, events) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("{why}");
@@ -260,7 +269,7 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-fn enforce(node: &OsStr) -> Result<(), String> {
+fn enforce(node: &OsStr, events: bool) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     // The lab keeps signals from its own threads.
     SigSet::empty().thread_set_mask().map_err(|e| text(e.into()))?;
@@ -272,7 +281,7 @@ fn enforce(node: &OsStr) -> Result<(), String> {
         metrics_address: Some(METRICS),
         api_address: Some(API),
         log: LOGGING,
-        events: false,
+        events,
         mode: Mode::Enforce,
         unprogrammed: Unprogrammed::Closed(Vec::new()),
         keep_established: false,

@@ -6,9 +6,10 @@
 //! [`run`].
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -244,6 +245,8 @@ fn settle_in(hostname: &OsStr, hosts: &OsStr, resolv_conf: &OsStr, tty: bool) ->
     let none = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     step("mounts", mount(none, "/", none, private, none))?;
+    // Where it is may be below /tmp, which is about to be hidden; and it may be gone since.
+    let program = std::env::current_exe().and_then(File::open).ok();
     // The files are in a file system that nobody sees but where they are bound to.
     step("/tmp", temporary())?;
     for (path, text) in [("/etc/hosts", hosts), ("/etc/resolv.conf", resolv_conf)] {
@@ -257,15 +260,20 @@ fn settle_in(hostname: &OsStr, hosts: &OsStr, resolv_conf: &OsStr, tty: bool) ->
     step("/tmp", umount2("/tmp", MntFlags::MNT_DETACH))?;
     step("the host's files", make_read_only())?;
     step("/tmp", temporary())?;
-    step(
-        "this program",
-        std::env::current_exe().and_then(|program| {
-            fs::create_dir(TOOLS)?;
-            fs::write(WGETRC, "tries = 1\n")?;
-            tools::link(Path::new(TOOLS), &program)
-        }),
-    )?;
+    step(TOOLS, fs::create_dir(TOOLS).and_then(|()| fs::write(WGETRC, "tries = 1\n")))?;
+    if let Some(program) = program {
+        step("this program", provide_tools(&program))?;
+    }
     step("/tmp", std::env::set_current_dir("/tmp"))
+}
+
+/// Puts this program where commands find it under the names of those that it stands in for.
+fn provide_tools(program: &File) -> io::Result<()> {
+    let place = Path::new(TOOLS).join("portcullis");
+    File::create(&place)?;
+    let open = format!("/proc/self/fd/{}", program.as_raw_fd());
+    mount(Some(&*open), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    tools::link(Path::new(TOOLS), &place)
 }
 
 /// Mounts an empty file system at `/tmp`.

@@ -1,6 +1,7 @@
 //! The rules, a file each. The table is what everything else is made from.
 
 mod allows_everything;
+mod annotation_without_effect;
 mod block_covers_cluster;
 mod cni_does_not_enforce;
 mod default_deny_missing;
@@ -40,6 +41,7 @@ use crate::rule::Rule;
 /// Every rule, by id.
 pub(crate) const ALL: &[&Rule] = &[
     &allows_everything::RULE,
+    &annotation_without_effect::RULE,
     &block_covers_cluster::RULE,
     &cni_does_not_enforce::RULE,
     &default_deny_missing::RULE,
