@@ -99,6 +99,11 @@ fn main() -> ExitCode {
             "of_a_flood_what_is_not_logged_is_counted_and_nothing_allowed_is_lost",
             observe::flood,
         ),
+        test("a_connection_that_is_cut_is_reported_and_counted", observe::cut),
+        with_nft(
+            "what_somebody_else_changes_of_the_guard_is_repaired_in_a_second",
+            observe::repairs,
+        ),
         test("whoever_follows_is_told_of_what_happens", observe::follow),
         test("hits_are_told_by_rule_those_of_none_too", observe::rule_hits),
         test("refused_connections_are_events_on_pods_if_that_is_asked_for", observe::events),
@@ -730,7 +735,7 @@ fn permitted(request: &str, role: &str) -> bool {
     })
 }
 
-fn nft(input: &str) {
+pub(crate) fn nft(input: &str) {
     let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{input}");
