@@ -177,7 +177,7 @@ pub(crate) fn once() -> Outcome {
     println!("| the address was last another pod's | median, ms | p99, ms | greatest, ms |");
     println!("|---|---|---|---|");
     let mut number = 0;
-    for (when, waits) in [("a moment ago and more", true), ("right before", false)] {
+    for (when, waits) in [("0.3 seconds ago or more", true), ("right before", false)] {
         let mut runs = Runs::default();
         for i in local.iter().cycle().take(ADDS) {
             let guest = Guest::new(&cluster.pods[*i], number);

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use portcullis_agent::{Agent, Metrics};
+use portcullis_agent::{Agent, Metrics, Unprogrammed};
 use portcullis_core::model::{Cluster, Policy};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::{Event, Kind, Known, Object};
@@ -135,7 +135,10 @@ pub(crate) fn once(size: &str) -> Outcome {
 
     let before = memory("VmRSS:")?;
     let metrics = Arc::<Mutex<Metrics>>::default();
-    let agent = Agent::new(NODE, Nftables::open()?, metrics.clone());
+    // The first 250 addresses of each family on the node.
+    let ranges = ["10.1.0.0/24".parse()?, "fd00:0:0:1::/120".parse()?];
+    let agent = Agent::new(NODE, Nftables::open()?, metrics.clone())
+        .with_unprogrammed(Unprogrammed::Closed(ranges.into()));
     let mut bench = Bench { agent, metrics };
     let start = Instant::now();
     for kind in Kind::ALL {
