@@ -87,6 +87,8 @@ pub struct Agent<D> {
     /// Who asks what the kernel holds.
     asking: Vec<Asking>,
     told: Told,
+    /// Whether it is still told that the state before may be in force too.
+    tells_both: bool,
     metrics: Arc<Mutex<Metrics>>,
 }
 
@@ -149,6 +151,7 @@ impl<D: Dataplane> Agent<D> {
             closed_since: 0,
             asking: Vec::new(),
             told: Told::default(),
+            tells_both: false,
             metrics,
         }
     }
@@ -262,6 +265,7 @@ impl<D: Dataplane> Agent<D> {
         if now >= self.next_ask && self.in_force.is_some() {
             self.ask();
         }
+        self.tell_in_force();
         let now = Instant::now();
         self.answer(now);
         if let Some(tell) = &mut self.tell {
@@ -269,7 +273,7 @@ impl<D: Dataplane> Agent<D> {
         }
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
-        let next = if more { next.min(now + TIDY) } else { next };
+        let next = if more || self.tells_both { next.min(now + TIDY) } else { next };
         let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting));
         let next = if guards { next.min(now + GUARDING) } else { next };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
@@ -424,6 +428,16 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
+    /// Tells what is in force, when nothing of the state before is any more: a connection that was open
+    /// goes on until it has been judged, also at an address that nobody has now.
+    fn tell_in_force(&mut self) {
+        let settled = self.tell.as_ref().is_none_or(Teller::is_settled);
+        if let Some(state) = self.in_force.as_ref().filter(|_| self.tells_both && settled) {
+            self.told.after(state);
+            self.tells_both = false;
+        }
+    }
+
     /// Whether no connection goes on that the policies of the pod do not allow.
     fn is_judged(&self, waiting: &Waiting) -> bool {
         let by = |number: u64| self.tell.as_ref().is_none_or(|tell| tell.is_judged(number));
@@ -522,7 +536,7 @@ impl<D: Dataplane> Agent<D> {
         self.told.before(state);
         match self.dataplane.apply(state) {
             Ok(report) => {
-                self.told.after(state);
+                self.tells_both = true;
                 self.refusal = None;
                 self.failures = 0;
                 self.next_ask = Instant::now();
