@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use portcullis_agent::{Agent, Metrics};
+use portcullis_agent::{Agent, Metrics, Unprogrammed};
 use portcullis_core::model::{Cluster, Policy};
 use portcullis_dataplane::Nftables;
 use portcullis_kube::live::{Event, Kind, Known, Object};
@@ -22,17 +22,17 @@ use crate::figures::{Digits, Runs};
 pub(crate) const ONCE: &str = "agent-once";
 
 /// The largest, which the goals are for, and two smaller ones.
-const SIZES: [Counts; 3] = [
+pub(crate) const SIZES: [Counts; 3] = [
     Counts { namespaces: 50, nodes: 10, pods: 1_000, policies: 500 },
     Counts { namespaces: 100, nodes: 50, pods: 10_000, policies: 2_000 },
     Counts { namespaces: 500, nodes: 200, pods: 100_000, policies: 10_000 },
 ];
 /// The most pods that the node has; the others are moved to its neighbour.
-const LOCAL: usize = 250;
+pub(crate) const LOCAL: usize = 250;
 const EVENTS: usize = 200;
 /// The longest that events of one sort are tried.
 const LONGEST: Duration = Duration::from_secs(30);
-const NODE: &str = "node-1";
+pub(crate) const NODE: &str = "node-1";
 
 pub(crate) fn run() -> Outcome {
     for (i, counts) in SIZES.iter().enumerate() {
@@ -135,7 +135,10 @@ pub(crate) fn once(size: &str) -> Outcome {
 
     let before = memory("VmRSS:")?;
     let metrics = Arc::<Mutex<Metrics>>::default();
-    let agent = Agent::new(NODE, Nftables::open()?, metrics.clone());
+    // The first 250 addresses of each family on the node.
+    let ranges = ["10.1.0.0/24".parse()?, "fd00:0:0:1::/120".parse()?];
+    let agent = Agent::new(NODE, Nftables::open()?, metrics.clone())
+        .with_unprogrammed(Unprogrammed::Closed(ranges.into()));
     let mut bench = Bench { agent, metrics };
     let start = Instant::now();
     for kind in Kind::ALL {
@@ -249,7 +252,7 @@ pub(crate) fn once(size: &str) -> Outcome {
     Ok(())
 }
 
-fn all(cluster: &Cluster, kind: Kind, hear: impl FnMut(Known)) {
+pub(crate) fn all(cluster: &Cluster, kind: Kind, hear: impl FnMut(Known)) {
     match kind {
         Kind::Policy => cluster.policies.iter().cloned().map(Known::Policy).for_each(hear),
         Kind::Pod => cluster.pods.iter().cloned().map(Known::Pod).for_each(hear),

@@ -24,7 +24,7 @@ const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
 const ALLOWED: u16 = 65_000;
 /// Allowed by every other state.
 const AT_TIMES: u16 = 65_001;
-const FIRST_PORT: u16 = 20_000;
+pub(crate) const FIRST_PORT: u16 = 20_000;
 const SIZES: [u16; 3] = [1_000, 5_000, 20_000];
 const CUTS: usize = 21;
 const ROUNDS: usize = 201;
@@ -99,7 +99,9 @@ fn cut() -> Outcome {
         connections.judge(&before)?;
         for port in [ALLOWED, AT_TIMES] {
             let server = lab.in_endpoint(1, || UdpSocket::bind((SERVER, port)))??;
-            lab.in_endpoint(0, || (0..flows / 2).try_for_each(|n| ask(&server, FIRST_PORT + n)))??;
+            lab.in_endpoint(0, || {
+                (0..flows / 2).try_for_each(|n| ask(CLIENT, &server, FIRST_PORT + n))
+            })??;
         }
         let mut runs = Runs::default();
         let mut tracked = 0;
@@ -120,8 +122,8 @@ fn cut() -> Outcome {
 }
 
 /// A datagram from this port and its answer make a known flow.
-fn ask(server: &UdpSocket, port: u16) -> io::Result<()> {
-    let client = UdpSocket::bind((CLIENT, port))?;
+pub(crate) fn ask(client: IpAddr, server: &UdpSocket, port: u16) -> io::Result<()> {
+    let client = UdpSocket::bind((client, port))?;
     client.set_read_timeout(Some(Duration::from_secs(5)))?;
     client.connect(server.local_addr()?)?;
     client.send(b"?")?;
@@ -158,7 +160,7 @@ impl Way {
         if cut > 0 {
             let server = lab.in_endpoint(1, || UdpSocket::bind((SERVER, AT_TIMES)))??;
             let ports = FIRST_PORT + 1..=FIRST_PORT + cut;
-            lab.in_endpoint(0, || ports.clone().try_for_each(|port| ask(&server, port)))??;
+            lab.in_endpoint(0, || ports.clone().try_for_each(|port| ask(CLIENT, &server, port)))??;
             let closed = state(&[ALLOWED], policies.unwrap_or_default());
             nftables.apply(&closed)?;
             let judged = lab.in_node(0, Connections::open)??.judge(&closed)?;

@@ -1,6 +1,7 @@
 //! The figures of docs/performance.md, as Markdown: `cargo xtask bench [NAME]`.
 #![forbid(unsafe_code)]
 
+mod add;
 mod agent;
 mod compile;
 mod connections;
@@ -26,12 +27,13 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 10] = [
+const BENCHES: [Bench; 11] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
     ("reach", reach::run),
     ("agent", agent::run),
+    ("add", add::run),
     ("lint", lint::run),
     ("lab", lab::run),
     ("cut", cut::run),
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         [] => all(&BENCHES),
         [compile::ONCE, folder] => compile::once(folder.as_ref()),
         [cut::ONCE] => cut::once(),
+        [add::ONCE] => add::once(),
         [matrix::ONCE] => matrix::once(),
         [agent::ONCE, size] => agent::once(size),
         [reach::ONCE, folder] => reach::once(folder.as_ref()),

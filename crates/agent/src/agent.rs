@@ -20,9 +20,10 @@ use tracing::{error, info, warn};
 
 use crate::attached::Attached;
 use crate::desired::{PolicyName, RulePlace, close};
-use crate::guard::Teller;
+use crate::guard::{Guard, Teller};
 use crate::in_force::Told;
 use crate::observed::Concern;
+use crate::run;
 use crate::{Logging, Metrics, Observed, Unprogrammed};
 
 /// How often what is in the kernel is looked at.
@@ -79,9 +80,15 @@ pub struct Agent<D> {
     repairs: u32,
     /// Who waits for a pod's policies to be in force.
     waiting: Vec<Waiting>,
+    /// By address, the number of the state that has it no longer, until connections are judged by it.
+    left: BTreeMap<IpAddr, u64>,
+    /// The number of the state since which addresses that are no pod's are closed as they are.
+    closed_since: u64,
     /// Who asks what the kernel holds.
     asking: Vec<Asking>,
     told: Told,
+    /// Whether it is still told that the state before may be in force too.
+    tells_both: bool,
     metrics: Arc<Mutex<Metrics>>,
 }
 
@@ -100,6 +107,8 @@ struct Waiting {
     until: Instant,
     /// The number of the state that enforces the pod's policies, when there is one.
     state: Option<u64>,
+    /// Whether nobody can have left connections open at its addresses.
+    vacant: bool,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -138,8 +147,11 @@ impl<D: Dataplane> Agent<D> {
             refusal: None,
             repairs: 0,
             waiting: Vec::new(),
+            left: BTreeMap::new(),
+            closed_since: 0,
             asking: Vec::new(),
             told: Told::default(),
+            tells_both: false,
             metrics,
         }
     }
@@ -152,6 +164,14 @@ impl<D: Dataplane> Agent<D> {
     /// Says whether anything is refused at all; without it, what policies refuse is.
     pub fn with_mode(self, mode: Mode) -> Agent<D> {
         Agent { mode, ..self }
+    }
+
+    /// Guards open connections and the sources of packets too, on a thread of its own. Works in the
+    /// network namespace of the calling thread.
+    pub fn with_guard(self) -> Result<Agent<D>, run::Error> {
+        let guard = Guard::open(false, false).map_err(run::Error::Guard)?;
+        let teller = guard.on_a_thread(self.metrics.clone()).map_err(run::Error::Runtime)?;
+        Ok(self.with_teller(teller))
     }
 
     /// Tells each state as soon as it is in force.
@@ -191,16 +211,17 @@ impl<D: Dataplane> Agent<D> {
     pub fn asked(&mut self, request: Request, at: Instant, answer: oneshot::Sender<Answer>) {
         let done = match request {
             Request::Add(attachment) => {
+                let vacant = self.are_vacant(&attachment.addresses);
                 for event in self.attached.attach(&attachment) {
                     self.observe(event, at);
                 }
                 // A stranger changes nothing that is observed, and yet it is to be closed.
                 self.waiting_since.get_or_insert(at);
-                self.wait(attachment, at, answer);
+                self.wait(attachment, vacant, at, answer);
                 return;
             }
             Request::Check(attachment) if self.attached.has(&attachment) => {
-                self.wait(attachment, at, answer);
+                self.wait(attachment, false, at, answer);
                 return;
             }
             Request::Check(Attachment { namespace, pod, addresses, .. }) => {
@@ -244,11 +265,15 @@ impl<D: Dataplane> Agent<D> {
         if now >= self.next_ask && self.in_force.is_some() {
             self.ask();
         }
+        self.tell_in_force();
         let now = Instant::now();
         self.answer(now);
+        if let Some(tell) = &mut self.tell {
+            tell.wake();
+        }
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
-        let next = if more { next.min(now + TIDY) } else { next };
+        let next = if more || self.tells_both { next.min(now + TIDY) } else { next };
         let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting));
         let next = if guards { next.min(now + GUARDING) } else { next };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
@@ -297,8 +322,28 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    fn wait(&mut self, attachment: Attachment, at: Instant, answer: oneshot::Sender<Answer>) {
-        self.waiting.push(Waiting { attachment, until: at + ADDING, state: None, answer });
+    fn wait(
+        &mut self,
+        attachment: Attachment,
+        vacant: bool,
+        at: Instant,
+        answer: oneshot::Sender<Answer>,
+    ) {
+        let until = at + ADDING;
+        self.waiting.push(Waiting { attachment, until, state: None, vacant, answer });
+    }
+
+    /// Whether nothing passes to and from these addresses, and whatever passed before has been judged:
+    /// then nobody has left connections open there.
+    fn are_vacant(&self, addresses: &[IpAddr]) -> bool {
+        let (Some(in_force), Some(tell)) = (&self.in_force, &self.tell) else { return false };
+        addresses.iter().all(|address| {
+            let closed = !in_force.audit
+                && !in_force.endpoints.contains_key(address)
+                && in_force.ranges.iter().any(|range| range.contains(*address));
+            let since = self.left.get(address).copied().unwrap_or(self.closed_since);
+            closed && tell.is_judged(since)
+        })
     }
 
     /// Answers those whose pods are enforced, and those who have waited long enough.
@@ -309,7 +354,14 @@ impl<D: Dataplane> Agent<D> {
             if standing == Answer::Enforced {
                 let told = self.tell.as_ref().map_or(0, |tell| tell.told);
                 waiting.state.get_or_insert(told);
-                if !self.is_judged(&waiting) {
+                if waiting.vacant
+                    && let Some(Err(error)) =
+                        self.tell.as_ref().map(|tell| tell.admit(&waiting.attachment.addresses))
+                {
+                    warn!(%error, "the source of a new pod's packets is not told at once");
+                    waiting.vacant = false;
+                }
+                if !waiting.vacant && !self.is_judged(&waiting) {
                     // What the pod that had the address before has left open is not this one's.
                     let why = "open connections have not been judged yet".to_owned();
                     standing = Answer::Failed { why };
@@ -373,6 +425,16 @@ impl<D: Dataplane> Agent<D> {
                 "{address} is not enforced for {namespace}/{pod}: the pod has ended, or another \
                  object has the address"
             )),
+        }
+    }
+
+    /// Tells what is in force, when nothing of the state before is any more: a connection that was open
+    /// goes on until it has been judged, also at an address that nobody has now.
+    fn tell_in_force(&mut self) {
+        let settled = self.tell.as_ref().is_none_or(Teller::is_settled);
+        if let Some(state) = self.in_force.as_ref().filter(|_| self.tells_both && settled) {
+            self.told.after(state);
+            self.tells_both = false;
         }
     }
 
@@ -474,13 +536,22 @@ impl<D: Dataplane> Agent<D> {
         self.told.before(state);
         match self.dataplane.apply(state) {
             Ok(report) => {
-                self.told.after(state);
+                self.tells_both = true;
                 self.refusal = None;
                 self.failures = 0;
                 self.next_ask = Instant::now();
                 self.metrics().applied(&report);
                 if let Some(tell) = &mut self.tell {
-                    tell.tell(state.clone());
+                    tell.tell(state);
+                    let same_rest =
+                        |old: &NodeState| (&old.ranges, old.audit) == (&state.ranges, state.audit);
+                    if !self.in_force.as_ref().is_some_and(same_rest) {
+                        self.closed_since = tell.told;
+                    }
+                    self.left.retain(|_, number| !tell.is_judged(*number));
+                    let before = self.in_force.iter().flat_map(|old| old.endpoints.keys());
+                    let left = before.filter(|address| !state.endpoints.contains_key(address));
+                    self.left.extend(left.map(|address| (*address, tell.told)));
                 }
                 info!(
                     endpoints = state.endpoints.len(),

@@ -36,7 +36,7 @@ impl Told {
         self.tell(both);
     }
 
-    /// To be called when this state is in force.
+    /// To be called when this state is in force, also for connections that were open before.
     pub(crate) fn after(&mut self, state: &NodeState) {
         if self.socket.is_some() {
             self.tell(of(state));

@@ -271,7 +271,7 @@ impl Metrics {
         let unlogged = self.allowed.packets.saturating_sub(self.allowed.told);
         page.one("allowed_unlogged_packets_total", "counter", help, unlogged);
         page.head("flows_total", "counter", "Connections that were logged.");
-        for verdict in [Verdict::Allowed, Verdict::Refused, Verdict::Audited] {
+        for verdict in [Verdict::Allowed, Verdict::Refused, Verdict::Audited, Verdict::Cut] {
             let flows = self.flows.get(&verdict).copied().unwrap_or_default();
             page.line("flows_total", &format!("verdict=\"{}\"", verdict.as_str()), flows);
         }

@@ -90,6 +90,17 @@ pub(crate) fn record(node: &str, logged: &Logged, known: &Explained) -> Flow {
             flow.verdict = Verdict::Audited;
             refused(&mut flow, hook, &logged.headers, known);
         }
+        Outcome::Cut => {
+            flow.verdict = Verdict::Cut;
+            let refuses = |end: &EndExplanation| matches!(end, EndExplanation::Refused { .. });
+            let ends = known.ends(&logged.headers);
+            let by = ends.and_then(|ends| ends.iter().position(refuses));
+            match by {
+                Some(0) => refused(&mut flow, Hook::Egress, &logged.headers, known),
+                Some(_) => refused(&mut flow, Hook::Ingress, &logged.headers, known),
+                None => flow.reason = Some(Reason::Changed),
+            }
+        }
         Outcome::FalseSource => flow.reason = Some(Reason::FalseSource),
         Outcome::AuditedSource => {
             flow.verdict = Verdict::Audited;

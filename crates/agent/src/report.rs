@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use portcullis_cni::flow::{Direction, Flow, Verdict};
 use portcullis_core::incremental::Excerpt;
@@ -52,6 +52,8 @@ pub(crate) struct Reporter {
     pub(crate) ask: Ask,
     /// The addresses of the pods whose allowed connections are reported, whenever they are others.
     pub(crate) wanted: Receiver<BTreeSet<IpAddr>>,
+    /// Connections that were open and are cut.
+    pub(crate) cut: Receiver<Vec<Headers>>,
     pub(crate) flows: Arc<Flows>,
     /// Where refused connections go for Events; `None` if there are to be none.
     pub(crate) events: Option<Sender<Refused>>,
@@ -73,17 +75,17 @@ impl Reporter {
             if !self.follow() {
                 return;
             }
-            match log.receive() {
-                Ok(logged) => {
-                    for logged in logged {
-                        if !self.report(&logged, &mut recent, &mut known) {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => {
-                    warn!(%error, "cannot hear which connections were refused; trying again");
-                    thread::sleep(RETRY);
+            let mut logged = log.receive().unwrap_or_else(|error| {
+                warn!(%error, "cannot hear which connections were refused; trying again");
+                thread::sleep(RETRY);
+                Vec::new()
+            });
+            let time = SystemTime::now();
+            let cut = self.cut.try_iter().flatten();
+            logged.extend(cut.map(|headers| Logged { time, outcome: Outcome::Cut, headers }));
+            for logged in logged {
+                if !self.report(&logged, &mut recent, &mut known) {
+                    return;
                 }
             }
             if Instant::now() >= next_count {
@@ -175,6 +177,12 @@ impl Reporter {
             | Outcome::Refused(Hook::Egress)
             | Outcome::Audited(Hook::Egress) => source,
             Outcome::Refused(Hook::Ingress) | Outcome::Audited(Hook::Ingress) => destination,
+            // Which end it was judged for is found out later.
+            Outcome::Cut => {
+                let [source, destination] =
+                    [source, destination].map(|level| level.unwrap_or(self.level));
+                Some(source.max(destination))
+            }
         };
         level.unwrap_or(self.level) > LogLevel::None
     }
@@ -246,7 +254,7 @@ fn say(flow: &Flow) {
         Verdict::Allowed => {
             info!(from, to, port, protocol, %source, %destination, "allowed");
         }
-        Verdict::Refused | Verdict::Audited => {
+        Verdict::Refused | Verdict::Audited | Verdict::Cut => {
             let verdict = flow.verdict.as_str();
             let reason = flow.reason.map(|reason| reason.as_str());
             let isolated_by = flow.isolated_by.join(",");

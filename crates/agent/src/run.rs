@@ -13,7 +13,7 @@ use portcullis_cni::protocol::{Answer, Request};
 use portcullis_core::incremental::Logged;
 use portcullis_core::model::{LogLevel, Mode};
 use portcullis_dataplane::state::Log;
-use portcullis_dataplane::{Allowed, Dataplane, FlowLog};
+use portcullis_dataplane::{Allowed, Dataplane, FlowLog, Headers};
 use portcullis_kube::live::{self, Access, Event, Kind};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -248,12 +248,14 @@ pub fn run_until(
     let metrics = Arc::new(Mutex::new(Metrics::default()));
     let (tell, told) = mpsc::channel();
     let guard = Guard::open(options.keep_established, options.allow_spoofing);
-    let guard = guard.map_err(Error::Guard)?.on_a_thread(metrics.clone());
-    let guard = guard.map_err(Error::Runtime)?;
+    let guard = guard.map_err(Error::Guard)?;
     let flows = Arc::new(Flows::default());
     let (say, refused) = tokio::sync::mpsc::channel(events::WAITING);
     let say = options.events.then_some(say);
-    let (reports, reporter) = report(&options, &tell, &flows, say, &metrics)?.unzip();
+    let (say_cut, cut) = mpsc::channel();
+    let (reports, reporter) = report(&options, &tell, &flows, say, cut, &metrics)?.unzip();
+    let guard = guard.telling(reports.is_some().then_some(say_cut)).on_a_thread(metrics.clone());
+    let guard = guard.map_err(Error::Runtime)?;
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
         .with_reports(reports)
         .with_unprogrammed(options.unprogrammed)
@@ -340,6 +342,7 @@ fn report(
     tell: &mpsc::Sender<Message>,
     flows: &Arc<Flows>,
     events: Option<tokio::sync::mpsc::Sender<events::Refused>>,
+    cut: mpsc::Receiver<Vec<Headers>>,
     metrics: &Arc<Mutex<Metrics>>,
 ) -> Result<Option<(Reports, JoinHandle<()>)>, Error> {
     let Logging { level, group, rate } = options.log;
@@ -371,6 +374,7 @@ fn report(
         allowed,
         ask: Box::new(ask),
         wanted,
+        cut,
         flows,
         events,
         metrics,

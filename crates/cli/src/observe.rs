@@ -89,6 +89,8 @@ enum WantedVerdict {
     Refused,
     /// What passed because it is only audited
     Audited,
+    /// What was open and is no longer allowed
+    Cut,
 }
 
 /// What is shown if nothing is said.
@@ -182,6 +184,7 @@ impl Observe {
             WantedVerdict::Allowed => Verdict::Allowed,
             WantedVerdict::Refused => Verdict::Refused,
             WantedVerdict::Audited => Verdict::Audited,
+            WantedVerdict::Cut => Verdict::Cut,
         });
         Ok(Filter {
             verdicts: verdicts.collect(),

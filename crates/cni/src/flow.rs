@@ -50,6 +50,8 @@ pub enum Verdict {
     Refused,
     /// It passed, because what refuses it is only audited.
     Audited,
+    /// It was open, and does not go on, because it is no longer allowed.
+    Cut,
 }
 
 /// Why a connection was refused.
@@ -219,6 +221,7 @@ impl Verdict {
             Verdict::Allowed => "allowed",
             Verdict::Refused => "refused",
             Verdict::Audited => "audited",
+            Verdict::Cut => "cut",
         }
     }
 }

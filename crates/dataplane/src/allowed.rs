@@ -136,7 +136,7 @@ fn requests(log: Log, pods: &BTreeSet<IpAddr>) -> Vec<Request> {
     ];
     for (family, set, part, number, ends) in families {
         table.set(set, &[part]);
-        table.add_addresses(set, family, pods);
+        table.add_addresses(set, pods.iter().filter(|pod| Family::of(**pod) == family));
         for at in ends {
             table.rule(NEW, |list| {
                 load_meta(list, META_FAMILY, register(0));

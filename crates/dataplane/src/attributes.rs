@@ -12,7 +12,7 @@ use netlink_packet_core::{
 /// The header of an attribute.
 const HEADER_BYTES: usize = 4;
 /// `struct nfgenmsg`.
-const FAMILY_HEADER_BYTES: usize = 4;
+pub(crate) const FAMILY_HEADER_BYTES: usize = 4;
 
 /// A message to or from the netfilter subsystem.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

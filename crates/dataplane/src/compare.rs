@@ -10,7 +10,7 @@ use netlink_packet_core::NLA_F_NESTED;
 use rustc_hash::FxHashSet;
 
 use crate::attributes::{Message, find, flagged};
-use crate::encode::{self, Request};
+use crate::encode::{self, CHAIN_NAME, RULE_CHAIN, Request, SET_NAME};
 
 /// Something that is not in the kernel as it was put there. Names are without their generation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,9 +65,13 @@ pub(crate) struct Listing {
     pub(crate) elements: BTreeMap<String, Vec<Message>>,
 }
 
-/// Everything that differs from what the requests put there.
+/// Everything that differs from what the requests put there, which are all about one table.
 pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference> {
-    let Some(table) = found.tables.iter().find(|table| encode::is_in_our_table(table)) else {
+    let name = wanted.first().and_then(|(message, _)| encode::table_name(message));
+    let is_in_table = |message: &Message| {
+        message.family == encode::FAMILY_INET && encode::table_name(message) == name
+    };
+    let Some(table) = found.tables.iter().find(|table| is_in_table(table)) else {
         return vec![Difference::NoTable];
     };
     let mut differences = Vec::new();
@@ -76,11 +80,13 @@ pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference
     }
     let wanted = || wanted.iter().map(|(message, _)| message);
 
-    let chains = by_name(found.chains.iter(), encode::chain_name);
+    let chains = by_name(found.chains.iter(), named(name, CHAIN_NAME));
     let mut unknown: BTreeSet<&str> = chains.keys().copied().collect();
-    let rules = all_by_name(found.rules.iter(), encode::rule_chain);
-    let wanted_rules = all_by_name(wanted().filter(|m| encode::is_rule(m)), encode::rule_chain);
-    for (name, chain) in by_name(wanted().filter(|m| encode::is_chain(m)), encode::chain_name) {
+    let rules = all_by_name(found.rules.iter(), named(name, RULE_CHAIN));
+    let wanted_rules =
+        all_by_name(wanted().filter(|m| encode::is_rule(m)), named(name, RULE_CHAIN));
+    let wanted_chains = by_name(wanted().filter(|m| encode::is_chain(m)), named(name, CHAIN_NAME));
+    for (name, chain) in wanted_chains {
         unknown.remove(name);
         let what = || format!("chain {}", without_generation(name));
         let Some(there) = chains.get(name) else {
@@ -97,10 +103,11 @@ pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference
     }
     differences.extend(unknown.iter().map(|name| Difference::Foreign(format!("chain {name}"))));
 
-    let sets = by_name(found.sets.iter(), encode::set_name);
+    let sets = by_name(found.sets.iter(), named(name, SET_NAME));
     let mut unknown: BTreeSet<&str> = sets.keys().copied().collect();
-    let elements = all_by_name(wanted().filter(|m| encode::is_elements(m)), encode::set_name);
-    for name in by_name(wanted().filter(|m| encode::is_set(m)), encode::set_name).into_keys() {
+    let elements = all_by_name(wanted().filter(|m| encode::is_elements(m)), named(name, SET_NAME));
+    let wanted_sets = by_name(wanted().filter(|m| encode::is_set(m)), named(name, SET_NAME));
+    for name in wanted_sets.into_keys() {
         unknown.remove(name);
         let (Some(_), Some(there)) = (sets.get(name), found.elements.get(name)) else {
             differences.push(Difference::Missing(format!("set {}", without_generation(name))));
@@ -122,6 +129,11 @@ pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference
 
 pub(crate) fn without_generation(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(name, _)| name)
+}
+
+/// What messages about a table have for a name.
+fn named(table: Option<&str>, kind: u16) -> impl Fn(&Message) -> Option<&str> {
+    move |message| encode::text(message, kind).filter(|_| encode::table_name(message) == table)
 }
 
 /// Messages by a name of ours that they have; the last of a name.

@@ -1,20 +1,20 @@
 //! Connections that were open before a state was in force, judged by it (SEMANTICS 24, 25).
 //!
-//! A flow that its client may no longer open is cut: its original direction goes into a set, and
-//! what the kernel takes for a packet of it, in whichever direction, is dropped, with a reset to
+//! A flow that its client may no longer open is cut: who opened what goes into a set, and what the
+//! kernel takes for a packet of such a flow, in whichever direction, is dropped, with a reset to
 //! the sender if it is TCP. The kernel's own entry stays, because it alone knows who opened the
 //! flow: without it the next packet of the server would be the first of a flow that the server
 //! opens.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::Error;
 use crate::conntrack::{self, Flow, Tuple};
 use crate::cut;
 use crate::encode;
@@ -23,6 +23,8 @@ use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::nftables::wait_for_packets_under_way;
 use crate::nudge::Nudger;
 use crate::state::NodeState;
+use crate::table::{Changes, Table};
+use crate::{Difference, Error, Headers};
 
 /// The connections of one network namespace.
 #[derive(Debug)]
@@ -31,14 +33,28 @@ pub struct Connections {
     route: NetlinkSocket,
     /// `None` if that is not permitted.
     nudger: Option<Nudger>,
-    /// What is in the kernel's set; `None` if that is not known.
-    cut: Option<FxHashSet<Tuple>>,
+    cut: Arc<Mutex<Cut>>,
     /// Who had which address when they were judged last.
     owners: BTreeMap<IpAddr, u64>,
 }
 
+/// Lets go what a state allows again, at once and from any thread.
+#[derive(Debug, Clone)]
+pub struct Release(Arc<Mutex<Cut>>);
+
+/// What is cut.
+#[derive(Debug)]
+struct Cut {
+    socket: NetlinkSocket,
+    /// What is in the kernel's sets; `None` if that is not known.
+    in_force: Option<FxHashSet<Opening>>,
+    /// The last state that was put in force, if it is told.
+    newest: Option<Arc<NodeState>>,
+    changes: Changes,
+}
+
 /// What came of a judgement.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
     /// Flows that the kernel tracks.
     pub tracked: usize,
@@ -46,21 +62,32 @@ pub struct Judged {
     pub cut: usize,
     /// Flows that are newly cut.
     pub newly_cut: usize,
+    /// The first of them.
+    pub were_open: Vec<Headers>,
     /// Flows that were forgotten, because their address is another pod's now.
     pub forgotten: usize,
     /// From the beginning to the kernel's word that they are cut.
     pub elapsed: Duration,
 }
 
+/// The most that a judgement tells of one by one.
+const TOLD: usize = 100;
+
 impl Connections {
     /// Works in the network namespace of the calling thread. What an earlier process cut stays cut
     /// until the first [`judge`](Connections::judge).
     pub fn open() -> Result<Connections, Error> {
+        let cut = Cut {
+            socket: NetlinkSocket::open(NETLINK_NETFILTER)?,
+            in_force: None,
+            newest: None,
+            changes: Changes::default(),
+        };
         Ok(Connections {
             netfilter: NetlinkSocket::open(NETLINK_NETFILTER)?,
             route: NetlinkSocket::open(NETLINK_ROUTE)?,
             nudger: Nudger::open().ok(),
-            cut: None,
+            cut: Arc::new(Mutex::new(cut)),
             owners: BTreeMap::new(),
         })
     }
@@ -71,83 +98,76 @@ impl Connections {
         self.nudger.is_some()
     }
 
+    /// For whoever puts states in force on another thread.
+    pub fn release(&self) -> Release {
+        Release(self.cut.clone())
+    }
+
     /// Cuts every flow of a local pod that the state does not allow, and lets go those that it
     /// allows again. The state must be in force already: what begins from now on is for its rules.
     ///
     /// After an error, call it again: some flows may be cut already.
     pub fn judge(&mut self, state: &NodeState) -> Result<Judged, Error> {
         let start = Instant::now();
+        lock(&self.cut).let_go(state)?;
         // A packet that the rules before let pass may be on its way to be tracked.
         wait_for_packets_under_way();
         let own = self.own_addresses()?;
-        let mut flows = conntrack::flows(&mut self.netfilter)?;
-        let tracked = flows.len();
 
-        let changed = |address: &IpAddr| {
-            let (before, now) = (self.owners.get(address), state.owners.get(address));
-            before.is_some() && before != now
+        let owners = &self.owners;
+        let is_another_s = |tuple: &Tuple| {
+            let before = owners.get(&tuple.source);
+            before.is_some() && before != state.owners.get(&tuple.source)
         };
-        let is_another_s = |flow: &Flow| {
-            [&flow.original, &flow.reply].into_iter().any(|tuple| changed(&tuple.source))
-        };
-        let (strange, rest): (Vec<_>, Vec<_>) = flows.drain(..).partition(is_another_s);
-        conntrack::forget(&mut self.netfilter, &strange)?;
+        let mut verdicts = Verdicts { judge: Judge::new(state), own, known: FxHashMap::default() };
+        let (mut tracked, mut strange) = (0, Vec::new());
+        let (mut refused, mut announced) = (Vec::new(), Vec::new());
+        conntrack::each(&mut self.netfilter, |flow, told| {
+            tracked += 1;
+            if [&flow.original, &flow.reply].into_iter().any(is_another_s) {
+                strange.push(told.forgetting());
+            } else if let Some(get) = told.get_announcer() {
+                announced.push((*flow, get));
+            } else if !verdicts.allow(flow) {
+                refused.push(*flow);
+            }
+        })?;
+        // A flow that another one announced is that one's affair.
+        for (flow, get) in announced {
+            let announcer = conntrack::announcer(&mut self.netfilter, get)?;
+            if !verdicts.allow(&announcer.unwrap_or(flow)) {
+                refused.push(flow);
+            }
+        }
+        let forgotten = strange.len();
+        conntrack::forget(&mut self.netfilter, strange)?;
         self.owners.clone_from(&state.owners);
 
-        let refused = refused(state, &own, &rest);
-        let before = self.cut.clone().unwrap_or_default();
-        let newly: FxHashSet<Tuple> = refused.difference(&before).copied().collect();
-        let cut = self.put(refused)?;
+        let newly = lock(&self.cut).put(&refused)?;
         let elapsed = start.elapsed();
-        let open = rest.iter().filter(|f| f.is_open_tcp && newly.contains(&f.original));
-        self.nudge(&open.flat_map(Flow::received).collect::<Vec<_>>())?;
-        Ok(Judged { tracked, cut, newly_cut: newly.len(), forgotten: strange.len(), elapsed })
+        let mut newly_cut = refused.iter().filter(|flow| newly.contains(&cut::key(opening(flow))));
+        if let Some(nudger) = &self.nudger {
+            let open = newly_cut.clone().filter(|flow| flow.is_open_tcp);
+            open.flat_map(Flow::received).for_each(|tuple| nudger.nudge(&tuple));
+        }
+        let were_open = newly_cut.by_ref().take(TOLD).map(headers).collect::<Vec<_>>();
+        let newly_cut = were_open.len() + newly_cut.count();
+        Ok(Judged { tracked, cut: refused.len(), newly_cut, were_open, forgotten, elapsed })
     }
 
-    /// Makes the receivers of these speak.
-    fn nudge(&mut self, received: &[Tuple]) -> Result<(), Error> {
-        let Some(nudger) = self.nudger.as_ref().filter(|_| !received.is_empty()) else {
-            return Ok(());
-        };
-        let mut distinct = received.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
-        self.netfilter.transaction(encode::transaction(cut::nudging(true, &distinct)))?;
-        distinct.iter().for_each(|tuple| nudger.nudge(tuple));
-        self.netfilter.transaction(encode::transaction(cut::nudging(false, &distinct)))
+    /// How what is cut differs from what was judged last to be, because somebody else changed it. It
+    /// costs next to nothing as long as nobody changes anything in nf_tables.
+    pub fn differences(&mut self) -> Result<Vec<Difference>, Error> {
+        lock(&self.cut).differences()
     }
 
     /// Lets everything go that was cut.
     pub fn remove(&mut self) -> Result<(), Error> {
-        self.cut = None;
-        self.netfilter.transaction(encode::transaction(cut::remove()))?;
-        self.cut = Some(FxHashSet::default());
+        let mut cut = lock(&self.cut);
+        cut.in_force = None;
+        cut.socket.transaction(encode::transaction(cut::remove()))?;
+        cut.in_force = Some(FxHashSet::default());
         Ok(())
-    }
-
-    /// Makes these the flows that are cut, and returns how many they are.
-    fn put(&mut self, wanted: FxHashSet<Tuple>) -> Result<usize, Error> {
-        let before = self.cut.take();
-        let requests = match before.filter(|before| self.is_in_force(before)) {
-            Some(before) if before == wanted => Vec::new(),
-            Some(before) if !before.is_empty() && !wanted.is_empty() => {
-                cut::change(wanted.difference(&before), before.difference(&wanted))
-            }
-            _ if wanted.is_empty() => cut::remove(),
-            _ => cut::put(&wanted),
-        };
-        if !requests.is_empty() {
-            self.netfilter.transaction(encode::transaction(requests))?;
-        }
-        let count = wanted.len();
-        self.cut = Some(wanted);
-        Ok(count)
-    }
-
-    /// Whether nobody else changed what is cut.
-    fn is_in_force(&mut self, cut: &FxHashSet<Tuple>) -> bool {
-        // Whatever is wrong, it is put there anew.
-        cut.is_empty() || cut::is_in_force(&mut self.netfilter, cut).unwrap_or(false)
     }
 
     /// The addresses of this machine. What has one of them at an end is not forwarded, and no rule
@@ -168,24 +188,109 @@ impl Connections {
     }
 }
 
-/// The keys of the flows that the state does not allow.
-fn refused(state: &NodeState, own: &FxHashSet<IpAddr>, flows: &[Flow]) -> FxHashSet<Tuple> {
-    let mut judge = Judge::new(state);
-    let by_original: FxHashMap<Tuple, &Flow> =
-        flows.iter().map(|flow| (flow.original, flow)).collect();
-    let mut allows = |flow: &Flow| {
-        // A flow that another one announced is that one's affair.
-        let announcing = flow.master.and_then(|master| by_original.get(&master)).copied();
-        let Flow { original, reply, .. } = announcing.unwrap_or(flow);
-        // Rules see the source before it is translated, and the destination after.
-        let opening = Opening {
-            source: original.source,
-            destination: reply.source,
-            protocol: original.protocol,
-            port: reply.source_port,
+impl Release {
+    /// The state is in force from now on: what it allows is not cut any more, also not by a judgement
+    /// by an earlier state that is under way.
+    ///
+    /// After an error something may be cut until the next judgement that need not be.
+    pub fn allow(&self, state: Arc<NodeState>) -> Result<(), Error> {
+        let mut cut = lock(&self.0);
+        cut.newest = Some(state.clone());
+        cut.let_go(&state)
+    }
+}
+
+fn lock(cut: &Mutex<Cut>) -> MutexGuard<'_, Cut> {
+    cut.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cut {
+    /// Has these flows cut and no others, but those that the newest state allows. Returns by what
+    /// they are newly cut.
+    fn put(&mut self, refused: &[Flow]) -> Result<FxHashSet<Opening>, Error> {
+        let mut newest = self.newest.as_deref().map(Judge::new);
+        let mut wanted: FxHashSet<Opening> =
+            refused.iter().map(|flow| cut::key(opening(flow))).collect();
+        wanted.retain(|opening| newest.as_mut().is_none_or(|judge| !judge.allows(opening)));
+        let before = self.in_force.clone().unwrap_or_default();
+        let newly = wanted.difference(&before).copied().collect();
+        self.make(wanted)?;
+        Ok(newly)
+    }
+
+    /// Lets go what the state allows.
+    fn let_go(&mut self, state: &NodeState) -> Result<(), Error> {
+        let Some(in_force) = self.in_force.as_ref().filter(|cut| !cut.is_empty()) else {
+            return Ok(());
         };
-        let passes_by = own.contains(&opening.source) || own.contains(&opening.destination);
-        passes_by || judge.allows(&opening)
-    };
-    flows.iter().filter(|flow| !allows(flow)).map(|flow| cut::key(flow.original)).collect()
+        let mut judge = Judge::new(state);
+        let still = in_force.iter().filter(|opening| !judge.allows(opening)).copied().collect();
+        self.make(still)
+    }
+
+    fn make(&mut self, wanted: FxHashSet<Opening>) -> Result<(), Error> {
+        let requests = match self.in_force.take() {
+            Some(before) if before == wanted => Vec::new(),
+            Some(before) if !before.is_empty() && !wanted.is_empty() => {
+                cut::change(wanted.difference(&before), before.difference(&wanted))
+            }
+            _ if wanted.is_empty() => cut::remove(),
+            _ => cut::put(&wanted),
+        };
+        if !requests.is_empty() {
+            self.socket.transaction(encode::transaction(requests))?;
+        }
+        self.in_force = Some(wanted);
+        Ok(())
+    }
+
+    fn differences(&mut self) -> Result<Vec<Difference>, Error> {
+        let Some(in_force) = self.in_force.as_ref().filter(|cut| !cut.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        if !self.changes.any(&mut self.socket)? {
+            return Ok(Vec::new());
+        }
+        let differences = Table::differences(&cut::put(in_force), &mut self.socket)?;
+        if !differences.is_empty() {
+            // Whatever is there, the next judgement puts it there anew.
+            self.in_force = None;
+        }
+        Ok(differences)
+    }
+}
+
+/// The verdicts on flows by a state. What has been judged once is remembered.
+struct Verdicts<'s> {
+    judge: Judge<'s>,
+    own: FxHashSet<IpAddr>,
+    known: FxHashMap<Opening, bool>,
+}
+
+impl Verdicts<'_> {
+    fn allow(&mut self, flow: &Flow) -> bool {
+        let opening = cut::key(opening(flow));
+        *self.known.entry(opening).or_insert_with(|| {
+            let passes_by =
+                self.own.contains(&opening.source) || self.own.contains(&opening.destination);
+            passes_by || self.judge.allows(&opening)
+        })
+    }
+}
+
+/// Rules see the source before it is translated, and the destination after.
+fn opening(flow: &Flow) -> Opening {
+    let Flow { original, reply, .. } = flow;
+    Opening {
+        source: original.source,
+        destination: reply.source,
+        protocol: original.protocol,
+        port: reply.source_port,
+    }
+}
+
+fn headers(flow: &Flow) -> Headers {
+    let Opening { source, destination, protocol, port } = opening(flow);
+    let ports = cut::has_ports(protocol).then_some((flow.original.source_port, port));
+    Headers { source, destination, protocol, ports }
 }

@@ -4,8 +4,10 @@
 
 use std::net::IpAddr;
 
+use netlink_packet_core::NLA_TYPE_MASK;
+
 use crate::Error;
-use crate::attributes::{Attributes, Message, find};
+use crate::attributes::{Attributes, FAMILY_HEADER_BYTES, Message, find, flagged};
 use crate::netlink::NetlinkSocket;
 
 const SUBSYSTEM: u16 = 1;
@@ -23,14 +25,20 @@ const ZONE: u16 = 18;
 const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
 
-const SOURCES: [u16; 2] = [1, 3];
-const DESTINATIONS: [u16; 2] = [2, 4];
+const SOURCE_V4: u16 = 1;
+const DESTINATION_V4: u16 = 2;
+const SOURCE_V6: u16 = 3;
+const DESTINATION_V6: u16 = 4;
 
 const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
-/// The identifier, type and code of ICMP, and those of ICMPv6.
-const ECHO: [[u16; 3]; 2] = [[4, 5, 6], [7, 8, 9]];
+const ECHO_V4_ID: u16 = 4;
+const ECHO_V4_TYPE: u16 = 5;
+const ECHO_V4_CODE: u16 = 6;
+const ECHO_V6_ID: u16 = 7;
+const ECHO_V6_TYPE: u16 = 8;
+const ECHO_V6_CODE: u16 = 9;
 
 const TCP_STATE_OF: u16 = 1;
 const TCP_STATE: u16 = 1;
@@ -51,87 +59,161 @@ pub(crate) struct Tuple {
 }
 
 /// A flow.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Flow {
     /// As the client sends: to the address of a Service, if it calls one.
     pub(crate) original: Tuple,
     /// As the server answers: from its own address, to what it takes for the client's.
     pub(crate) reply: Tuple,
-    /// The original direction of the flow that announced this one, as FTP does its data.
-    pub(crate) master: Option<Tuple>,
     /// Whether both ends of a TCP connection may think that it is open.
     pub(crate) is_open_tcp: bool,
-    message: Message,
 }
 
-/// All flows of both families.
-pub(crate) fn flows(socket: &mut NetlinkSocket) -> Result<Vec<Flow>, Error> {
-    let all = Message { kind: GET, ..Message::default() };
-    Ok(socket.dump(all)?.into_iter().filter_map(Flow::read).collect())
+/// A flow as the kernel tells of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told<'m> {
+    family: u8,
+    attributes: &'m [u8],
+    /// Has the direction of the flow that announced this one, as FTP does its data.
+    is_announced: bool,
 }
 
-/// Forgets flows. One that has ended meanwhile is no error.
-pub(crate) fn forget<'f>(
+/// Shows all flows of both families.
+pub(crate) fn each(
     socket: &mut NetlinkSocket,
-    flows: impl IntoIterator<Item = &'f Flow>,
+    mut show: impl FnMut(&Flow, &Told<'_>),
 ) -> Result<(), Error> {
-    for flow in flows {
-        let all = flow.message.attributes.as_bytes();
+    let all = Message { kind: GET, ..Message::default() };
+    socket.dump_each(all, |payload| {
+        if let Some((flow, told)) = read(payload) {
+            show(&flow, &told);
+        }
+    })
+}
+
+/// Does what requests ask for, one by one. A flow that has ended meanwhile is no error.
+pub(crate) fn forget(
+    socket: &mut NetlinkSocket,
+    requests: impl IntoIterator<Item = Message>,
+) -> Result<(), Error> {
+    requests.into_iter().try_for_each(|request| ended_is_fine(socket.request(request, 0)).map(drop))
+}
+
+/// The flow that announced another, if it is still there.
+pub(crate) fn announcer(
+    socket: &mut NetlinkSocket,
+    request: Message,
+) -> Result<Option<Flow>, Error> {
+    let found = ended_is_fine(socket.request(request, 0))?;
+    Ok(found.iter().find_map(|message| {
+        let (flow, _) = read_attributes(message.family, message.attributes.as_bytes())?;
+        Some(flow)
+    }))
+}
+
+fn ended_is_fine(answer: Result<Vec<Message>, Error>) -> Result<Vec<Message>, Error> {
+    match answer {
+        Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+impl Told<'_> {
+    /// Asks to forget it: with its number, so that a new flow between the same ends is safe.
+    pub(crate) fn forgetting(&self) -> Message {
+        self.request(DELETE, &[(ORIGINAL, ORIGINAL), (ID, ID), (ZONE, ZONE)])
+    }
+
+    /// Asks for the flow that announced it, if one did.
+    pub(crate) fn get_announcer(&self) -> Option<Message> {
+        self.is_announced.then(|| self.request(GET, &[(MASTER, ORIGINAL), (ZONE, ZONE)]))
+    }
+
+    /// A request with what the first kinds are here, as the second.
+    fn request(&self, kind: u16, parts: &[(u16, u16)]) -> Message {
         let mut attributes = Attributes::default();
-        // With its number, so that a new flow between the same ends is safe.
-        for kind in [ORIGINAL, ID, ZONE] {
-            if let Some(value) = find(all, kind) {
-                attributes.copy(kind, value, kind == ORIGINAL);
+        for (here, there) in parts {
+            if let Some(value) = find(self.attributes, *here) {
+                attributes.copy(*there, value, *there == ORIGINAL);
             }
         }
-        let request = Message { kind: DELETE, attributes, ..flow.message };
-        match socket.request(request, 0) {
-            Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
-            other => drop(other?),
-        }
+        Message { kind, family: self.family, attributes, ..Message::default() }
     }
-    Ok(())
 }
 
-impl Flow {
-    fn read(message: Message) -> Option<Flow> {
-        let attributes = message.attributes.as_bytes();
-        let tuple = |kind| Tuple::read(find(attributes, kind)?);
-        let (original, reply, master) = (tuple(ORIGINAL)?, tuple(REPLY)?, tuple(MASTER));
-        let state = find(attributes, PROTOCOL_STATE).and_then(|state| find(state, TCP_STATE_OF));
-        let state = state.and_then(|state| find(state, TCP_STATE)?.first().copied());
-        let is_open_tcp = state.is_some_and(|s| (TCP_SYN_RECEIVED..=TCP_LAST_ACK).contains(&s));
-        Some(Flow { original, reply, master, is_open_tcp, message })
+/// Reads a message without its netlink header. `None` for what is no flow.
+fn read(payload: &[u8]) -> Option<(Flow, Told<'_>)> {
+    let (header, attributes) = payload.split_at_checked(FAMILY_HEADER_BYTES)?;
+    read_attributes(header[0], attributes)
+}
+
+fn read_attributes(family: u8, attributes: &[u8]) -> Option<(Flow, Told<'_>)> {
+    let (mut original, mut reply) = (None, None);
+    let mut told = Told { family, attributes, is_announced: false };
+    let mut is_open_tcp = false;
+    for (kind, value) in flagged(attributes) {
+        match kind & NLA_TYPE_MASK {
+            ORIGINAL => original = Tuple::read(value),
+            REPLY => reply = Tuple::read(value),
+            MASTER => told.is_announced = true,
+            PROTOCOL_STATE => {
+                let state = find(value, TCP_STATE_OF).and_then(|tcp| find(tcp, TCP_STATE));
+                let state = state.and_then(|state| state.first());
+                is_open_tcp = state.is_some_and(|s| (TCP_SYN_RECEIVED..=TCP_LAST_ACK).contains(s));
+            }
+            _ => {}
+        }
     }
+    Some((Flow { original: original?, reply: reply?, is_open_tcp }, told))
 }
 
 impl Tuple {
     fn read(attributes: &[u8]) -> Option<Tuple> {
-        let addresses = find(attributes, TUPLE_ADDRESSES)?;
-        let protocol = find(attributes, TUPLE_PROTOCOL)?;
-        let byte = |kind| find(protocol, kind)?.first().copied();
-        let number = |kind| {
-            let bytes = find(protocol, kind)?.try_into().ok()?;
-            Some(u16::from_be_bytes(bytes))
+        let (mut source, mut destination) = (None, None);
+        let (mut protocol, mut ports, mut echo) = (None, [None; 2], [None; 3]);
+        for (kind, value) in flagged(attributes) {
+            match kind & NLA_TYPE_MASK {
+                TUPLE_ADDRESSES => {
+                    for (kind, value) in flagged(value) {
+                        match kind & NLA_TYPE_MASK {
+                            SOURCE_V4 | SOURCE_V6 => source = address(value),
+                            DESTINATION_V4 | DESTINATION_V6 => destination = address(value),
+                            _ => {}
+                        }
+                    }
+                }
+                TUPLE_PROTOCOL => {
+                    for (kind, value) in flagged(value) {
+                        match kind & NLA_TYPE_MASK {
+                            PROTOCOL => protocol = value.first().copied(),
+                            SOURCE_PORT => ports[0] = number(value),
+                            DESTINATION_PORT => ports[1] = number(value),
+                            ECHO_V4_ID | ECHO_V6_ID => echo[0] = number(value),
+                            ECHO_V4_TYPE | ECHO_V6_TYPE => {
+                                echo[1] = value.first().copied().map(u16::from)
+                            }
+                            ECHO_V4_CODE | ECHO_V6_CODE => {
+                                echo[2] = value.first().copied().map(u16::from)
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (source_port, destination_port) = match (ports, echo) {
+            ([Some(source), Some(destination)], _) => (source, destination),
+            (_, [Some(id), Some(kind), Some(code)]) => (id, kind << 8 | code),
+            _ => (0, 0),
         };
-        let echo = ECHO.into_iter().find_map(|[id, kind, code]| {
-            Some((number(id)?, u16::from_be_bytes([byte(kind)?, byte(code)?])))
-        });
-        let (source_port, destination_port) = match (number(SOURCE_PORT), echo) {
-            (Some(source), _) => (source, number(DESTINATION_PORT)?),
-            (None, Some(echo)) => echo,
-            (None, None) => (0, 0),
-        };
-        Some(Tuple {
-            source: SOURCES.into_iter().find_map(|kind| address(find(addresses, kind)?))?,
-            destination: DESTINATIONS
-                .into_iter()
-                .find_map(|kind| address(find(addresses, kind)?))?,
-            protocol: byte(PROTOCOL)?,
-            source_port,
-            destination_port,
-        })
+        let (source, destination) = (source?, destination?);
+        Some(Tuple { source, destination, protocol: protocol?, source_port, destination_port })
     }
+}
+
+fn number(bytes: &[u8]) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.try_into().ok()?))
 }
 
 impl Flow {

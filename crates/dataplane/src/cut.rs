@@ -4,37 +4,41 @@
 //! ```nft
 //! table inet portcullis-cut {
 //!     set tcp4 {
-//!         type ipv4_addr . ipv4_addr . inet_service . inet_service
+//!         type ipv4_addr . ipv4_addr . inet_service
 //!     }
 //!     chain forward {
 //!         type filter hook forward priority filter - 1; policy accept;
-//!         meta l4proto tcp ct state established,related ct original ip saddr . ct original ip daddr .
-//!             ct original proto-src . ct original proto-dst @tcp4 goto cut
+//!         meta l4proto tcp ct state established,related ct original ip saddr . ct reply ip saddr .
+//!             ct reply proto-src @tcp4 goto cut
 //!     }
 //!     chain cut {
 //!         meta l4proto tcp reject with tcp reset
 //!         counter drop
 //!     }
+//!     chain output {
+//!         type filter hook output priority raw; policy accept;
+//!         meta l4proto tcp tcp sequence 0x9e3779b9 tcp ackseq 0 notrack
+//!     }
 //! }
 //! ```
 //!
-//! and so on for the other protocols with ports, for everything without, and for IPv6; and a chain
-//! that has what is sent to nudge idle ends pass connection tracking.
+//! and so on for the other protocols with ports, for everything without, and for IPv6. The last rule
+//! has what is sent to nudge idle ends pass connection tracking, which knows it for what it is not.
 //!
-//! A flow is known by its original direction: that is the same for every packet of it, whichever
-//! way it goes and whatever addresses are translated.
+//! Flows are known by who opened what: the source as it was before, and the server's address and port
+//! as they are after translation. For the kernel that is the same for every packet of a flow,
+//! whichever way it goes. The verdict depends on nothing else, so that flows of one client to one
+//! port of a server are one element, however many they are.
 
 use portcullis_core::net::{Family, Protocol};
-use rustc_hash::FxHashSet;
 
-use crate::Error;
 use crate::attributes::Attributes;
-use crate::conntrack::Tuple;
 use crate::encode::{
-    EQUAL, FAMILY_V4, FAMILY_V6, HOOK_FORWARD, META_FAMILY, META_PROTOCOL, NETWORK_HEADER, Request,
-    TRANSPORT_HEADER, compare, expression, known_connection, load_meta, load_payload,
+    EQUAL, HOOK_FORWARD, META_PROTOCOL, Request, TRANSPORT_HEADER, compare, expression,
+    known_connection, load_meta, load_payload,
 };
-use crate::netlink::NetlinkSocket;
+use crate::judge::Opening;
+use crate::nudge;
 use crate::table::{self, ADDRESS_V4, ADDRESS_V6, PORT, PROTOCOL, Table, Verdict, register};
 
 /// The name of the table; its family is `inet`.
@@ -51,9 +55,9 @@ const PRIORITY: i32 = -1;
 
 const CT_PROTOCOL: u32 = 10;
 const CT_SOURCE_PORT: u32 = 11;
-const CT_DESTINATION_PORT: u32 = 12;
 const CT_SOURCE: [u32; 2] = [19, 21];
-const CT_DESTINATION: [u32; 2] = [20, 22];
+const ORIGINAL: u8 = 0;
+const REPLY: u8 = 1;
 
 /// Flows of one family that are looked up by the same parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +67,14 @@ struct Class {
     protocol: Option<Protocol>,
 }
 
-/// What a flow is cut by: its original direction, without what is no port.
-pub(crate) fn key(original: Tuple) -> Tuple {
-    match Class::of(&original).protocol {
-        Some(_) => original,
-        None => Tuple { source_port: 0, destination_port: 0, ..original },
-    }
+/// What flows are cut by, without what is no port.
+pub(crate) fn key(opening: Opening) -> Opening {
+    if has_ports(opening.protocol) { opening } else { Opening { port: 0, ..opening } }
+}
+
+/// Whether rules tell ports of the protocol of this number.
+pub(crate) fn has_ports(protocol: u8) -> bool {
+    Protocol::ALL.iter().any(|known| known.number() == protocol)
 }
 
 /// Removes the table, whether it is there or not.
@@ -76,8 +82,9 @@ pub(crate) fn remove() -> Vec<Request> {
     Table::removed(CUT_TABLE)
 }
 
-/// Makes these the flows that are cut, whatever was there. They are [`key`]s, each once.
-pub(crate) fn put<'t>(flows: impl IntoIterator<Item = &'t Tuple> + Clone) -> Vec<Request> {
+/// Cuts the flows that were opened so, and no others, whatever was there. These are [`key`]s, each
+/// once.
+pub(crate) fn put<'t>(flows: impl IntoIterator<Item = &'t Opening> + Clone) -> Vec<Request> {
     let mut table = Table::anew(CUT_TABLE);
     table.base_chain(BASE, HOOK_FORWARD, PRIORITY);
     table.chain(CUT);
@@ -86,17 +93,22 @@ pub(crate) fn put<'t>(flows: impl IntoIterator<Item = &'t Tuple> + Clone) -> Vec
         class.rule(&mut table);
     }
     table.base_chain(NUDGE, HOOK_OUTPUT, PRIORITY_RAW);
-    for family in Family::ALL {
-        let class = Class { family, protocol: Some(Protocol::Tcp) };
-        table.set(nudged(family), &class.key());
-        nudged_rule(family, &mut table);
-    }
+    table.rule(NUDGE, |list| {
+        const SEQUENCE_AT: u32 = 4;
+        load_meta(list, META_PROTOCOL, register(0));
+        compare(list, EQUAL, &[Protocol::Tcp.number()]);
+        for (at, wanted) in [(SEQUENCE_AT, nudge::SEQUENCE), (SEQUENCE_AT + 4, 0)] {
+            load_payload(list, TRANSPORT_HEADER, at, 4, register(0));
+            compare(list, EQUAL, &wanted.to_be_bytes());
+        }
+        expression(list, "notrack", |_| {});
+    });
     table.rule(CUT, |list| {
         load_meta(list, META_PROTOCOL, register(0));
         compare(list, EQUAL, &[Protocol::Tcp.number()]);
         expression(list, "reject", |reject| {
             const TCP_RESET: u32 = 1;
-            reject.u32(1, TCP_RESET).bytes(2, &[0]);
+            reject.u32(1, TCP_RESET);
         });
     });
     table.rule(CUT, |list| {
@@ -107,51 +119,10 @@ pub(crate) fn put<'t>(flows: impl IntoIterator<Item = &'t Tuple> + Clone) -> Vec
     table.into_requests()
 }
 
-/// Has segments that are sent to nudge ends pass connection tracking, which knows them for what
-/// they are not: from here on, or no longer.
-pub(crate) fn nudging(from_here_on: bool, tuples: &[Tuple]) -> Vec<Request> {
-    let mut table = Table::new(CUT_TABLE);
-    for family in Family::ALL {
-        let class = Class { family, protocol: Some(Protocol::Tcp) };
-        match from_here_on {
-            true => table.add_elements(nudged(family), class.elements(tuples)),
-            false => table.delete_elements(nudged(family), class.elements(tuples)),
-        }
-    }
-    table.into_requests()
-}
-
-fn nudged(family: Family) -> &'static str {
-    if family == Family::V4 { "nudged4" } else { "nudged6" }
-}
-
-/// `meta l4proto tcp ip saddr . ip daddr . tcp sport . tcp dport @nudged4 notrack`
-fn nudged_rule(family: Family, table: &mut Table) {
-    let (number, source, length) = match family {
-        Family::V4 => (FAMILY_V4, 12, 4),
-        Family::V6 => (FAMILY_V6, 8, 16),
-    };
-    table.rule(NUDGE, |list| {
-        load_meta(list, META_FAMILY, register(0));
-        compare(list, EQUAL, &[number]);
-        load_meta(list, META_PROTOCOL, register(0));
-        compare(list, EQUAL, &[Protocol::Tcp.number()]);
-        let mut load = |header, at, length, offset| {
-            load_payload(list, header, at, length, register(offset));
-        };
-        load(NETWORK_HEADER, source, length, 0);
-        load(NETWORK_HEADER, source + length, length, length);
-        load(TRANSPORT_HEADER, 0, 2, 2 * length);
-        load(TRANSPORT_HEADER, 2, 2, 2 * length + 4);
-        table::lookup(list, nudged(family));
-        expression(list, "notrack", |_| {});
-    });
-}
-
 /// Cuts more flows, and lets others go, in a table that is there.
 pub(crate) fn change<'t>(
-    more: impl IntoIterator<Item = &'t Tuple> + Clone,
-    less: impl IntoIterator<Item = &'t Tuple> + Clone,
+    more: impl IntoIterator<Item = &'t Opening> + Clone,
+    less: impl IntoIterator<Item = &'t Opening> + Clone,
 ) -> Vec<Request> {
     let mut table = Table::new(CUT_TABLE);
     for class in Class::all() {
@@ -161,29 +132,6 @@ pub(crate) fn change<'t>(
     table.into_requests()
 }
 
-/// Whether these flows are cut and no others, as far as the kernel tells: somebody else may have
-/// changed the table. The error is the kernel's, also where there is no table.
-pub(crate) fn is_in_force(
-    socket: &mut NetlinkSocket,
-    flows: &FxHashSet<Tuple>,
-) -> Result<bool, Error> {
-    let table = Table::new(CUT_TABLE);
-    // One for each class, two for what is cut, and two for what is sent to nudge.
-    let mut same = socket.dump(table.get_rules())?.len() == Class::all().count() + 4;
-    for class in Class::all() {
-        let wanted: FxHashSet<Vec<u8>> = class.elements(flows).collect();
-        let mut found = 0;
-        for message in socket.dump(table.get_elements(&class.set()))? {
-            for key in table::keys(&message) {
-                found += 1;
-                same &= wanted.contains(key);
-            }
-        }
-        same &= found == wanted.len();
-    }
-    Ok(same)
-}
-
 impl Class {
     fn all() -> impl Iterator<Item = Class> {
         let protocols = Protocol::ALL.map(Some).into_iter().chain([None]);
@@ -191,7 +139,7 @@ impl Class {
         protocols.flat_map(families).map(|(family, protocol)| Class { family, protocol })
     }
 
-    fn of(flow: &Tuple) -> Class {
+    fn of(flow: &Opening) -> Class {
         let known = Protocol::ALL.into_iter().find(|known| known.number() == flow.protocol);
         Class { family: Family::of(flow.source), protocol: known }
     }
@@ -204,7 +152,7 @@ impl Class {
     fn key(self) -> Vec<table::Part> {
         let address = if self.family == Family::V4 { ADDRESS_V4 } else { ADDRESS_V6 };
         match self.protocol {
-            Some(_) => vec![address, address, PORT, PORT],
+            Some(_) => vec![address, address, PORT],
             None => vec![address, address, PROTOCOL],
         }
     }
@@ -212,25 +160,21 @@ impl Class {
     /// The elements for the flows that are of this class.
     fn elements<'t>(
         self,
-        flows: impl IntoIterator<Item = &'t Tuple>,
+        flows: impl IntoIterator<Item = &'t Opening>,
     ) -> impl Iterator<Item = Vec<u8>> {
         let of_class = flows.into_iter().filter(move |flow| Class::of(flow) == self);
         of_class.map(move |flow| self.element(flow))
     }
 
-    fn element(self, flow: &Tuple) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(44);
+    fn element(self, flow: &Opening) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(36);
         table::address(flow.source, &mut bytes);
         table::address(flow.destination, &mut bytes);
         match self.protocol {
-            Some(_) => {
-                for port in [flow.source_port, flow.destination_port] {
-                    bytes.extend(port.to_be_bytes());
-                    bytes.extend([0; 2]);
-                }
-            }
-            None => bytes.extend([flow.protocol, 0, 0, 0]),
+            Some(_) => bytes.extend(flow.port.to_be_bytes()),
+            None => bytes.extend([flow.protocol, 0]),
         }
+        bytes.extend([0; 2]);
         bytes
     }
 
@@ -243,14 +187,11 @@ impl Class {
                 compare(list, EQUAL, &[protocol.number()]);
             }
             known_connection(list);
-            load_original(list, CT_SOURCE[index], 0);
-            load_original(list, CT_DESTINATION[index], address);
+            load_tracked(list, CT_SOURCE[index], Some(ORIGINAL), 0);
+            load_tracked(list, CT_SOURCE[index], Some(REPLY), address);
             match self.protocol {
-                Some(_) => {
-                    load_original(list, CT_SOURCE_PORT, 2 * address);
-                    load_original(list, CT_DESTINATION_PORT, 2 * address + 4);
-                }
-                None => load_original(list, CT_PROTOCOL, 2 * address),
+                Some(_) => load_tracked(list, CT_SOURCE_PORT, Some(REPLY), 2 * address),
+                None => load_tracked(list, CT_PROTOCOL, None, 2 * address),
             }
             table::lookup(list, &self.set());
             table::verdict(list, Verdict::Goto(CUT));
@@ -258,10 +199,10 @@ impl Class {
     }
 }
 
-/// Loads what connection tracking has of the original direction to a place in the key.
-fn load_original(list: &mut Attributes, key: u32, offset: u32) {
-    const ORIGINAL: [u8; 1] = [0];
+/// Loads what connection tracking has of a flow, or of a direction of it, to a place in the key.
+fn load_tracked(list: &mut Attributes, key: u32, direction: Option<u8>, offset: u32) {
     expression(list, "ct", |ct| {
-        ct.u32(1, register(offset)).u32(2, key).bytes(3, &ORIGINAL);
+        ct.u32(1, register(offset)).u32(2, key);
+        direction.into_iter().for_each(|direction| _ = ct.bytes(3, &[direction]));
     });
 }

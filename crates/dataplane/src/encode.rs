@@ -21,7 +21,7 @@ pub(crate) const SNAP_BYTES: u32 = 128;
 /// A request and its flags.
 pub type Request = (Message, u16);
 
-const FAMILY_INET: u8 = 1;
+pub(crate) const FAMILY_INET: u8 = 1;
 pub(crate) const FAMILY_V4: u8 = 2;
 pub(crate) const FAMILY_V6: u8 = 10;
 
@@ -30,16 +30,16 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
 pub(crate) const NEW_TABLE: u16 = SUBSYSTEM << 8;
-const GET_TABLE: u16 = NEW_TABLE + 1;
+pub(crate) const GET_TABLE: u16 = NEW_TABLE + 1;
 pub(crate) const DELETE_TABLE: u16 = NEW_TABLE + 2;
 pub(crate) const NEW_CHAIN: u16 = NEW_TABLE + 3;
-const GET_CHAIN: u16 = NEW_TABLE + 4;
+pub(crate) const GET_CHAIN: u16 = NEW_TABLE + 4;
 const DELETE_CHAIN: u16 = NEW_TABLE + 5;
 pub(crate) const NEW_RULE: u16 = NEW_TABLE + 6;
 pub(crate) const GET_RULE: u16 = NEW_TABLE + 7;
 const DELETE_RULE: u16 = NEW_TABLE + 8;
 pub(crate) const NEW_SET: u16 = NEW_TABLE + 9;
-const GET_SET: u16 = NEW_TABLE + 10;
+pub(crate) const GET_SET: u16 = NEW_TABLE + 10;
 const DELETE_SET: u16 = NEW_TABLE + 11;
 pub(crate) const NEW_ELEMENTS: u16 = NEW_TABLE + 12;
 pub(crate) const GET_ELEMENTS: u16 = NEW_TABLE + 13;
@@ -527,11 +527,6 @@ pub(crate) fn set_name(message: &Message) -> Option<&str> {
     name_in_table(message, SET_NAME)
 }
 
-/// The chain of a rule; `None` if it is not in our table.
-pub(crate) fn rule_chain(message: &Message) -> Option<&str> {
-    name_in_table(message, RULE_CHAIN)
-}
-
 pub(crate) fn is_chain(message: &Message) -> bool {
     message.kind == NEW_CHAIN
 }
@@ -583,12 +578,18 @@ pub(crate) fn elements(message: &Message) -> Vec<Vec<u8>> {
 }
 
 fn name_in_table(message: &Message, kind: u16) -> Option<&str> {
-    let attributes = message.attributes.as_bytes();
-    let text = |kind| {
-        let text = std::str::from_utf8(find(attributes, kind)?).ok()?;
-        Some(text.trim_end_matches('\0'))
-    };
-    text(kind).filter(|_| text(TABLE_NAME) == Some(TABLE))
+    text(message, kind).filter(|_| table_name(message) == Some(TABLE))
+}
+
+/// The table of a message. It is the first attribute of all of them.
+pub(crate) fn table_name(message: &Message) -> Option<&str> {
+    text(message, TABLE_NAME)
+}
+
+/// A text in a message.
+pub(crate) fn text(message: &Message, kind: u16) -> Option<&str> {
+    let text = std::str::from_utf8(find(message.attributes.as_bytes(), kind)?).ok()?;
+    Some(text.trim_end_matches('\0'))
 }
 
 /// Asks for all rules of the table, or those of one chain.

@@ -22,6 +22,16 @@ pub struct Fake {
     elements: BTreeMap<SetId, BTreeMap<Key, Element>>,
     hits: BTreeMap<u32, Hits>,
     ended: Ended,
+    #[cfg(test)]
+    pub(crate) meanwhile: Meanwhile,
+}
+
+/// What changes while a packet is on its way: from so many lookups on, sets have other elements.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Meanwhile {
+    pub(crate) lookups: usize,
+    pub(crate) elements: BTreeMap<SetId, BTreeMap<Key, Element>>,
 }
 
 /// The first packet of a connection, as it is at the hook: after Service DNAT.
@@ -187,6 +197,14 @@ impl Fake {
     fn lookup(&mut self, fields: &[Field], id: SetId, packet: &Packet) -> Option<Element> {
         let wanted = packet.key(fields)?;
         let elements = self.elements.get(&id)?;
+        #[cfg(test)]
+        let elements = match self.meanwhile.lookups.checked_sub(1) {
+            Some(left) => {
+                self.meanwhile.lookups = left;
+                elements
+            }
+            None => self.meanwhile.elements.get(&id).unwrap_or(elements),
+        };
         let set = self.plan.set(id)?;
         let element = if set.interval {
             let (_, element) = elements.range(..=from(wanted)).next_back()?;

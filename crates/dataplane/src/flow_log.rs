@@ -58,6 +58,8 @@ pub enum Outcome {
     AuditedSource,
     /// It passed.
     Allowed,
+    /// It was open, and is [cut](crate::Connections::judge). No rule tells that.
+    Cut,
 }
 
 /// A packet that rules told of.

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use crate::state::{NodeState, Ports};
 
 /// Who opens a flow to whom, after the address of a Service has become that of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Opening {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use portcullis_core::net::{Family, IpRange, Protocol};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Error;
 use crate::plan::{
@@ -30,7 +30,7 @@ use crate::plan::{
 use crate::state::{Addresses, Entry, NodeState, PeerSet, Ports, Profile};
 
 /// A peer set of more addresses is not copied into the sets of a chain, nor multiplied with ports.
-const COPY_LIMIT: usize = 512;
+const COPY_LIMIT: usize = 64;
 /// A chain looks into so many shared sets; what is beyond is copied after all.
 const SHARED_LIMIT: usize = 8;
 
@@ -77,11 +77,12 @@ impl Planner {
             }
         }
         check_ranges(&state.ranges, || "the ranges of the node".to_owned())?;
-        let local_is_new = !state.endpoints.keys().eq(self.local.iter());
-        let local = match local_is_new {
-            true => Arc::new(state.endpoints.keys().copied().collect()),
-            false => self.local.clone(),
-        };
+        let mut local = self.local.clone();
+        let mut moved: Vec<IpAddr> = Vec::new();
+        if !state.endpoints.keys().eq(local.iter()) {
+            local = Arc::new(state.endpoints.keys().copied().collect());
+            moved.extend(local.symmetric_difference(&self.local));
+        }
 
         let mut layout = Layout { state, local: &local, shared: BTreeMap::new() };
         for (number, peers) in &state.peers {
@@ -89,7 +90,8 @@ impl Planner {
             if !addresses.exceed(COPY_LIMIT) {
                 continue;
             }
-            let same = !local_is_new && self.state.peers.get(number).is_some_and(|p| p.same(peers));
+            let same = self.state.peers.get(number).is_some_and(|p| p.same(peers))
+                && !moved.iter().any(|address| addresses.contains(*address));
             let shared = match self.shared.get(number).filter(|_| same) {
                 Some(shared) => shared.clone(),
                 None => layout.shared(*number, addresses),
@@ -129,15 +131,16 @@ impl Planner {
             }
         }
 
-        let mut plan = Plan { local: local.clone(), ..Plan::default() };
-        for part in parts.values() {
-            plan.chains.extend(part.chains.iter().cloned());
-            plan.sets.extend(part.sets.iter().cloned());
-            for number in part.looked_into.keys() {
-                let shared = layout.shared.get(number);
-                plan.sets.extend(shared.iter().flat_map(|shared| shared.sets.iter().cloned()));
-            }
-        }
+        let part_sets = || parts.values().flat_map(|part| part.sets.iter().cloned());
+        let used: FxHashSet<u32> =
+            parts.values().flat_map(|part| part.looked_into.keys().copied()).collect();
+        let shared = layout.shared.iter().filter(|(number, _)| used.contains(number));
+        let shared = shared.flat_map(|(_, shared)| shared.sets.iter().cloned());
+        let mut plan = Plan {
+            sets: part_sets().chain(shared).collect(),
+            chains: parts.values().flat_map(|part| part.chains.iter().cloned()).collect(),
+            local: local.clone(),
+        };
         layout.base_chain(&mut plan, &chain_of);
         layout.last_chains(&mut plan);
         let shared = layout.shared;
@@ -224,10 +227,10 @@ impl Layout<'_> {
             let fields = vec![Field::Source(family), Field::Destination(family)];
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Accept)));
         }
-        for direction in Direction::BOTH {
-            let unprogrammed = |family| self.unprogrammed(plan, direction, family);
-            rules.extend(Family::ALL.into_iter().filter_map(unprogrammed));
-        }
+        let gates = Direction::BOTH.into_iter().flat_map(|d| Family::ALL.map(|family| (d, family)));
+        let gates = gates.filter_map(|(d, family)| self.unprogrammed(plan, d, family));
+        let gates: Vec<Rule> = gates.collect();
+        rules.extend(gates.iter().cloned());
         for direction in Direction::BOTH {
             for family in Family::ALL {
                 let isolated = self.endpoints(family).filter_map(|(address, profile)| {
@@ -239,6 +242,8 @@ impl Layout<'_> {
                 rules.extend(map.map(|map| Rule(vec![Expression::Map(fields, map)])));
             }
         }
+        // Asked first and last, so that pods can come and go in place: see `update.rs`.
+        rules.extend(gates);
         plan.chains.insert(ChainId::Base, Arc::new(Chain { rules }));
     }
 
@@ -453,25 +458,25 @@ impl Layout<'_> {
     /// A large peer set as sets, of each family what is remote and what is local.
     fn shared(&self, number: u32, addresses: &Addresses) -> Arc<Shared> {
         let mut sets = Vec::new();
+        let local = self.local.iter().copied().filter(|address| addresses.contains(*address));
+        let local: Vec<IpAddr> = local.collect();
         for family in Family::ALL {
-            let (of, local) = (addresses.clone(), self.local.clone());
+            let of_family = |address: &IpAddr| Family::of(*address) == family;
+            let local: Vec<IpAddr> = local.iter().copied().filter(of_family).collect();
+            let keys = local.iter().map(|address| (Key::Address(*address), None));
+            let known = set(plain(keys));
             let remote = Set {
                 key: vec![Type::Address(family)],
                 interval: false,
                 counted: false,
                 map: false,
-                elements: Elements::Remote { of, family, local },
+                elements: Elements::Remote { of: addresses.clone(), family, local },
                 origins: vec![Vec::new()],
             };
             if !remote.is_empty() {
                 sets.push((SetId::Remote(number, family), Arc::new(remote)));
             }
-            let local = self.local.iter().copied();
-            let local = local.filter(|a| Family::of(*a) == family && addresses.contains(*a));
-            let local = plain(local.map(|address| (Key::Address(address), None)));
-            if let Some(set) = set(local) {
-                sets.push((SetId::Local(number, family), Arc::new(set)));
-            }
+            sets.extend(known.map(|set| (SetId::Local(number, family), Arc::new(set))));
         }
         Arc::new(Shared { sets })
     }

@@ -40,7 +40,7 @@ pub mod nf_tables {
 pub use allowed::Allowed;
 pub use bridge::Unseen;
 pub use compare::Difference;
-pub use connections::{Connections, Judged};
+pub use connections::{Connections, Judged, Release};
 pub use error::Error;
 pub use fake::{Fake, Packet, Violation};
 pub use flow_log::{FlowLog, Headers, Logged, Outcome};

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
-    NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
 use netlink_sys::SocketAddr;
 use nix::errno::Errno;
@@ -211,6 +211,44 @@ impl NetlinkSocket {
         Err(Error::Unsteady { tries: DUMP_TRIES })
     }
 
+    /// Sends one request with `NLM_F_DUMP`, and shows each object as the kernel wrote it, without the
+    /// message's header. For dumps that are large and always steady, such as that of tracked flows.
+    pub(crate) fn dump_each<M>(
+        &mut self,
+        message: M,
+        mut show: impl FnMut(&[u8]),
+    ) -> Result<(), Error>
+    where
+        M: NetlinkSerializable,
+    {
+        let first = self.send([(message, NLM_F_DUMP)])?;
+        let mut done = false;
+        while !done {
+            self.fill()?;
+            for message in datagram(&self.received) {
+                let message = message?;
+                if message.sequence_number() != first {
+                    continue;
+                }
+                let payload = message.payload();
+                match message.message_type() {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        let code = payload.first_chunk().copied().map_or(0, i32::from_ne_bytes);
+                        if code != 0 {
+                            return Err(refused(0, 1, code, None));
+                        }
+                        done = true;
+                    }
+                    _ if message.flags() & NLM_F_DUMP_INTR != 0 => {
+                        return Err(Error::Unsteady { tries: 1 });
+                    }
+                    _ => show(payload),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sends requests that do not depend on one answer, in few sends, and waits until each is
     /// acknowledged. The error is the first refusal; some requests after it may have been done.
     pub fn batch<M>(&mut self, requests: Vec<(M, u16)>) -> Result<(), Error>
@@ -315,6 +353,16 @@ impl NetlinkSocket {
     where
         M: NetlinkDeserializable,
     {
+        self.fill()?;
+        let messages = datagram(&self.received).map(|message| {
+            let message = message?.into_inner();
+            NetlinkMessage::deserialize(message).map_err(|e| Error::Decode(e.to_string()))
+        });
+        messages.collect()
+    }
+
+    /// Waits for a datagram.
+    fn fill(&mut self) -> Result<(), Error> {
         self.received.clear();
         let length = loop {
             match self.socket.recv(&mut self.received, MsgFlags::MSG_TRUNC.bits()) {
@@ -326,16 +374,28 @@ impl NetlinkSocket {
             let held = self.received.len();
             return Err(Error::Decode(format!("{length} bytes came where {held} were expected")));
         }
-        let mut messages = Vec::new();
-        let mut rest = self.received.as_slice();
-        while rest.len() >= HEADER_BYTES {
-            let decode = |e: netlink_packet_core::DecodeError| Error::Decode(e.to_string());
-            let length = NetlinkBuffer::new_checked(rest).map_err(decode)?.length() as usize;
-            messages.push(NetlinkMessage::deserialize(&rest[..length]).map_err(decode)?);
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(messages)
+        Ok(())
     }
+}
+
+/// The messages of a datagram, up to the first malformed one.
+fn datagram(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkBuffer<&[u8]>, Error>> {
+    std::iter::from_fn(move || {
+        if rest.len() < HEADER_BYTES {
+            return None;
+        }
+        let message = match NetlinkBuffer::new_checked(rest) {
+            Ok(message) => message,
+            Err(error) => {
+                rest = &[];
+                return Some(Err(Error::Decode(error.to_string())));
+            }
+        };
+        let length = message.length() as usize;
+        let this = NetlinkBuffer::new(&rest[..length]);
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Ok(this))
+    })
 }
 
 fn refused(index: usize, count: usize, code: i32, detail: Option<String>) -> Error {

@@ -15,7 +15,7 @@ const TCP: u8 = 6;
 const HOPS: u8 = 64;
 /// Most likely outside of any window; if not, the segment acknowledges nothing that was sent, and
 /// is answered for that.
-const SEQUENCE: u32 = 0x9e37_79b9;
+pub(crate) const SEQUENCE: u32 = 0x9e37_79b9;
 
 /// Sends segments that say that they are from others. Needs the capability `NET_RAW`.
 #[derive(Debug)]

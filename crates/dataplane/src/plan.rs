@@ -117,8 +117,8 @@ pub enum Elements {
         of: Addresses,
         /// The family.
         family: Family,
-        /// As in [`Plan::local`].
-        local: Arc<BTreeSet<IpAddr>>,
+        /// Those of local pods, ascending.
+        local: Vec<IpAddr>,
     },
 }
 
@@ -328,7 +328,7 @@ impl Set {
         match &self.elements {
             Elements::Listed(elements) => Box::new(elements.iter().copied()),
             Elements::Remote { of, family, local } => {
-                let remote = of.of(*family).filter(|address| !local.contains(address));
+                let remote = of.of(*family).filter(|a| local.binary_search(a).is_err());
                 Box::new(remote.map(|address| Element {
                     key: Key::Address(address),
                     origins: OriginsId::default(),
@@ -366,6 +366,20 @@ impl Plan {
     /// The chain, if it is there.
     pub fn chain(&self, id: ChainId) -> Option<&Chain> {
         self.chains.get(&id).map(Arc::as_ref)
+    }
+
+    /// Whether everything from and to an address is refused unless it is a pod's, because it is of
+    /// the node's ranges.
+    pub(crate) fn gates(&self, address: IpAddr) -> bool {
+        let ranges =
+            self.set(SetId::Ranges(Family::of(address))).into_iter().flat_map(Set::elements);
+        let mut ranges = ranges.filter_map(|element| match element.key {
+            Key::Addresses(range) => Some(range),
+            _ => None,
+        });
+        // Where all is in audit, nothing is refused.
+        self.chains.contains_key(&ChainId::Refused(Direction::Egress))
+            && ranges.any(|range| range.contains(address))
     }
 
     pub(crate) fn report(&self, elements: usize, bytes: usize, elapsed: Duration) -> Report {

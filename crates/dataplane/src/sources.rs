@@ -6,6 +6,13 @@
 //!
 //! ```nft
 //! table inet portcullis-sources {
+//!     set own4 {
+//!         type ipv4_addr . iface_index
+//!         elements = { 10.244.1.4 . "veth1", 10.244.1.5 . "veth2" }
+//!     }
+//!     set own6 {
+//!         type ipv6_addr . iface_index
+//!     }
 //!     set links {
 //!         type iface_index
 //!         elements = { "veth1", "veth2" }
@@ -19,6 +26,8 @@
 //!     }
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
+//!         ip saddr . iif @own4 accept
+//!         ip6 saddr . iif @own6 accept
 //!         ip6 saddr fe80::/10 accept
 //!         iif @links fib saddr . iif oif missing goto false-source
 //!         ip saddr @pods4 fib saddr . iif oif missing goto false-source
@@ -31,13 +40,16 @@
 //! }
 //! ```
 //!
+//! What the routes said of pods when they were looked at last is in the first two sets, so that for
+//! nearly every packet one lookup does. When a route or a link changes they are looked at again.
+//!
 //! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
 //! Links that are no pod's may receive from any source, as routes may be asymmetric there.
 //!
 //! Where nothing is refused (SEMANTICS 28), `counter accept` stands in the place of `counter drop`, and
 //! the prefix is `audited-source`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::route::{
@@ -53,8 +65,8 @@ use crate::encode::{
 };
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::state::{Log, NodeState};
-use crate::table::{self, ADDRESS_V4, ADDRESS_V6, LINK, Table, Verdict, register};
-use crate::{Error, Tally};
+use crate::table::{self, ADDRESS_V4, ADDRESS_V6, Changes, LINK, Table, Verdict, register};
+use crate::{Difference, Error, Tally};
 
 /// The name of the table; its family is `inet`.
 const SOURCES_TABLE: &str = "portcullis-sources";
@@ -75,11 +87,18 @@ const ELSEWHERE: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
 
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_IPV6_ROUTE` of `linux/rtnetlink.h`. When a link
+/// goes, nothing is told of its IPv4 routes.
+const ROUTE_GROUPS: [u32; 3] = [1, 7, 11];
+
 /// The sources of packets in one network namespace.
 #[derive(Debug)]
 pub struct Sources {
     netfilter: NetlinkSocket,
     route: NetlinkSocket,
+    /// Hears what becomes of routes and links.
+    moves: NetlinkSocket,
+    changes: Changes,
     /// What was put in force last.
     in_force: Option<Known>,
     /// What was dropped by what is no longer in force.
@@ -89,9 +108,8 @@ pub struct Sources {
 /// What the table is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
-    /// The links that lead to pods, by number.
-    links: BTreeSet<u32>,
-    pods: BTreeSet<IpAddr>,
+    /// The addresses of pods, and the numbers of the links that lead to them.
+    pods: BTreeMap<IpAddr, u32>,
     log: Option<Log>,
     /// As in [`NodeState::audit`].
     audit: bool,
@@ -101,30 +119,76 @@ impl Sources {
     /// Works in the network namespace of the calling thread. What an earlier process put there
     /// stays until the first [`follow`](Sources::follow).
     pub fn open() -> Result<Sources, Error> {
+        let mut moves = NetlinkSocket::listener(NETLINK_ROUTE)?;
+        ROUTE_GROUPS.into_iter().try_for_each(|group| moves.join(group))?;
         Ok(Sources {
             netfilter: NetlinkSocket::open(NETLINK_NETFILTER)?,
             route: NetlinkSocket::open(NETLINK_ROUTE)?,
+            moves,
+            changes: Changes::default(),
             in_force: None,
             dropped: Tally::default(),
         })
     }
 
     /// Drops from now on what has a false source, by the local pods of the state and the routes to
-    /// them. Routes change without a state: to be called from time to time. Says how many links
+    /// them. To be called again when routes have [moved](Sources::have_moved). Says how many links
     /// lead to pods.
     pub fn follow(&mut self, state: &NodeState) -> Result<usize, Error> {
-        let known = self.known(state)?;
-        let links = known.links.len();
-        let rules = Table::new(SOURCES_TABLE).get_rules();
-        let wanted = RULES + usize::from(known.log.is_some());
-        let there = self.netfilter.dump(rules).is_ok_and(|rules| rules.len() == wanted);
-        if self.in_force.as_ref() != Some(&known) || !there {
+        let pods = self.links_to(state.endpoints.keys())?;
+        let known = Known { pods, log: state.log, audit: state.audit };
+        let links = known.links().len();
+        if self.in_force.as_ref() != Some(&known) {
             self.dropped = self.dropped();
             self.in_force = None;
             self.netfilter.transaction(encode::transaction(requests(&known)))?;
             self.in_force = Some(known);
         }
         Ok(links)
+    }
+
+    /// The same for these addresses of the state, which may be new, at little cost. The others stay as
+    /// they are.
+    pub fn admit(&mut self, state: &NodeState, addresses: &[IpAddr]) -> Result<(), Error> {
+        let Some(mut known) = self.in_force.clone() else { return self.follow(state).map(drop) };
+        let local = addresses.iter().filter(|address| state.endpoints.contains_key(address));
+        let pods = self.links_to(local)?;
+        let elsewhere = |(address, link): (&IpAddr, &u32)| {
+            known.pods.get(address).is_some_and(|known| known != link)
+        };
+        if pods.iter().any(elsewhere) {
+            return self.follow(state).map(drop);
+        }
+        let mut table = Table::new(SOURCES_TABLE);
+        add(&mut table, &pods);
+        self.in_force = None;
+        self.netfilter.transaction(encode::transaction(table.into_requests()))?;
+        known.pods.extend(pods);
+        self.in_force = Some(known);
+        Ok(())
+    }
+
+    /// Whether a route or a link has changed since the last call, or may have.
+    pub fn have_moved(&mut self) -> bool {
+        // An error means that more was told than could be kept, or read.
+        let heard = self.moves.heard::<RouteNetlinkMessage>();
+        heard.map_or(true, |heard| !heard.is_empty())
+    }
+
+    /// How what is in force differs from what was put there, because somebody else changed it. It costs
+    /// next to nothing as long as nobody changes anything in nf_tables. The next
+    /// [`follow`](Sources::follow) puts it there anew.
+    pub fn differences(&mut self) -> Result<Vec<Difference>, Error> {
+        if self.in_force.is_none() || !self.changes.any(&mut self.netfilter)? {
+            return Ok(Vec::new());
+        }
+        let Some(known) = &self.in_force else { return Ok(Vec::new()) };
+        let differences = Table::differences(&requests(known), &mut self.netfilter)?;
+        if !differences.is_empty() {
+            self.dropped = self.dropped();
+            self.in_force = None;
+        }
+        Ok(differences)
     }
 
     /// What was dropped in all since this was opened.
@@ -144,22 +208,23 @@ impl Sources {
         self.netfilter.transaction(encode::transaction(Table::removed(SOURCES_TABLE)))
     }
 
-    /// The local pods that the node has a link to, and these links.
-    fn known(&mut self, state: &NodeState) -> Result<Known, Error> {
+    /// The links that lead to pods with these addresses. A pod that is not there yet, or not any more,
+    /// is looked for elsewhere.
+    fn links_to<'a>(
+        &mut self,
+        addresses: impl Iterator<Item = &'a IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, u32>, Error> {
         let mut elsewhere = BTreeSet::new();
         for address in ELSEWHERE {
             elsewhere.extend(self.link_to(address)?);
         }
-        let (links, pods) = (BTreeSet::new(), BTreeSet::new());
-        let mut known = Known { links, pods, log: state.log, audit: state.audit };
-        for address in state.endpoints.keys() {
-            // A pod that is not there yet, or not any more, is looked for elsewhere.
+        let mut pods = BTreeMap::new();
+        for address in addresses {
             if let Some(link) = self.link_to(*address)?.filter(|link| !elsewhere.contains(link)) {
-                known.links.insert(link);
-                known.pods.insert(*address);
+                pods.insert(*address, link);
             }
         }
-        Ok(known)
+        Ok(pods)
     }
 
     /// The link that leads to an address without a gateway. An address without a route has none.
@@ -196,8 +261,28 @@ impl Sources {
     }
 }
 
-/// How many rules [`requests`] has, without a log.
-const RULES: usize = 5;
+impl Known {
+    fn links(&self) -> BTreeSet<u32> {
+        self.pods.values().copied().collect()
+    }
+}
+
+/// Adds pods to the sets.
+fn add(table: &mut Table, pods: &BTreeMap<IpAddr, u32>) {
+    let links: BTreeSet<&u32> = pods.values().collect();
+    table.add_elements("links", links.into_iter().map(|link| link.to_ne_bytes().to_vec()));
+    for (family, own, of_pods) in [(Family::V4, "own4", "pods4"), (Family::V6, "own6", "pods6")] {
+        let of_family = || pods.iter().filter(move |(address, _)| Family::of(**address) == family);
+        let own_elements = of_family().map(|(one, link)| {
+            let mut bytes = Vec::new();
+            table::address(*one, &mut bytes);
+            bytes.extend(link.to_ne_bytes());
+            bytes
+        });
+        table.add_elements(own, own_elements);
+        table.add_addresses(of_pods, of_family().map(|(address, _)| address));
+    }
+}
 
 /// Puts the table there, whatever was there.
 fn requests(known: &Known) -> Vec<Request> {
@@ -212,9 +297,18 @@ fn requests(known: &Known) -> Vec<Request> {
     table.set("links", &[LINK]);
     table.set("pods4", &[ADDRESS_V4]);
     table.set("pods6", &[ADDRESS_V6]);
-    table.add_elements("links", known.links.iter().map(|link| link.to_ne_bytes().to_vec()));
-    for (set, family) in [("pods4", Family::V4), ("pods6", Family::V6)] {
-        table.add_addresses(set, family, &known.pods);
+    table.set("own4", &[ADDRESS_V4, LINK]);
+    table.set("own6", &[ADDRESS_V6, LINK]);
+    add(&mut table, &known.pods);
+    for (set, family, at, length) in [("own4", FAMILY_V4, 12, 4), ("own6", FAMILY_V6, 8, 16)] {
+        table.rule(BASE, |list| {
+            load_meta(list, META_FAMILY, register(0));
+            compare(list, EQUAL, &[family]);
+            load_payload(list, NETWORK_HEADER, at, length, register(0));
+            load_meta(list, META_LINK, register(length));
+            table::lookup(list, set);
+            table::verdict(list, Verdict::Accept);
+        });
     }
     table.rule(BASE, |list| {
         load_meta(list, META_FAMILY, register(0));

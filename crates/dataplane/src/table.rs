@@ -1,24 +1,24 @@
 //! Requests about a small table of ours that is not made from a plan.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
-use portcullis_core::net::Family;
+use nix::errno::Errno;
 
-use crate::Tally;
-use crate::attributes::{Attributes, Message, all, find};
+use crate::attributes::{Attributes, Message};
+use crate::compare::{self, Listing};
 use crate::encode::{
-    ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
+    self, ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
     DELETE_ELEMENTS, DELETE_TABLE, ELEMENT_KEY, ELEMENT_LIST_BYTES, ELEMENTS_LIST, ELEMENTS_SET,
-    GET_ELEMENTS, GET_RULE, HOOK_NUMBER, HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN,
-    NEW_ELEMENTS, NEW_RULE, NEW_SET, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_FLAGS,
-    SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME, SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME,
-    VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER, byte_order, counter_of, expression, message,
-    tell,
+    GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE, HOOK_NUMBER, HOOK_PRIORITY,
+    KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE, NEW_SET, NEW_TABLE, RULE_CHAIN,
+    RULE_EXPRESSIONS, Request, SET_FLAGS, SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME,
+    SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER,
+    byte_order, counter_of, expression, message, tell,
 };
 use crate::netlink::NetlinkSocket;
 use crate::state::Log;
+use crate::{Difference, Error, Tally};
 
 /// The type of a part of a key: its number in `nft`, and its bytes.
 pub(crate) type Part = (u32, u32);
@@ -75,11 +75,44 @@ impl Table {
         self.requests
     }
 
-    /// Asks for all of its rules.
-    pub(crate) fn get_rules(&self) -> Message {
+    /// How what is in the kernel differs from what these requests put there. They are of one table that
+    /// was [put there anew](Table::anew).
+    pub(crate) fn differences(
+        requests: &[Request],
+        socket: &mut NetlinkSocket,
+    ) -> Result<Vec<Difference>, Error> {
+        let mut found = Listing::default();
+        let mut get =
+            |kind, attributes| absent_is_fine(socket.request(message(kind, attributes), 0));
+        for (request, _) in requests {
+            let named = |kind| {
+                let mut attributes = Attributes::default();
+                for kind in [TABLE_NAME, kind] {
+                    attributes.text(kind, encode::text(request, kind).unwrap_or_default());
+                }
+                attributes
+            };
+            match request.kind {
+                NEW_TABLE => found.tables = get(GET_TABLE, named(TABLE_NAME))?,
+                NEW_CHAIN => found.chains.extend(get(GET_CHAIN, named(CHAIN_NAME))?),
+                NEW_SET => found.sets.extend(get(GET_SET, named(SET_NAME))?),
+                _ => {}
+            }
+        }
+        let Some(name) = requests.first().and_then(|(request, _)| encode::table_name(request))
+        else {
+            return Ok(Vec::new());
+        };
         let mut attributes = Attributes::default();
-        attributes.text(TABLE_NAME, self.name);
-        message(GET_RULE, attributes)
+        attributes.text(TABLE_NAME, name);
+        found.rules = absent_is_fine(socket.dump(message(GET_RULE, attributes)))?;
+        for set in found.sets.iter().filter_map(|set| encode::text(set, SET_NAME)) {
+            let mut attributes = Attributes::default();
+            attributes.text(TABLE_NAME, name).text(ELEMENTS_SET, set);
+            let elements = absent_is_fine(socket.dump(message(GET_ELEMENTS, attributes)))?;
+            found.elements.insert(set.to_owned(), elements);
+        }
+        Ok(compare::differences(requests, &found))
     }
 
     /// What came to a chain that [`ends`](Table::ends) packets, if it is there.
@@ -90,13 +123,6 @@ impl Table {
         let mut counted = rules.iter().rev().map(|rule| counter_of(rule).map_or(0, |c| c.packets));
         let packets = counted.next()?;
         Some(Tally { packets, told: counted.next().unwrap_or_default() })
-    }
-
-    /// Asks for all elements of a set.
-    pub(crate) fn get_elements(&self, set: &str) -> Message {
-        let mut attributes = Attributes::default();
-        attributes.text(TABLE_NAME, self.name).text(ELEMENTS_SET, set);
-        message(GET_ELEMENTS, attributes)
     }
 
     /// Makes the table, if it is not there.
@@ -146,17 +172,15 @@ impl Table {
         });
     }
 
-    /// Puts those addresses into a set that are of a family.
-    pub(crate) fn add_addresses(
+    /// Puts addresses into a set.
+    pub(crate) fn add_addresses<'a>(
         &mut self,
         set: &str,
-        family: Family,
-        addresses: &BTreeSet<IpAddr>,
+        addresses: impl Iterator<Item = &'a IpAddr>,
     ) {
-        let of_family = addresses.iter().filter(|address| Family::of(**address) == family);
         self.add_elements(
             set,
-            of_family.map(|one| {
+            addresses.map(|one| {
                 let mut bytes = Vec::new();
                 address(*one, &mut bytes);
                 bytes
@@ -227,10 +251,24 @@ impl Table {
     }
 }
 
-/// The keys of the elements that the kernel listed in a message.
-pub(crate) fn keys(message: &Message) -> impl Iterator<Item = &[u8]> {
-    let list = find(message.attributes.as_bytes(), ELEMENTS_LIST).unwrap_or_default();
-    all(list, LIST_ELEMENT).filter_map(|element| find(find(element, ELEMENT_KEY)?, DATA_VALUE))
+/// What somebody removed meanwhile is nothing.
+fn absent_is_fine(found: Result<Vec<Message>, Error>) -> Result<Vec<Message>, Error> {
+    match found {
+        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Tells whether anybody has changed anything in nf_tables since it was asked last.
+#[derive(Debug, Default)]
+pub(crate) struct Changes(Option<u32>);
+
+impl Changes {
+    pub(crate) fn any(&mut self, socket: &mut NetlinkSocket) -> Result<bool, Error> {
+        let answers = socket.request(encode::get_generation(), 0)?;
+        let now = answers.iter().find_map(encode::kernel_generation);
+        Ok(now.is_none() || std::mem::replace(&mut self.0, now) != now)
+    }
 }
 
 /// The register for a part of a key that begins after so many bytes. The kernel calls a register

@@ -45,7 +45,7 @@ fn form(state: &NodeState, entry: &Entry) -> Option<(&'static str, &'static str)
     };
     match entry.peers.map(|peers| &state.peers[&peers]) {
         None => Some(("any", "")),
-        Some(PeerSet::Addresses(addresses)) if addresses.len() <= 512 => Some(("addresses", ports)),
+        Some(PeerSet::Addresses(addresses)) if addresses.len() <= 64 => Some(("addresses", ports)),
         Some(PeerSet::Ranges(_)) if ports != "exact" => Some(("ranges", ports)),
         Some(_) => None,
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portcullis_agent::{Mode, Socket, Unprogrammed, desired_once};
 use portcullis_cni::InForce;
@@ -150,6 +150,56 @@ pub(crate) fn left_open() {
     let added = attachment("next", "9", "10.0.1.2");
     while receiving.recv(&mut [0; 8]).is_ok() {}
     assert_eq!(asked(&socket, &Request::Add(added)), Answer::Enforced);
+    for _ in 0..100 {
+        assert!(!arrives(), "the next pod goes on with what is not its own");
+    }
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+/// What an address has open ends before the address is told as free, and before a pod is there that
+/// started without an agent.
+pub(crate) fn freed() {
+    own_network();
+    let network = Network::with_pods(3);
+    let (web, third) = (&network.pods[0], &network.pods[2]);
+    let server = Server::start(30);
+    cluster(&server);
+    let socket = socket("freed");
+    let (from, to): (IpAddr, IpAddr) = ("10.0.3.2".parse().unwrap(), "10.0.1.2".parse().unwrap());
+    let (sending, receiving) = (third.udp(from, 20_000), web.udp(to, 81));
+    receiving.set_nonblocking(true).unwrap();
+    let arrives = || {
+        let _ = sending.send_to(b"?", (to, 81));
+        let asked = receiving.recv_from(&mut [0; 8]);
+        // What is not answered is no connection.
+        asked.is_ok_and(|(_, by)| receiving.send_to(b"!", by).is_ok())
+    };
+    eventually("open before there is an agent", arrives);
+    let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
+        options.keep_established = false;
+        options.socket = Some(socket.clone());
+        options.unprogrammed = Unprogrammed::Closed(vec!["10.0.3.0/24".parse().unwrap()]);
+    });
+    let is_free = || InForce::read(&socket.path).is_ok_and(|told| told.is_closed(from));
+    eventually("told as closed", is_free);
+    for _ in 0..100 {
+        assert!(!arrives(), "whoever has the address goes on with what was open");
+    }
+    server.put("pods", pod("third", NODE, "10.0.3.2", "other"));
+    eventually("allowed", arrives);
+    assert!(!is_free());
+    // So many that to judge them takes a while.
+    for port in 20_001..20_041 {
+        let socket = third.udp(from, port);
+        (1000..1100).for_each(|port| _ = socket.send_to(b"?", (to, port)));
+    }
+    while receiving.recv(&mut [0; 8]).is_ok() {}
+    server.delete("pods", "shop", "third");
+    let start = Instant::now();
+    while !is_free() {
+        assert!(start.elapsed() < LONG, "never told as free");
+    }
     for _ in 0..100 {
         assert!(!arrives(), "the next pod goes on with what is not its own");
     }

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         test("a_node_that_the_cluster_does_not_have_is_never_ready", unknown_node),
         test("a_pod_that_the_runtime_adds_is_enforced_when_that_is_answered", adding::known),
         test("a_pod_does_not_go_on_with_connections_of_the_one_before", adding::left_open),
+        test("an_address_is_told_as_free_when_nothing_of_it_is_open", adding::freed),
         test("a_pod_that_nobody_has_told_of_is_closed", adding::unknown),
         test("what_was_added_while_no_agent_was_there_is_known_to_the_next", adding::away),
         test("no_pod_is_added_before_the_cluster_is_known", adding::not_heard),
@@ -98,6 +99,11 @@ fn main() -> ExitCode {
         test(
             "of_a_flood_what_is_not_logged_is_counted_and_nothing_allowed_is_lost",
             observe::flood,
+        ),
+        test("a_connection_that_is_cut_is_reported_and_counted", observe::cut),
+        with_nft(
+            "what_somebody_else_changes_of_the_guard_is_repaired_in_a_second",
+            observe::repairs,
         ),
         test("whoever_follows_is_told_of_what_happens", observe::follow),
         test("hits_are_told_by_rule_those_of_none_too", observe::rule_hits),
@@ -730,7 +736,7 @@ fn permitted(request: &str, role: &str) -> bool {
     })
 }
 
-fn nft(input: &str) {
+pub(crate) fn nft(input: &str) {
     let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{input}");

@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use portcullis_agent::{Logging, Options, Socket, Unprogrammed};
 use portcullis_cni::flow::{Filter, Flow, RuleHits, Verdict};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use crate::network::{Network, Pod};
 use crate::server::Server;
 use crate::{
-    EVENTS_ROLE, NODE, ROLE, Running, adding, cluster, eventually, namespace, own_network,
+    EVENTS_ROLE, NODE, ROLE, Running, adding, cluster, eventually, namespace, nft, own_network,
     permitted, pod, policy,
 };
 
@@ -205,6 +206,68 @@ pub(crate) fn fields() {
     assert_eq!(filter(json!({"to": [{"net": "10.0.3.0/24"}], "verdicts": ["refused"]})), 1);
     let last = Request::Observe { filter: Filter::default(), last: Some(2), follow: false };
     assert_eq!(node.asked(&last).len(), 2);
+    node.stop();
+}
+
+/// A node with an agent that cuts, and a connection of `web` to `db` that is cut.
+fn with_one_cut(name: &str) -> (Node, [TcpStream; 2]) {
+    let mut node = Node::new(name, DENIED);
+    node.stop();
+    node.start_with(|options| (options.log, options.keep_established) = (DENIED, false));
+    let db = "10.0.2.2".parse().unwrap();
+    let listening = node.db().listen(db, 80);
+    let client = node.web().connect(db, 80);
+    let (server, _) = listening.accept().unwrap();
+    let subject = json!({"matchLabels": {"app": "db"}});
+    node.server.put("networkpolicies", policy("db", json!({"podSelector": subject})));
+    eventually("cut", || node.metric("portcullis_connections_cut_total") == 1);
+    (node, [client, server])
+}
+
+pub(crate) fn cut() {
+    let (mut node, ends) = with_one_cut("cut");
+    let flows = node.many(1);
+    let port = ends[0].local_addr().unwrap().port();
+    assert_eq!(
+        timeless(&flows[0]),
+        json!({
+            "node": "node-1", "verdict": "cut", "direction": "ingress", "reason": "policy",
+            "source": {"address": "10.0.1.2", "port": port, "namespace": "shop", "pod": "web"},
+            "destination": {"address": "10.0.2.2", "port": 80, "namespace": "shop", "pod": "db"},
+            "protocol": "TCP", "isolatedBy": ["shop/db"],
+        })
+    );
+    let filter = serde_json::from_value(json!({"verdicts": ["cut"]})).unwrap();
+    assert_eq!(node.flows(filter).len(), 1);
+    assert_eq!(node.metric("portcullis_flows_total{verdict=\"cut\"}"), 1);
+    node.stop();
+}
+
+pub(crate) fn repairs() {
+    let (mut node, _ends) = with_one_cut("repairs");
+    let listed = |table: &str| {
+        let output = Command::new("nft").args(["-s", "list", "table", "inet", table]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let tables = ["portcullis-cut", "portcullis-sources"];
+    let before = tables.map(listed);
+    let edits = [
+        ("delete table inet portcullis-cut", 1),
+        ("flush set inet portcullis-cut tcp4", 1),
+        ("insert rule inet portcullis-cut cut accept", 1),
+        ("flush chain inet portcullis-sources prerouting", 1),
+        ("flush set inet portcullis-sources own4", 1),
+        ("delete table inet portcullis-sources; delete table inet portcullis-cut", 2),
+    ];
+    let mut repairs = 0;
+    for (edit, tables_changed) in edits {
+        nft(edit);
+        let start = Instant::now();
+        eventually(edit, || tables.map(listed) == before);
+        assert!(start.elapsed() < Duration::from_secs(1), "{edit}: {:?}", start.elapsed());
+        repairs += tables_changed;
+        eventually("counted", || node.metric("portcullis_drift_repairs_total") == repairs);
+    }
     node.stop();
 }
 

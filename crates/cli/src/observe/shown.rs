@@ -52,7 +52,7 @@ impl Shown {
         }
         for (flow, cells) in rows {
             let row = self.row(&cells, |column, cell| match (column, flow.verdict) {
-                (1, Verdict::Refused) => format!("{REFUSED}{cell}{REFUSED:#}"),
+                (1, Verdict::Refused | Verdict::Cut) => format!("{REFUSED}{cell}{REFUSED:#}"),
                 (1, Verdict::Audited) => format!("{DOUBT}{cell}{DOUBT:#}"),
                 _ => cell,
             });
@@ -113,6 +113,7 @@ fn why(flow: &Flow) -> String {
         }
         Some(Reason::UnknownPod) => format!("{direction}: {subject} is no pod that is known yet"),
         Some(Reason::FalseSource) => "the source is not an address of its sender".to_owned(),
+        Some(Reason::Changed) if direction.is_empty() => "policies have changed since".to_owned(),
         Some(Reason::Changed) => format!("{direction}, by policies that have changed since"),
     }
 }

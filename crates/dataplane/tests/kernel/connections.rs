@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         in_namespace("ping_that_is_no_longer_allowed_is_not_answered", ping),
         in_namespace("what_is_allowed_again_goes_on", allowed_again),
         in_namespace("a_connection_that_is_still_allowed_loses_nothing", still_allowed),
+        in_namespace("what_is_allowed_again_goes_on_at_once", released),
         in_namespace("another_process_cuts_the_same_and_no_more", another_process),
         in_namespace("an_address_carries_nothing_over_to_its_next_owner", next_owner),
         with_nft("nft_lists_what_is_cut", listed),
@@ -316,6 +318,21 @@ fn still_allowed() {
     assert!(cuts > 10, "{cuts}");
 }
 
+/// What a state allows again goes on when the state is told, without a judgement, and also where a
+/// judgement by an earlier state comes after it.
+fn released() {
+    let mut cluster = Cluster::new();
+    let [client, server] = cluster.udp(address(SERVERS[0]), PORT);
+    assert_eq!(cluster.set(&state(&[OTHER])), 1);
+    assert!(!arrives(&client, &server));
+    let open = Arc::new(state(&[PORT]));
+    cluster.nftables.apply(&open).unwrap();
+    cluster.connections.release().allow(open).unwrap();
+    assert!(arrives(&client, &server) && arrives(&server, &client));
+    cluster.connections.judge(&state(&[OTHER])).unwrap();
+    assert!(arrives(&client, &server) && arrives(&server, &client));
+}
+
 fn another_process() {
     let mut cluster = Cluster::new();
     let [client, server] = cluster.udp(address(SERVERS[0]), PORT);
@@ -378,17 +395,17 @@ fn listed() {
     let tcp = tcp.iter().map(|[a, b]| (a.local_addr().unwrap(), b.local_addr().unwrap()));
     let udp = udp.iter().map(|[a, b]| (a.local_addr().unwrap(), b.local_addr().unwrap()));
     for (client, server) in tcp.chain(udp) {
-        let element = format!("{} . {} . {} . ", client.ip(), server.ip(), client.port());
+        let element = format!("{} . {} . {}", client.ip(), server.ip(), server.port());
         assert!(text.contains(&element), "{element}\n{text}");
     }
     for line in [
         "type filter hook forward priority filter - 1; policy accept;",
-        "meta l4proto tcp ct state established,related ct original ip saddr . ct original ip daddr \
-         . ct original proto-src . ct original proto-dst @tcp4 goto cut",
-        "meta l4proto udp ct state established,related ct original ip6 saddr . ct original ip6 \
-         daddr . ct original proto-src . ct original proto-dst @udp6 goto cut",
-        "ct state established,related ct original ip saddr . ct original ip daddr . ct protocol \
-         @other4 goto cut",
+        "meta l4proto tcp ct state established,related ct original ip saddr . ct reply ip saddr . ct \
+         reply proto-src @tcp4 goto cut",
+        "meta l4proto udp ct state established,related ct original ip6 saddr . ct reply ip6 saddr . ct \
+         reply proto-src @udp6 goto cut",
+        "ct state established,related ct original ip saddr . ct reply ip saddr . ct protocol @other4 \
+         goto cut",
         "meta l4proto tcp reject with tcp reset",
     ] {
         assert!(text.lines().any(|found| found.trim() == line), "{line}\n{text}");
@@ -412,8 +429,10 @@ fn removed() {
     for edit in edits {
         nft(&["-f", "-"], edit);
         assert!(arrives(&client, &server), "{edit}");
+        assert_ne!(cluster.connections.differences().unwrap(), [], "{edit}");
         cluster.set(&state(&[OTHER]));
         assert!(!arrives(&client, &server), "{edit}: put there again");
+        assert_eq!(cluster.connections.differences().unwrap(), [], "{edit}");
     }
 }
 

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         with_nft("elements_that_need_many_messages_all_arrive", many_elements),
         with_nft("what_is_put_there_in_many_sends_is_what_the_text_means", in_pieces),
         with_nft("what_a_process_that_died_left_behind_is_replaced_and_removed", left_behind),
+        in_namespace("a_pod_that_comes_or_goes_is_an_element_in_each_set", one_pod_more),
         in_namespace("what_was_applied_is_found_again_as_it_was", nothing_changed),
         with_nft("what_somebody_else_changed_is_told_and_the_next_apply_mends_it", drift),
         in_namespace("hits_survive_whatever_is_applied", hits_last),
@@ -70,6 +71,9 @@ fn main() -> ExitCode {
         in_namespace("isolated_pods_on_one_bridge_find_each_other_over_ipv6", neighbours),
         in_namespace("no_refused_packet_passes_while_local_pods_change", || {
             flood_between(local_pods())
+        }),
+        in_namespace("no_refused_packet_passes_while_a_pod_comes_and_goes", || {
+            flood_between(pod_comes())
         }),
         in_namespace("no_refused_packet_passes_while_remote_pods_change", || {
             flood_between(remote_pods())
@@ -317,6 +321,31 @@ fn proportional() {
     let report = nftables.apply(&state(&large, &small)).unwrap();
     assert_eq!((report.elements, report.bytes), (0, 0), "nothing is new");
     assert_eq!(nftables.differences().unwrap(), []);
+}
+
+/// The pod is known of by its address, as isolated in both directions, as reaching itself, and as a
+/// peer, all of which hundreds are. Its profile is another one's too.
+fn one_pod_more() {
+    let pods = |count: u32| (0..count).map(|n| IpAddr::V4((0x0a00_0100 + n).into()));
+    let rules = [Entry { peers: Some(0), ports: ports(Protocol::Tcp, 80, 80), origin: 0 }];
+    let profile =
+        Profile { ingress: Some(rules.into()), egress: Some(rules.into()), ..Profile::default() };
+    let state = |count| NodeState {
+        ranges: ["10.0.0.0/16".parse::<IpNet>().unwrap().into()].into(),
+        endpoints: pods(count).map(|address| (address, 0)).collect(),
+        profiles: [(0, profile.clone())].into(),
+        peers: [(0, PeerSet::Addresses(pods(count).collect()))].into(),
+        ..NodeState::default()
+    };
+    let mut nftables = Nftables::open().unwrap();
+    nftables.apply(&state(300)).unwrap();
+    for count in [301, 300] {
+        let report = nftables.apply(&state(count)).unwrap();
+        assert_eq!(report.elements, 5);
+        assert!(report.bytes < 800, "{} bytes", report.bytes);
+        nftables.tidy(true);
+        assert_eq!(Nftables::open().unwrap().compare(&state(count)).unwrap(), []);
+    }
 }
 
 fn nft_lists_the_whole_ruleset() {
@@ -789,6 +818,23 @@ fn node_state(
 
 const ONE: &str = "10.0.1.2";
 const TWO: &str = "10.0.2.2";
+
+/// The client's address is closed while it is no pod's. It may open less than the other end takes.
+fn pod_comes() -> [NodeState; 2] {
+    let everything = [Entry { peers: Some(0), ports: None, origin: 0 }];
+    let (nothing, allowed): (&[Entry], _) = (&[], [udp(None, 54, 54)]);
+    let state = |pods: &[(&str, u32)], peers: &[&str]| NodeState {
+        ranges: ["10.0.0.0/16".parse::<IpNet>().unwrap().into()].into(),
+        ..node_state(
+            pods,
+            &[(&everything, None), (nothing, Some(&allowed))],
+            &[addresses(&[&["10.7.0.1"], peers].concat())],
+        )
+    };
+    // Another one stays in the profile.
+    let stays = [(TWO, 0), ("10.0.3.2", 1)];
+    [state(&stays, &[]), state(&[&stays[..], &[(ONE, 1)]].concat(), &[ONE])]
+}
 
 /// More are allowed, and fewer: what changes is about local pods.
 fn local_pods() -> [NodeState; 2] {

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -40,6 +40,25 @@ impl Network {
         let mut node = NetlinkSocket::open(NETLINK_ROUTE).unwrap();
         Network { pods: (1..=count).map(|number| Pod::new(&mut node, number)).collect() }
     }
+}
+
+/// Has an IPv4 address reached over a link of the calling thread's namespace, whatever led there
+/// before.
+pub(crate) fn route(address: IpAddr, link: &str) {
+    let mut node = NetlinkSocket::open(NETLINK_ROUTE).unwrap();
+    let IpAddr::V4(to) = address else { panic!("{address}") };
+    let index = up(&mut node, link);
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Link;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
+    message.attributes.push(RouteAttribute::Oif(index));
+    let new = RouteNetlinkMessage::NewRoute(message);
+    node.request(new, NLM_F_CREATE | NLM_F_REPLACE).unwrap();
 }
 
 /// Two pods on one link, fd00::1 and fd00::2, 10.0.0.1 and 10.0.0.2, in the calling thread's namespace

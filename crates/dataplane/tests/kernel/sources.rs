@@ -17,6 +17,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         in_namespace("pods_on_a_bridge_that_the_node_is_not_on_are_left_alone", bridge),
         in_namespace("pods_on_a_bridge_have_any_address_of_the_bridge_alone", bridge_of_the_node),
         with_nft("nft_lists_what_sources_are_dropped", listed),
+        with_nft("whoever_changes_the_rules_on_sources_finds_them_again", changed),
+        with_nft("an_address_that_moves_to_another_link_is_followed", moved),
     ]
 }
 
@@ -152,6 +154,8 @@ fn listed() {
     let text = nft(&["list", "ruleset"], "");
     for line in [
         "type filter hook prerouting priority raw; policy accept;",
+        "ip saddr . iif @own4 accept",
+        "ip6 saddr . iif @own6 accept",
         "ip6 saddr fe80::/10 accept",
         "iif @links fib saddr . iif oif missing goto false-source",
         "ip saddr @pods4 fib saddr . iif oif missing goto false-source",
@@ -171,8 +175,65 @@ fn listed() {
         assert!(text.lines().any(|found| without(found) == without(line)), "{line}\n{text}");
     }
     nft(&["-j", "list", "ruleset"], "");
-    // Whoever removes it finds it there again.
-    nft(&["-f", "-"], "delete table inet portcullis-sources");
+}
+
+/// Whoever changes it finds it again as it was.
+fn changed() {
+    let _network = Network::with_pods(2);
+    let mut sources = Sources::open().unwrap();
     sources.follow(&state(&[1, 2])).unwrap();
-    assert!(nft(&["list", "ruleset"], "").contains("portcullis-sources"));
+    assert_eq!(sources.differences().unwrap(), []);
+    let edits = [
+        ("delete table inet portcullis-sources", "the table is missing"),
+        (
+            "flush chain inet portcullis-sources prerouting",
+            "chain prerouting is not as it should be",
+        ),
+        (
+            "flush set inet portcullis-sources links",
+            "set links: 2 elements are missing, 0 do not belong there",
+        ),
+        (
+            "add element inet portcullis-sources own4 { 203.0.113.9 . pod1 }",
+            "set own4: 0 elements are missing, 1 do not belong there",
+        ),
+        (
+            "add rule inet portcullis-sources false-source accept",
+            "chain false-source is not as it should be",
+        ),
+        ("add table inet portcullis-sources { flags dormant; }", "the table is dormant"),
+    ];
+    for (edit, wanted) in edits {
+        nft(&["-f", "-"], edit);
+        let differences = sources.differences().unwrap();
+        let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        assert_eq!(differences, [wanted], "{edit}");
+        sources.follow(&state(&[1, 2])).unwrap();
+        assert_eq!(sources.differences().unwrap(), [], "{edit}");
+    }
+}
+
+/// What the routes said is in force no longer than they say so.
+fn moved() {
+    let _network = Network::with_pods(2);
+    let mut sources = Sources::open().unwrap();
+    sources.follow(&state(&[1, 2])).unwrap();
+    sources.have_moved();
+    assert!(!sources.have_moved());
+    // The next address that the runtime gives to the pod, and no more than that.
+    let mut next = state(&[1, 2]);
+    let address = address("10.0.1.77");
+    next.endpoints.insert(address, 0);
+    network::route(address, "pod1");
+    assert!(sources.have_moved());
+    sources.admit(&next, &[address]).unwrap();
+    let listed = || nft(&["list", "set", "inet", "portcullis-sources", "own4"], "");
+    assert!(listed().contains("10.0.1.77 . \"pod1\""), "{}", listed());
+    assert_eq!(sources.differences().unwrap(), []);
+    // The address moves to the other link.
+    network::route(address, "pod2");
+    assert!(sources.have_moved());
+    sources.admit(&next, &[address]).unwrap();
+    assert!(listed().contains("10.0.1.77 . \"pod2\""), "{}", listed());
+    assert!(!listed().contains("10.0.1.77 . \"pod1\""), "{}", listed());
 }

@@ -7,6 +7,11 @@
 //! same state. Whose a remote address is, is told by the API server alone, and so it is taken as that
 //! state has it; the pods of a node itself are known by the runtime, and so they are told by their uid.
 //!
+//! Over UDP, pods send single packets. Over TCP, they hold connections and open new ones, to pods and to a
+//! Service whose endpoints change with labels (`streams.rs`). What is said on one can be under way for a
+//! while, so some state from when it was said to when it was heard has to allow it; and what all states
+//! allow has to go on.
+//!
 //! `PORTCULLIS_SEED` and `PORTCULLIS_STEPS` repeat a run, as far as the timing lets it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,10 +31,11 @@ use portcullis_lab::{Cluster, Kind, Topology, connections};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
+use crate::streams::{self, Sockets, Stream, spare};
 use crate::{Known, cluster, pods};
 
 /// Changes, each of one sort of objects; agents are killed while each is made.
-const STEPS: u64 = 50;
+const STEPS: u64 = 40;
 /// Agents that are killed in each step.
 const KILLS: usize = 2;
 /// On these, pods knock all the time.
@@ -37,7 +43,7 @@ const PORTS: [u16; 2] = [7001, 7002];
 /// Each pod knocks from these source ports, again and again: so it has connections that are open,
 /// and one that comes to its address after it has the same ones.
 const SOURCES: std::ops::Range<u16> = 20_000..20_006;
-const MAGIC: [u8; 4] = *b"kn0c";
+pub(crate) const MAGIC: [u8; 4] = *b"kn0c";
 
 /// Random numbers: splitmix64.
 struct Random(u64);
@@ -61,12 +67,14 @@ impl Random {
 }
 
 /// A state of the API server.
-struct State {
+pub(crate) struct State {
     program: Program,
     /// The uids of its pods, by namespace and name.
     uids: BTreeMap<String, String>,
     /// As the program has them: namespace and name.
     names: Vec<String>,
+    /// The endpoints of the Service.
+    pub(crate) backends: BTreeSet<String>,
 }
 
 impl State {
@@ -81,7 +89,15 @@ impl State {
     }
 
     fn new(model: &Model, known: &[Known]) -> State {
+        let [namespace, app] = SERVICE;
+        let is_behind = |pod: &&portcullis_core::model::Pod| {
+            let selected =
+                pod.namespace == namespace && pod.labels.get("app").is_some_and(|a| a == app);
+            selected && !pod.addresses.is_empty()
+        };
+        let behind = model.pods.iter().filter(is_behind);
         State {
+            backends: behind.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect(),
             program: Program::compile(model),
             uids: known.iter().map(|pod| (pod.name.clone(), pod.uid.clone())).collect(),
             names: model.pods.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect(),
@@ -100,7 +116,13 @@ impl State {
     }
 
     /// Whether the node of one end lets a connection pass; `None` if the pod of that end does not exist.
-    fn passes(&self, knock: &Knock, from: &Pod, to: &Pod, direction: Direction) -> Option<bool> {
+    pub(crate) fn passes(
+        &self,
+        knock: &Knock,
+        from: &Pod,
+        to: &Pod,
+        direction: Direction,
+    ) -> Option<bool> {
         let family = Family::of(knock.to);
         let (subject, other, address) = match direction {
             Direction::Egress => (self.end(from, family)?, self.end(to, family), knock.to),
@@ -110,7 +132,7 @@ impl State {
         };
         let by_address = Some(self.program.endpoint(address));
         let by_uid = other.filter(|_| from.node == to.node);
-        let traffic = Traffic::Port(Protocol::Udp, knock.port);
+        let traffic = Traffic::Port(knock.protocol, knock.port);
         let passes = [by_address, by_uid].into_iter().flatten().any(|remote| {
             let path = match direction {
                 Direction::Egress => Path { source: subject, destination: remote },
@@ -123,39 +145,51 @@ impl State {
 }
 
 /// A pod that knocks and is knocked at.
-struct Pod {
-    uid: String,
-    name: String,
+pub(crate) struct Pod {
+    pub(crate) uid: String,
+    pub(crate) name: String,
     node: String,
-    addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// Of each family: one for each source port.
     sockets: [Vec<UdpSocket>; 2],
     /// What comes to it over UDP, whoever it is for.
     ears: Vec<Socket>,
+    pub(crate) streams: Sockets,
     knocked: usize,
-    alive: bool,
+    pub(crate) alive: bool,
 }
 
-/// One packet.
+/// One packet, or something that was said on a connection.
 #[derive(Debug, Clone, Copy)]
-struct Knock {
-    at: Instant,
-    epoch: usize,
-    from: usize,
-    from_address: IpAddr,
-    to: IpAddr,
-    port: u16,
+pub(crate) struct Knock {
+    pub(crate) at: Instant,
+    pub(crate) epoch: usize,
+    pub(crate) from: usize,
+    pub(crate) from_address: IpAddr,
+    pub(crate) to: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+    /// Whether `to` is the address of the Service.
+    pub(crate) through_service: bool,
+    /// The connection that it is said on.
+    pub(crate) stream: Option<usize>,
 }
 
 /// What knocks and what hears, on threads of its own.
 #[derive(Default)]
-struct World {
-    pods: Mutex<Vec<Pod>>,
-    knocks: Mutex<Vec<Knock>>,
-    /// A knock, and who heard it.
-    heard: Mutex<Vec<(usize, usize)>>,
-    epoch: AtomicUsize,
-    over: AtomicBool,
+pub(crate) struct World {
+    // Who takes several takes them in this order.
+    pub(crate) pods: Mutex<Vec<Pod>>,
+    pub(crate) knocks: Mutex<Vec<Knock>>,
+    pub(crate) streams: Mutex<Vec<Stream>>,
+    /// The addresses of the Service, one of each family.
+    pub(crate) service: Mutex<Vec<IpAddr>>,
+    /// How many connections were opened.
+    pub(crate) opened: AtomicUsize,
+    /// A knock, who heard it, and when.
+    pub(crate) heard: Mutex<Vec<(usize, usize, usize)>>,
+    pub(crate) epoch: AtomicUsize,
+    pub(crate) over: AtomicBool,
 }
 
 impl World {
@@ -165,11 +199,18 @@ impl World {
         let mut all = self.pods.lock().unwrap();
         for pod in &known {
             match all.iter_mut().find(|p| p.uid == pod.uid) {
-                Some(there) => there.addresses.clone_from(&pod.addresses),
+                Some(there) => {
+                    there.addresses.clone_from(&pod.addresses);
+                    if there.streams.few_are_left()
+                        && let Some(spare) = cluster.in_pod(&pod.uid, spare)
+                    {
+                        there.streams.add(spare.unwrap().expect("sockets in a pod"));
+                    }
+                }
                 None => {
-                    let opened = cluster.in_pod(&pod.uid, || io::Result::Ok((sockets()?, ears()?)));
-                    let Some(opened) = opened else { continue };
-                    let (sockets, ears) = opened.unwrap().expect("sockets in a pod");
+                    let open = || io::Result::Ok((sockets()?, ears()?, Sockets::new()?));
+                    let Some(opened) = cluster.in_pod(&pod.uid, open) else { continue };
+                    let (sockets, ears, streams) = opened.unwrap().expect("sockets in a pod");
                     all.push(Pod {
                         uid: pod.uid.clone(),
                         name: pod.name.clone(),
@@ -177,6 +218,7 @@ impl World {
                         addresses: pod.addresses.clone(),
                         sockets,
                         ears,
+                        streams,
                         knocked: 0,
                         alive: true,
                     });
@@ -188,6 +230,7 @@ impl World {
                 pod.alive = false;
                 pod.sockets = [Vec::new(), Vec::new()];
                 pod.ears.clear();
+                pod.streams = Sockets::default();
             }
         }
     }
@@ -226,7 +269,17 @@ impl World {
             let epoch = self.epoch.load(Relaxed);
             let mut text = MAGIC.to_vec();
             text.extend((knocks.len() as u32).to_be_bytes());
-            knocks.push(Knock { at: Instant::now(), epoch, from, from_address, to, port });
+            knocks.push(Knock {
+                at: Instant::now(),
+                epoch,
+                from,
+                from_address,
+                to,
+                port,
+                protocol: Protocol::Udp,
+                through_service: false,
+                stream: None,
+            });
             // What the kernel does not send does not arrive either.
             let _ = socket.send_to(&text, (to, port));
         }
@@ -249,6 +302,8 @@ impl World {
                 }
             }
             drop(all);
+            let epoch = self.epoch.load(Relaxed);
+            let heard = heard.into_iter().map(|(number, by)| (number, by, epoch));
             self.heard.lock().unwrap().extend(heard);
             thread::sleep(Duration::from_micros(500));
         }
@@ -301,7 +356,8 @@ pub(crate) fn test(topology: Topology) {
     eprintln!("{topology:?}: PORTCULLIS_SEED={seed} PORTCULLIS_STEPS={steps}");
     let log = Log { start: Instant::now(), lines: Mutex::default() };
     let world = Arc::new(World::default());
-    let threads = [World::knock, World::hear].map(|work| {
+    let works = [World::knock, World::hear, World::speak, World::listen];
+    let threads = works.map(|work| {
         let world = world.clone();
         thread::spawn(move || work(&world))
     });
@@ -321,9 +377,11 @@ fn run(topology: Topology, seed: u64, steps: u64, world: &World, log: &Log) -> R
     let mut random = Random(seed);
     let mut model = Objects::default();
     model.found(&mut random, cluster.server());
+    *world.service.lock().unwrap() = service(cluster.server());
     let mut restarts = Vec::new();
     let mut states: Vec<Vec<State>> = vec![Vec::new()];
     let mut tried = 0;
+    let mut got_through = [0; 3];
     let mut seen = 0;
     let mut passed = 0;
     for step in 0..steps {
@@ -350,6 +408,7 @@ fn run(topology: Topology, seed: u64, steps: u64, world: &World, log: &Log) -> R
         });
         let (input, times) = settled.map_err(|why| format!("step {step}: {why}"))?;
         restarts.extend(times);
+        world.follow(&cluster);
         log.say(format!("step {step}: settled"));
         states[step as usize * 2] = meanwhile;
         states.push(vec![State::of(&cluster)]);
@@ -361,6 +420,8 @@ fn run(topology: Topology, seed: u64, steps: u64, world: &World, log: &Log) -> R
         if let Some(first) = differences.first() {
             return Err(format!("step {step}: {} differences: {first}", differences.len()));
         }
+        let through = world.settled(&states).map_err(|why| format!("step {step}: {why}"))?;
+        got_through.iter_mut().zip(through).for_each(|(all, more)| *all += more);
         states.push(Vec::new());
         // Of what comes now the state before is the one that there is.
         states.last_mut().unwrap().push(State::of(&cluster));
@@ -369,10 +430,13 @@ fn run(topology: Topology, seed: u64, steps: u64, world: &World, log: &Log) -> R
         let (pods, knocks) = (world.pods.lock().unwrap(), world.knocks.lock().unwrap());
         let heard = world.heard.lock().unwrap();
         let mut leaks = Vec::new();
-        for (number, by) in &heard[seen..] {
+        for (number, by, epoch) in &heard[seen..] {
             let knock = &knocks[*number];
             passed += 1;
-            let leak = leak(knock, &pods[knock.from], &pods[*by], &states[knock.epoch]).err();
+            // A packet is soon there, or never.
+            let until = if knock.protocol == Protocol::Udp { knock.epoch } else { *epoch };
+            let meanwhile: Vec<&State> = states[knock.epoch..=until].iter().flatten().collect();
+            let leak = leak(knock, &pods[knock.from], &pods[*by], &meanwhile).err();
             let at = knock.at.saturating_duration_since(log.start).as_secs_f64();
             leaks.extend(leak.map(|why| format!("{at:.3} s: {why}")));
         }
@@ -384,10 +448,14 @@ fn run(topology: Topology, seed: u64, steps: u64, world: &World, log: &Log) -> R
     restarts.sort_unstable();
     let at = |percent: usize| restarts[(restarts.len() - 1) * percent / 100];
     let knocks = world.knocks.lock().unwrap().len();
+    let [held, new, through_service] = got_through;
     eprintln!(
         "{topology:?}: {steps} steps, {tried} connections tried and as predicted, {knocks} packets \
-         meanwhile of which {passed} passed; {} agents killed, from start to in force p50 {:.0?}, \
-         p99 {:.0?}, at most {:.0?}",
+         and words meanwhile of which {passed} passed; of {} TCP connections that were opened, those \
+         that had to get through after a step did: {held} times one that was held, {new} times one that \
+         was new, {through_service} times a pod to the Service; {} agents killed, from start to in \
+         force p50 {:.0?}, p99 {:.0?}, at most {:.0?}",
+        world.opened.load(Relaxed),
         restarts.len(),
         at(50),
         at(99),
@@ -397,17 +465,30 @@ fn run(topology: Topology, seed: u64, steps: u64, world: &World, log: &Log) -> R
     if knocks < 1000 || passed < knocks / 50 || passed > knocks * 49 / 50 {
         return Err(format!("{passed} of {knocks} packets show nothing"));
     }
+    if steps >= STEPS && got_through.contains(&0) {
+        return Err(format!("{got_through:?} connections show nothing"));
+    }
     Ok(())
 }
 
 /// Whether some state allows what came through.
-fn leak(knock: &Knock, from: &Pod, to: &Pod, states: &[State]) -> Result<(), String> {
-    let of = |state: &State, direction| state.passes(knock, from, to, direction);
+fn leak(knock: &Knock, from: &Pod, to: &Pod, states: &[&State]) -> Result<(), String> {
+    let mut knock = *knock;
+    if knock.through_service {
+        if from.uid == to.uid {
+            // It always reaches itself.
+            return Ok(());
+        }
+        // Rules see the endpoint that was chosen.
+        let own = to.addresses.iter().find(|a| a.is_ipv6() == knock.to.is_ipv6());
+        knock.to = *own.ok_or("a Service of another family")?;
+    }
+    let of = |state: &State, direction| state.passes(&knock, from, to, direction);
     let allows = |state: &State, direction| of(state, direction) == Some(true);
     let allowed = if from.node == to.node {
         let both =
-            |state: &&State| allows(state, Direction::Egress) && allows(state, Direction::Ingress);
-        states.iter().any(|state| both(&state))
+            |state: &State| allows(state, Direction::Egress) && allows(state, Direction::Ingress);
+        states.iter().any(|state| both(state))
     } else {
         Direction::ALL.iter().all(|d| states.iter().any(|state| allows(state, *d)))
     };
@@ -419,7 +500,7 @@ fn leak(knock: &Knock, from: &Pod, to: &Pod, states: &[State]) -> Result<(), Str
         .map(|state| [Direction::Egress, Direction::Ingress].map(|direction| of(state, direction)))
         .collect();
     Err(format!(
-        "{} on {} ({}) reached {} on {} ({}) at {}/UDP in epoch {}, which no state allows; egress \
+        "{} on {} ({}) reached {} on {} ({}) at {}/{} in epoch {}, which no state allows; egress \
          and ingress in each: {verdicts:?}",
         from.name,
         from.node,
@@ -428,6 +509,7 @@ fn leak(knock: &Knock, from: &Pod, to: &Pod, states: &[State]) -> Result<(), Str
         to.node,
         knock.to,
         knock.port,
+        knock.protocol,
         knock.epoch
     ))
 }
@@ -489,6 +571,8 @@ const NAMESPACES: [&str; 2] = ["red", "blue"];
 const APPS: [&str; 3] = ["web", "api", "db"];
 const TEAMS: [&str; 2] = ["a", "b"];
 const POLICIES: [&str; 4] = ["one", "two", "three", "four"];
+/// The namespace of the Service, and the application behind it.
+const SERVICE: [&str; 2] = ["red", "web"];
 
 /// What there is, by namespace and name: of pods the object as it was made.
 #[derive(Default)]
@@ -501,6 +585,29 @@ struct Objects {
 fn namespace(name: &str, team: &str) -> Value {
     let metadata = json!({"name": name, "labels": {"team": team}});
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+}
+
+/// Makes the Service, and returns its addresses, IPv4 first.
+fn service(server: &Server) -> Vec<IpAddr> {
+    let [namespace, app] = SERVICE;
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": app, "namespace": namespace},
+        "spec": {
+            "selector": {"app": app},
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": [{"port": streams::PORT}],
+        },
+    });
+    server.apply(&object).unwrap();
+    let key = Key::new(Resource::of_kind("Service").unwrap(), namespace, app);
+    let made = server.store().read(|state| state.get(&key).cloned()).unwrap();
+    let addresses = made["spec"]["clusterIPs"].as_array().unwrap().iter();
+    let mut addresses: Vec<IpAddr> =
+        addresses.map(|address| address.as_str().unwrap().parse().unwrap()).collect();
+    addresses.sort_unstable();
+    addresses
 }
 
 fn pod(namespace: &str, name: &str, app: &str, node: usize, named: u16) -> Value {
@@ -536,11 +643,13 @@ fn policy(random: &mut Random, namespace: &str, name: &str) -> Value {
             json!({"ipBlock": block})
         }
     };
-    let port = |random: &mut Random| match random.below(5) {
+    let port = |random: &mut Random| match random.below(7) {
         0 => json!({"port": 7001, "protocol": "UDP"}),
         1 => json!({"port": 7002, "protocol": "UDP"}),
         2 => json!({"port": 7001, "endPort": 7002, "protocol": "UDP"}),
         3 => json!({"port": "knock", "protocol": "UDP"}),
+        4 => json!({"port": streams::PORT}),
+        5 => json!({"port": streams::PORT - 1, "endPort": streams::PORT + 1}),
         _ => json!({"port": 80}),
     };
     let rules = |random: &mut Random, peers: &str| -> Value {

@@ -12,6 +12,7 @@
 
 mod chaos;
 mod first_packet;
+mod streams;
 
 use std::net::{IpAddr, TcpListener};
 use std::process::ExitCode;
