@@ -35,7 +35,7 @@ use crate::streams::{self, Sockets, Stream, spare};
 use crate::{Known, cluster, pods};
 
 /// Changes, each of one sort of objects; agents are killed while each is made.
-const STEPS: u64 = 40;
+const STEPS: u64 = 50;
 /// Agents that are killed in each step.
 const KILLS: usize = 2;
 /// On these, pods knock all the time.
