@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, setxattr};
+use rustix::fs::{FileType, Mode, OFlags, XattrFlags, fsetxattr, fstat, open};
+use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::Error;
@@ -32,10 +33,12 @@ pub fn take_net_admin() -> Result<(), Error> {
 }
 
 /// Gives the capability to whoever runs a program, by its file, without putting it in effect: as
-/// `setcap cap_net_admin+p` does.
+/// `setcap cap_net_admin+p` does. A symbolic link is not followed: whoever can change it would choose
+/// the program.
 ///
 /// # Errors
-/// The file is not there, this process may not, or the file system keeps no such attributes.
+/// The file is not there or no plain file, this process may not, or the file system keeps no such
+/// attributes.
 pub fn permit(program: &Path) -> Result<(), Error> {
     // Words in little-endian order: the revision; permitted and inheritable, the lower halves of the
     // sets and then the upper ones.
@@ -44,6 +47,15 @@ pub fn permit(program: &Path) -> Result<(), Error> {
     value[..4].copy_from_slice(&REVISION_2.to_le_bytes());
     value[4..8].copy_from_slice(&permitted[..4]);
     value[12..16].copy_from_slice(&permitted[4..]);
-    setxattr(program, ATTRIBUTE, &value, XattrFlags::empty())
-        .map_err(|error| Error::Permit { program: program.to_owned(), source: error.into() })
+    let give = || {
+        // What is no plain file may make whoever opens it wait.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = open(program, flags, Mode::empty())?;
+        match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+            FileType::RegularFile => fsetxattr(&file, ATTRIBUTE, &value, XattrFlags::empty()),
+            FileType::Directory => Err(Errno::ISDIR),
+            _ => Err(Errno::INVAL),
+        }
+    };
+    give().map_err(|error| Error::Permit { program: program.to_owned(), source: error.into() })
 }

@@ -148,8 +148,8 @@ pub enum Error {
     NoCapability,
     /// A program's file could not be given it.
     #[error(
-        "cannot give {} the capability NET_ADMIN: {source}; that takes root, and a file system that \
-         keeps extended attributes", program.display()
+        "cannot give {} the capability NET_ADMIN: {source}; that takes root, and a plain file (no link \
+         to one) on a file system that keeps extended attributes", program.display()
     )]
     Permit {
         /// The file.

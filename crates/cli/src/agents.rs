@@ -75,7 +75,10 @@ impl Reach {
         match self {
             Reach::Sockets(sockets) => Ok(sockets.iter().cloned().map(Agent::Socket).collect()),
             Reach::Cluster { agents, .. } => {
-                Ok(agents.pods()?.into_iter().map(Agent::Pod).collect())
+                // One that has ended says nothing of what its successor does.
+                let ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
+                let pods = agents.pods()?.into_iter().filter(|pod| !ended(&pod.phase));
+                Ok(pods.map(Agent::Pod).collect())
             }
         }
     }

@@ -318,38 +318,46 @@ impl Waiting {
             });
             (agent, answer)
         });
-        let nobody = || Some("no agent runs there".to_owned());
-        let mut lags: Vec<BTreeMap<&str, Option<String>>> = wanted
+        // What the agents of each node say: while one takes another's place there are two.
+        let mut lags: Vec<BTreeMap<&str, Vec<Option<String>>>> = wanted
             .iter()
-            .map(|wanted| wanted.nodes.keys().map(|node| (&**node, nobody())).collect())
+            .map(|wanted| wanted.nodes.keys().map(|node| (&**node, Vec::new())).collect())
             .collect();
         let mut others = Vec::new();
         for (agent, answer) in asked {
             match (answer, &agent) {
                 (Ok((line, holdings)), _) => {
                     for (i, holding) in holdings {
-                        if let Some(lag) = lags[i].get_mut(&*holding.node) {
-                            *lag = lag_of(&wanted[i], &holding);
+                        if let Some(said) = lags[i].get_mut(&*holding.node) {
+                            said.push(lag_of(&wanted[i], &holding));
                         }
                     }
                     self.lines.insert(agent, line);
                 }
                 (Err(why), Agent::Pod(pod)) => {
-                    for lag in lags.iter_mut().filter_map(|lags| lags.get_mut(&*pod.node)) {
-                        *lag = Some(why.clone());
+                    for said in lags.iter_mut().filter_map(|lags| lags.get_mut(&*pod.node)) {
+                        said.push(Some(why.clone()));
                     }
                 }
                 (Err(why), Agent::Socket(_)) => others.push(why),
             }
         }
         let lines = lags.into_iter().map(|lags| {
-            let lags = lags.into_iter().filter_map(|(node, lag)| Some(format!("{node}: {}", lag?)));
-            let lags: Vec<String> = lags.collect();
+            let lags = lags.into_iter().filter_map(|(node, said)| Some((node, lag_of_all(said)?)));
+            let lags: Vec<String> = lags.map(|(node, lag)| format!("{node}: {lag}")).collect();
             if lags.is_empty() { lags } else { lags.into_iter().chain(others.clone()).collect() }
         });
         Ok(lines.collect())
     }
 }
+/// Why a node does not enforce a policy, by what all of its agents say: one that lags is enough.
+fn lag_of_all(said: Vec<Option<String>>) -> Option<String> {
+    match said.is_empty() {
+        true => Some("no agent runs there".to_owned()),
+        false => said.into_iter().flatten().next(),
+    }
+}
+
 /// Why a node does not enforce a policy at all its pods, by what its agent says of it alone.
 fn lag_of(wanted: &Wanted, holding: &Holding) -> Option<String> {
     let held = holding.policies.first();
@@ -367,6 +375,15 @@ fn lag_of(wanted: &Wanted, holding: &Holding) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_done_when_each_of_its_agents_is() {
+        let lag = || Some("not yet at 10.0.0.1".to_owned());
+        assert_eq!(lag_of_all(vec![None]), None);
+        assert_eq!(lag_of_all(vec![None, lag()]), lag());
+        assert_eq!(lag_of_all(vec![lag(), None]), lag());
+        assert_eq!(lag_of_all(Vec::new()).as_deref(), Some("no agent runs there"));
+    }
 
     fn names_of(arguments: &[&str]) -> Result<Vec<String>, String> {
         names(&arguments.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())

@@ -161,6 +161,19 @@ fn the_agent_enforces_without_being_root() {
     let file = folder.join("portcullis");
     let permit = refused(start(&folder, &[], "", &["agent", "permit", file.to_str().unwrap()]));
     assert!(permit.contains("that takes root"), "{permit}");
+    // Neither what a link leads to nor a folder is a program to give it to.
+    let plain = folder.join("plain");
+    fs::write(&plain, "").unwrap();
+    let link = folder.join("link");
+    std::os::unix::fs::symlink(&plain, &link).unwrap();
+    for other in [&link, &folder] {
+        let output = Command::new(&file).args(["agent", "permit"]).arg(other).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{other:?}: {said}");
+        assert!(said.contains("that takes root, and a plain file"), "{said}");
+    }
+    let getcap = Command::new("getcap").args([&plain, &folder]).output().unwrap();
+    assert!(getcap.stdout.is_empty(), "{getcap:?}");
     // For anything else the file needs no capability.
     let version = start(&folder, &[], "", &["--version"]).output().unwrap();
     assert!(version.status.success(), "{version:?}");
