@@ -19,7 +19,7 @@ use portcullis_tests::generate;
 use tokio::sync::oneshot;
 
 use crate::Outcome;
-use crate::agent::{LOCAL, NODE, SIZES, all};
+use crate::agent::{LOCAL, NODE, SIZES, all, local_pods};
 use crate::cut::{FIRST_PORT, ask};
 use crate::figures::{Digits, Runs};
 
@@ -122,15 +122,7 @@ pub(crate) fn once() -> Outcome {
     let counts = SIZES[2];
     let world = generate::cluster(1, counts);
     let mut cluster = engine::cluster(&world);
-    let mut local = Vec::new();
-    for (i, pod) in cluster.pods.iter_mut().enumerate() {
-        if pod.node.as_deref() == Some(NODE) {
-            match local.len() < LOCAL {
-                true => local.push(i),
-                false => pod.node = Some("node-2".to_owned()),
-            }
-        }
-    }
+    let local = local_pods(&mut cluster);
 
     let lab = lab()?;
     // Flows that have been answered once stay for two minutes and more.

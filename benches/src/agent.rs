@@ -116,13 +116,8 @@ fn applied(body: Known) -> Event {
     Event::Applied(Object::from(body))
 }
 
-/// Measures one size and prints its table.
-pub(crate) fn once(size: &str) -> Outcome {
-    let counts = *SIZES.get(size.parse::<usize>()?).ok_or("no such size")?;
-    portcullis_lab::enter()?;
-    // Kept to the end: what it would free could be used again, and not be counted.
-    let world = generate::cluster(1, counts);
-    let mut cluster = engine::cluster(&world);
+/// The pods that stay on the node; those beyond [`LOCAL`] are moved to another.
+pub(crate) fn local_pods(cluster: &mut Cluster) -> Vec<usize> {
     let mut local = Vec::new();
     for (i, pod) in cluster.pods.iter_mut().enumerate() {
         if pod.node.as_deref() == Some(NODE) {
@@ -132,6 +127,17 @@ pub(crate) fn once(size: &str) -> Outcome {
             }
         }
     }
+    local
+}
+
+/// Measures one size and prints its table.
+pub(crate) fn once(size: &str) -> Outcome {
+    let counts = *SIZES.get(size.parse::<usize>()?).ok_or("no such size")?;
+    portcullis_lab::enter()?;
+    // Kept to the end: what it would free could be used again, and not be counted.
+    let world = generate::cluster(1, counts);
+    let mut cluster = engine::cluster(&world);
+    let local = local_pods(&mut cluster);
 
     let before = memory("VmRSS:")?;
     let metrics = Arc::<Mutex<Metrics>>::default();

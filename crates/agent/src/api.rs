@@ -9,12 +9,9 @@ use portcullis_cni::protocol::{Answer, Request};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::accept;
 use crate::flows::Flows;
-use crate::socket::converse;
+use crate::socket::answer_each;
 
-/// The most connections at one time; more have to wait.
-const CONNECTIONS: usize = 64;
 /// After a failed accept, such as when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,17 +31,5 @@ pub(crate) async fn serve(
             wait
         }
     };
-    accept::each(
-        CONNECTIONS,
-        PAUSE,
-        || listener.accept(),
-        |(stream, _)| {
-            let (ask, flows) = (ask.clone(), flows.clone());
-            async move {
-                // Whoever broke off knows it.
-                let _ = converse(stream, &flows, ask).await;
-            }
-        },
-    )
-    .await
+    answer_each(PAUSE, || listener.accept(), &flows, ask).await
 }

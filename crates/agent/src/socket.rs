@@ -59,19 +59,28 @@ pub(crate) async fn serve(
         }
         Err(error) => warn!(folder = %attachments.display(), %error, "cannot read attachments"),
     }
-    accept::each(
-        CONNECTIONS,
-        PAUSE,
-        || listener.accept(),
-        |(stream, _)| {
-            let (ask, flows) = (ask.clone(), flows.clone());
-            async move {
-                // Whoever broke off knows it.
-                let _ = converse(stream, &flows, ask).await;
-            }
-        },
-    )
-    .await
+    answer_each(PAUSE, || listener.accept(), flows, ask).await
+}
+
+/// Answers whoever connects, for ever. After a failed accept it pauses.
+pub(crate) async fn answer_each<S, From, A>(
+    pause: Duration,
+    accept: impl Fn() -> A,
+    flows: &Arc<Flows>,
+    ask: impl Fn(Request) -> oneshot::Receiver<Answer> + Clone + Send + 'static,
+) -> Infallible
+where
+    A: Future<Output = io::Result<(S, From)>>,
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let converse = |(stream, _): (S, From)| {
+        let (ask, flows) = (ask.clone(), flows.clone());
+        async move {
+            // Whoever broke off knows it.
+            let _ = converse(stream, &flows, ask).await;
+        }
+    };
+    accept::each(CONNECTIONS, pause, accept, converse).await
 }
 
 /// Takes the place of a socket that an earlier agent left. Nobody but the owner and root can
@@ -92,7 +101,7 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers requests until whoever asks hangs up.
-pub(crate) async fn converse(
+async fn converse(
     stream: impl AsyncRead + AsyncWrite,
     flows: &Flows,
     ask: impl Fn(Request) -> oneshot::Receiver<Answer>,
