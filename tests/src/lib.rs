@@ -5,6 +5,7 @@ pub mod compile;
 pub mod engine;
 pub mod generate;
 pub mod in_lab;
+pub mod kubectl;
 pub mod manifests;
 pub mod nodes;
 pub mod oracle;

@@ -4,37 +4,15 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read as _, Write as _};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
 
 use portcullis_apiserver::Process;
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-/// Ends with the test, also with one that fails.
-struct Lab(Child);
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use portcullis_tests::kubectl;
 
 #[test]
 fn a_terminal_in_a_pod_is_what_tutorials_show() {
-    let Some(kubectl) = on_path("kubectl") else {
-        let required = env::var("PORTCULLIS_REQUIRE_KUBECTL").is_ok_and(|v| v == "1");
-        assert!(!required, "kubectl is not installed, and PORTCULLIS_REQUIRE_KUBECTL is 1");
-        // Not with a macro: what those print is not shown of a test that passes.
-        let said = "SKIPPED: no kubectl on PATH, so no terminal was tested\n";
-        std::io::stderr().write_all(said.as_bytes()).unwrap();
-        return;
-    };
+    let Some(kubectl) = kubectl::found("no terminal was tested") else { return };
     let home = env::temp_dir().join(format!("portcullis-terminal-{}", std::process::id()));
     fs::create_dir_all(&home).unwrap();
     let program = home.join("portcullis");
@@ -43,13 +21,7 @@ fn a_terminal_in_a_pod_is_what_tutorials_show() {
     let mut command = Command::new(&program);
     command.args(["lab", "up", "--ip-families", "ipv4", "--write-kubeconfig"]).arg(&kubeconfig);
     command.env("PORTCULLIS_LAB", home.file_name().unwrap());
-    let mut lab = Lab(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
-    let mut out = BufReader::new(lab.0.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("Ctrl-C") {
-        line.clear();
-        assert_ne!(out.read_line(&mut line).unwrap(), 0, "the lab did not come up");
-    }
+    let lab = kubectl::Lab::up(command);
 
     // What is typed by whoever sits there, the exit status, and what is to be seen.
     let on_terminal = |line: &str, typed: &str| {

@@ -4,49 +4,27 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use portcullis_tests::kubectl;
 use serde_json::Value;
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-/// Ends with the test, also with one that fails.
-struct Lab(Child);
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A lab, and how kubectl and the tutorials reach it.
 struct Up {
     lab: String,
     home: PathBuf,
     kubectl: PathBuf,
-    _lab: Lab,
+    _lab: kubectl::Lab,
 }
 
 impl Up {
     /// `None` if there is no kubectl; then it must not be required either. The commands of the tutorials
     /// give no name of a lab, and others on this machine may have one.
     fn new(name: &str, arguments: &[&str]) -> Option<Up> {
-        let Some(kubectl) = on_path("kubectl") else {
-            let required = env::var("PORTCULLIS_REQUIRE_KUBECTL").is_ok_and(|v| v == "1");
-            assert!(!required, "kubectl is not installed, and PORTCULLIS_REQUIRE_KUBECTL is 1");
-            // Not with a macro: what those print is not shown of a test that passes.
-            let said = "SKIPPED: no kubectl on PATH, so it was not tested what kubectl shows\n";
-            std::io::stderr().write_all(said.as_bytes()).unwrap();
-            return None;
-        };
+        let kubectl = kubectl::found("it was not tested what kubectl shows")?;
         let lab = format!("test-{name}-{}", std::process::id());
         // kubectl keeps what it discovers under HOME.
         let home = env::temp_dir().join(format!("portcullis-{lab}"));
@@ -55,14 +33,7 @@ impl Up {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.args(["lab", "up", "--nodes", "2"]).args(arguments);
         command.arg("--write-kubeconfig").arg(&kubeconfig).env("PORTCULLIS_LAB", &lab);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut running = Lab(command.spawn().unwrap());
-        let mut out = BufReader::new(running.0.stdout.take().unwrap());
-        let mut line = String::new();
-        while !line.starts_with("Ctrl-C") {
-            line.clear();
-            assert_ne!(out.read_line(&mut line).unwrap(), 0, "the lab did not come up");
-        }
+        let running = kubectl::Lab::up(command);
         Some(Up { lab, home, kubectl, _lab: running })
     }
 
