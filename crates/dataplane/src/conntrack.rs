@@ -8,7 +8,7 @@ use netlink_packet_core::NLA_TYPE_MASK;
 
 use crate::Error;
 use crate::attributes::{Attributes, FAMILY_HEADER_BYTES, Message, find, flagged};
-use crate::netlink::NetlinkSocket;
+use crate::netlink::{NetlinkSocket, absent_is_fine};
 
 const SUBSYSTEM: u16 = 1;
 const NEW: u16 = SUBSYSTEM << 8;
@@ -96,7 +96,9 @@ pub(crate) fn forget(
     socket: &mut NetlinkSocket,
     requests: impl IntoIterator<Item = Message>,
 ) -> Result<(), Error> {
-    requests.into_iter().try_for_each(|request| ended_is_fine(socket.request(request, 0)).map(drop))
+    requests
+        .into_iter()
+        .try_for_each(|request| absent_is_fine(socket.request(request, 0)).map(drop))
 }
 
 /// The flow that announced another, if it is still there.
@@ -104,18 +106,11 @@ pub(crate) fn announcer(
     socket: &mut NetlinkSocket,
     request: Message,
 ) -> Result<Option<Flow>, Error> {
-    let found = ended_is_fine(socket.request(request, 0))?;
+    let found = absent_is_fine(socket.request(request, 0))?;
     Ok(found.iter().find_map(|message| {
         let (flow, _) = read_attributes(message.family, message.attributes.as_bytes())?;
         Some(flow)
     }))
-}
-
-fn ended_is_fine(answer: Result<Vec<Message>, Error>) -> Result<Vec<Message>, Error> {
-    match answer {
-        Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => Ok(Vec::new()),
-        other => other,
-    }
 }
 
 impl Told<'_> {

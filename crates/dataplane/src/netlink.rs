@@ -378,6 +378,14 @@ impl NetlinkSocket {
     }
 }
 
+/// The answer to a request for what somebody may have removed meanwhile: that is then nothing.
+pub(crate) fn absent_is_fine<M>(found: Result<Vec<M>, Error>) -> Result<Vec<M>, Error> {
+    match found {
+        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
 /// The messages of a datagram, up to the first malformed one.
 fn datagram(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkBuffer<&[u8]>, Error>> {
     std::iter::from_fn(move || {

@@ -14,7 +14,7 @@ use crate::bridge;
 use crate::compare::{self, Listing};
 use crate::counts::Counts;
 use crate::encode::{self, Encoder, Names, Request};
-use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
+use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, absent_is_fine};
 use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
@@ -124,22 +124,17 @@ impl Nftables {
     /// Everything in our table. A set that somebody deletes meanwhile is not in it.
     fn listing(&mut self) -> Result<Listing, Error> {
         self.listings += 1;
-        let absent = |error: &Error| error.errno() == Some(Errno::ENOENT as i32);
         let mut listing = Listing {
             tables: self.socket.dump(encode::get_tables())?,
             chains: self.socket.dump(encode::get_chains())?,
             sets: self.socket.dump(encode::get_sets())?,
             ..Listing::default()
         };
-        match self.socket.dump(encode::get_rules(None)) {
-            Ok(rules) => listing.rules = rules,
-            Err(error) if absent(&error) => {}
-            Err(error) => return Err(error),
-        }
+        listing.rules = absent_is_fine(self.socket.dump(encode::get_rules(None)))?;
         for set in listing.sets.iter().filter_map(encode::set_name) {
             match self.socket.dump(encode::get_elements(set)) {
                 Ok(elements) => _ = listing.elements.insert(set.to_owned(), elements),
-                Err(error) if absent(&error) => {}
+                Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
-use nix::errno::Errno;
 
-use crate::attributes::{Attributes, Message};
+use crate::attributes::Attributes;
 use crate::compare::{self, Listing};
 use crate::encode::{
     self, ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
@@ -16,7 +15,7 @@ use crate::encode::{
     SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER,
     byte_order, counter_of, expression, message, tell,
 };
-use crate::netlink::NetlinkSocket;
+use crate::netlink::{NetlinkSocket, absent_is_fine};
 use crate::state::Log;
 use crate::{Difference, Error, Tally};
 
@@ -248,14 +247,6 @@ impl Table {
         attributes.text(TABLE_NAME, self.name);
         write(&mut attributes);
         self.requests.push((message(kind, attributes), flags));
-    }
-}
-
-/// What somebody removed meanwhile is nothing.
-fn absent_is_fine(found: Result<Vec<Message>, Error>) -> Result<Vec<Message>, Error> {
-    match found {
-        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(Vec::new()),
-        other => other,
     }
 }
 
