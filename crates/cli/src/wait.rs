@@ -350,6 +350,7 @@ impl Waiting {
         Ok(lines.collect())
     }
 }
+
 /// Why a node does not enforce a policy, by what all of its agents say: one that lags is enough.
 fn lag_of_all(said: Vec<Option<String>>) -> Option<String> {
     match said.is_empty() {
