@@ -2,10 +2,7 @@
 //! is the first one's, by namespace and name.
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
 use std::net::IpAddr;
-
-use rustc_hash::FxBuildHasher;
 
 use super::NodeProgram;
 use crate::net::ByAddress;
@@ -122,8 +119,7 @@ impl NodeProgram {
         let class = pod.class.and_then(|class| self.classes.get(class));
         if let Some(profile) = class.and_then(|class| class.profile.as_ref()) {
             self.state.endpoints.insert(address, profile.number);
-            let owner = FxBuildHasher.hash_one((&pod.namespace, &pod.name));
-            self.state.owners.insert(address, owner);
+            self.state.owners.insert(address, pod.owner);
         }
     }
 
