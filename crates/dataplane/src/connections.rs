@@ -24,7 +24,7 @@ use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::nftables::wait_for_packets_under_way;
 use crate::nudge::Nudger;
 use crate::state::NodeState;
-use crate::table::{Changes, Table};
+use crate::table::{self, Changes, Table};
 use crate::{Difference, Error, Headers};
 
 /// The connections of one network namespace.
@@ -195,7 +195,7 @@ impl Connections {
     pub fn remove(&mut self) -> Result<(), Error> {
         let mut cut = lock(&self.cut);
         cut.in_force = None;
-        cut.socket.transaction(encode::transaction(cut::remove()))?;
+        table::commit(&mut cut.socket, cut::remove())?;
         cut.in_force = Some(FxHashSet::default());
         let mut handovers = lock(&self.handovers);
         let all = handovers.under_way().clone();
@@ -280,7 +280,7 @@ impl Cut {
             _ => cut::put(&wanted),
         };
         if !requests.is_empty() {
-            self.socket.transaction(encode::transaction(requests))?;
+            table::commit(&mut self.socket, requests)?;
         }
         self.in_force = Some(wanted);
         Ok(())

@@ -102,7 +102,7 @@ impl Handovers {
         }
         self.last = self.last.wrapping_add(1);
         self.under_way.insert(self.last, addresses.to_vec());
-        self.socket.transaction(encode::transaction(put(self.last, addresses)))?;
+        table::commit(&mut self.socket, put(self.last, addresses))?;
         Ok(true)
     }
 
@@ -130,7 +130,7 @@ impl Handovers {
         let requests = ended.keys().flat_map(|number| Table::removed(name(*number)));
         let requests: Vec<Request> = requests.collect();
         if !requests.is_empty() {
-            self.socket.transaction(encode::transaction(requests))?;
+            table::commit(&mut self.socket, requests)?;
             self.under_way.retain(|number, _| !ended.contains_key(number));
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, absent_is_
 use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
-use crate::witness::Witness;
+use crate::witness::{self, Witness};
 use crate::{Dataplane, Difference, Ended, Error, Hits, Report, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
@@ -149,6 +149,7 @@ impl Nftables {
 
     /// One transaction. As long as nobody else makes any, the kernel's number is known after it.
     fn transaction(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        let _turn = witness::turn();
         self.witness.iter_mut().for_each(Witness::off);
         let done = self.socket.transaction(encode::transaction(requests));
         if let Some(witness) = &mut self.witness {

@@ -19,7 +19,7 @@ use crate::encode::{
 };
 use crate::netlink::{NetlinkSocket, absent_is_fine};
 use crate::state::Log;
-use crate::{Difference, Error, Tally};
+use crate::{Difference, Error, Tally, witness};
 
 /// The type of a part of a key: its number in `nft`, and its bytes.
 pub(crate) type Part = (u32, u32);
@@ -278,6 +278,12 @@ impl Table {
         write(&mut attributes);
         self.requests.push((message(kind, attributes), flags));
     }
+}
+
+/// One transaction.
+pub(crate) fn commit(socket: &mut NetlinkSocket, requests: Vec<Request>) -> Result<(), Error> {
+    let _turn = witness::turn();
+    socket.transaction(encode::transaction(requests))
 }
 
 /// Tells whether anybody has changed anything in nf_tables since it was asked last.
