@@ -5,10 +5,15 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use portcullis_apiserver::{FakeRuntime, Node, Options, Process, Server};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A guard against hanging for ever: nothing takes so long.
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -57,7 +62,10 @@ impl Cluster {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+        // What goes on for longer is ended, with the exit code 124.
+        let mut command = Command::new("timeout");
+        let seconds = LIMIT.as_secs().to_string();
+        command.args(["--foreground", "--kill-after=5", &seconds, program]);
         command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.home);
         command
     }
@@ -105,6 +113,12 @@ impl Drop for Cluster {
     }
 }
 
+/// Ends a command that was to go on. The program in front of it hands the signal on.
+fn end(mut command: Child) {
+    kill_process(Pid::from_child(&command), Signal::TERM).unwrap();
+    command.wait().unwrap();
+}
+
 #[test]
 fn kubectl_does_not_notice() {
     let Some(cluster) = Cluster::new("sessions") else { return };
@@ -113,6 +127,7 @@ fn kubectl_does_not_notice() {
         .register_bin("kubectl", cluster.kubectl.clone())
         .env("KUBECONFIG", cluster.kubeconfig())
         .env("HOME", cluster.home.to_string_lossy())
+        .timeout(LIMIT)
         .case("tests/kubectl/*.md")
         .run();
     // Files are run when the cases go.
@@ -171,8 +186,7 @@ fn a_watch_shows_what_changes() {
     assert_eq!(shown.next().unwrap().trim(), "second");
     cluster.ok("label configmap first a=b");
     assert_eq!(shown.next().unwrap().trim(), "first");
-    watch.kill().unwrap();
-    watch.wait().unwrap();
+    end(watch);
 }
 
 #[test]
@@ -263,8 +277,7 @@ fn a_port_is_forwarded_for_as_many_connections_as_come() {
         let answer = ask(data);
         assert!(answer.iter().eq(data.iter().rev()), "{} of {}", answer.len(), data.len());
     }
-    forward.kill().unwrap();
-    forward.wait().unwrap();
+    end(forward);
 }
 
 #[test]
@@ -294,7 +307,10 @@ fn logs_are_kept_and_followed_and_those_of_the_run_before_too() {
     let run = ["run", "talks", "-i", "--attach=false", "--restart=Never", "--image=x", "--"];
     cluster.run(&[&run[..], &["sh", "-c", script]].concat(), b"");
     cluster.ok("wait --for=condition=Ready pod/talks");
-    while cluster.ok("logs talks") != "line 1\nline 2\nline 3\n" {}
+    let begin = Instant::now();
+    while cluster.ok("logs talks") != "line 1\nline 2\nline 3\n" {
+        assert!(begin.elapsed() < LIMIT, "{}", cluster.ok("logs talks"));
+    }
     assert_eq!(cluster.ok("logs talks --tail=1"), "line 3\n");
     let stamped = cluster.ok("logs talks --timestamps --tail=1");
     let (time, text) = stamped.split_once(' ').unwrap();
