@@ -158,14 +158,27 @@ fn a_node_that_is_drained_loses_its_pods_to_others() {
     let nodes = || {
         cluster.ok("get pods -l app=web -o jsonpath={range.items[*]}{.spec.nodeName}{\"\\n\"}{end}")
     };
+    // A pod that nobody makes anew.
+    let alone = r#"{"spec":{"nodeName":"node-2"}}"#;
+    cluster.ok(&format!("run alone --image=nginx --overrides={alone}"));
     let placed = nodes();
     assert!(placed.contains("node-1") && placed.contains("node-2"), "{placed}");
-    let said = cluster.ok("drain node-2 --ignore-daemonsets --delete-emptydir-data --timeout=60s");
-    assert!(said.contains("deleted\n") && said.ends_with("node/node-2 drained\n"), "{said}");
+    let drain = ["drain", "node-2", "--ignore-daemonsets", "--timeout=60s"];
+    let (code, _, err) = cluster.run(&drain, b"");
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("(use --force to override): default/alone"), "{err}");
+    let (code, said, err) = cluster.run(&[&drain[..], &["--force"]].concat(), b"");
+    assert_eq!(code, 0, "{said}{err}");
+    assert!(said.contains("evicting pod default/alone\n"), "{said}");
+    assert!(said.contains("pod/alone evicted\n"), "{said}");
+    assert!(said.ends_with("node/node-2 drained\n"), "{said}");
+    let (code, _, err) = cluster.run(&["get", "pod", "alone"], b"");
+    assert_eq!(code, 1, "{err}");
     cluster.ok("rollout status deployment/web");
     assert_eq!(nodes(), "node-1\nnode-1\n");
     assert!(cluster.ok("get node node-2").contains("Ready,SchedulingDisabled"));
-    cluster.ok("uncordon node-2");
+    assert_eq!(cluster.ok("cordon node-2"), "node/node-2 already cordoned\n");
+    assert_eq!(cluster.ok("uncordon node-2"), "node/node-2 uncordoned\n");
     cluster.ok("scale deployment/web --replicas=4");
     cluster.ok("rollout status deployment/web");
     assert!(nodes().contains("node-2"));
