@@ -335,7 +335,7 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
     for (metadata, why) in [
         (
             "{generateName: db-, namespace: shop}",
-            format!("error: {place}:3:12: expected metadata.name, found generateName: db-: "),
+            format!("error: {place}:3:26: expected metadata.name, found generateName: db-: "),
         ),
         (
             "{name: DB}",
