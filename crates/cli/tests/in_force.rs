@@ -299,7 +299,10 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
                networkpolicy.networking.k8s.io/web condition met\n";
     for wait in [&["policy/web", "policy/db"][..], &["policy", "web", "db"], &["--all"]] {
         let (code, out, err) = portcullis.run(&[&["wait", "-n", "shop"], wait].concat());
-        assert_eq!((code, &*out, &*err), (0, met, ""), "{wait:?}");
+        // Each is told when it is met, and the agents are asked of one after the other.
+        let mut lines: Vec<&str> = out.split_inclusive('\n').collect();
+        lines.sort_unstable();
+        assert_eq!((code, &*lines.concat(), &*err), (0, met, ""), "{wait:?}");
     }
     let (code, out, err) = portcullis.run(&["wait", "netpol", "-n", "shop", "-l", "tier in (web)"]);
     assert_eq!(code, 0, "{err}");
