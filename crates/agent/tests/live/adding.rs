@@ -200,45 +200,51 @@ impl Flows {
         }
     }
 
-    /// Whether any client hears its server. What a client says would open the flow anew.
+    /// Whether anybody hears what the other end says.
     fn is_heard(&mut self) -> bool {
         let wait = Some(Duration::from_millis(100));
         let tcp = self.tcp.iter_mut().any(|(client, server)| {
-            client.set_read_timeout(wait).unwrap();
-            let _ = server.write_all(b"x");
-            client.read(&mut [0; 1]).is_ok()
+            [[&*client, &*server], [&*server, &*client]].into_iter().any(|[mut from, mut to]| {
+                to.set_read_timeout(wait).unwrap();
+                let _ = from.write_all(b"x");
+                to.read(&mut [0; 1]).is_ok_and(|bytes| bytes > 0)
+            })
         });
         let udp = self.udp.iter().any(|(client, server)| {
-            client.set_read_timeout(wait).unwrap();
-            server.send(b"!").unwrap();
-            client.recv(&mut [0; 8]).is_ok()
+            [[client, server], [server, client]].into_iter().any(|[from, to]| {
+                to.set_read_timeout(wait).unwrap();
+                let _ = from.send(b"!");
+                to.recv(&mut [0; 8]).is_ok()
+            })
         });
         tcp || udp
     }
 }
 
-/// The policies allow all of what the pod before has open: it ends because it was not the next one's.
+/// Each pod may open what the others may not: what one hears of the flows of another, it hears because
+/// they are still open.
 pub(crate) fn handed_over() {
-    const PORTS: [u16; 3] = [81, 91, 101];
+    const PODS: [(&str, &str, u16); 3] =
+        [("first", "7", 81), ("next", "8", 91), ("last", "9", 101)];
     own_network();
     let network = Network::with_pods(3);
     let (web, third) = (&network.pods[0], &network.pods[2]);
     let server = Server::start(30);
     cluster(&server);
     let (ours, passing) = ("10.0.1.2".parse().unwrap(), "10.0.3.2".parse().unwrap());
-    server.put("pods", pod("old", NODE, "10.0.3.2", "half"));
-    let ports = PORTS.into_iter().flat_map(|port| {
-        ["TCP", "UDP"].map(|protocol| json!({"port": port, "protocol": protocol}))
-    });
-    let ports: Vec<Value> = ports.collect();
     let peers = json!([{"podSelector": {"matchLabels": {"app": "web"}}}]);
-    let spec = json!({
-        "podSelector": {"matchLabels": {"app": "half"}},
-        "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"from": peers, "ports": ports}],
-        "egress": [{"to": peers, "ports": ports}],
-    });
-    server.put("networkpolicies", policy("half", spec));
+    for (name, _, port) in PODS {
+        let ports = ["TCP", "UDP"].map(|of| json!({"port": port, "protocol": of}));
+        let spec = json!({
+            "podSelector": {"matchLabels": {"app": name}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": peers, "ports": ports}],
+            "egress": [{"to": peers, "ports": ports}],
+        });
+        server.put("networkpolicies", policy(name, spec));
+    }
+    let [(first, _, port), rest @ ..] = PODS;
+    server.put("pods", pod(first, NODE, "10.0.3.2", first));
     let socket = socket("handed-over");
     let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
         options.keep_established = false;
@@ -250,16 +256,15 @@ pub(crate) fn handed_over() {
         ask(&socket.path, &Request::Status, LONG).is_ok_and(|answer| answer == Answer::Ready)
     });
     let ends = [(web, ours), (third, passing)];
-    let mut before = vec![Flows::open(ends, PORTS[0])];
+    let mut before = vec![Flows::open(ends, port)];
     // So many that to judge them takes a while.
-    for port in 20_001..21_001 {
-        let socket = web.udp(ours, port);
-        PORTS.into_iter().for_each(|port| _ = socket.send_to(b"?", (passing, port)));
+    for from in 20_001..24_001 {
+        let _ = web.udp(ours, from).send_to(b"?", (passing, port));
     }
-    for (name, uid) in [("next", "8"), ("last", "9")] {
-        server.put("pods", without_address(name, "half", uid));
+    for (name, uid, _) in rest {
+        server.put("pods", without_address(name, name, uid));
     }
-    for (name, uid, port) in [("next", "8", PORTS[1]), ("last", "9", PORTS[2])] {
+    for (name, uid, port) in rest {
         let forgotten = || agent.metric("portcullis_connections_forgotten_total");
         let so_far = forgotten();
         // The server has not told that the pod before is gone.
