@@ -35,7 +35,7 @@ use std::net::IpAddr;
 use portcullis_core::net::Family;
 
 use crate::encode::{
-    self, EQUAL, FAMILY_V4, FAMILY_V6, HOOK_FORWARD, META_FAMILY, NETWORK_HEADER, Request, compare,
+    EQUAL, FAMILY_V4, FAMILY_V6, HOOK_FORWARD, META_FAMILY, NETWORK_HEADER, Request, compare,
     load_meta, load_payload, new_connection,
 };
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};

@@ -17,7 +17,6 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::conntrack::{self, Flow, Tuple};
 use crate::cut;
-use crate::encode;
 use crate::handover::Handovers;
 use crate::judge::{Judge, Opening};
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};

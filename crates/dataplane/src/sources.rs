@@ -60,7 +60,7 @@ use portcullis_core::net::Family;
 
 use crate::attributes::Attributes;
 use crate::encode::{
-    self, DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
+    DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
     expression, load_meta, load_payload,
 };
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
