@@ -525,9 +525,12 @@ impl Dataplane for Nftables {
         if self.installed.is_none() {
             return Ok(Vec::new());
         }
-        // First what is told, then how far that has to go: what comes between is seen the next time.
+        // First what is told, then how far that has to go: what comes between is seen the next time, and is
+        // nothing of ours.
+        let turn = witness::turn();
         let others = self.witness.as_mut().and_then(Witness::elsewhere);
         let now = self.kernel_generation()?;
+        drop(turn);
         let unchanged = self.seen.zip(now).is_some_and(|(seen, now)| {
             let since = now.wrapping_sub(seen);
             since == 0 || Some(since) == others

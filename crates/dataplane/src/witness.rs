@@ -20,8 +20,8 @@ use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const GROUP: u32 = 7;
 
-/// Had by whoever of this process makes a transaction, and by whoever does not listen. The kernel lets
-/// them wait for each other anyway.
+/// Had by whoever of this process makes a transaction, does not listen, or counts what was heard. The
+/// kernel lets transactions wait for each other anyway.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
