@@ -84,6 +84,8 @@ const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_WITH_TIMEOUT: u32 = 0x10;
 const SET_FILLED_BY_RULES: u32 = 0x20;
+/// The flags of a dynamic set.
+pub(crate) const DYNAMIC: u32 = SET_WITH_TIMEOUT | SET_FILLED_BY_RULES;
 const SET_CONCATENATION: u32 = 0x80;
 const DESCRIPTION_SIZE: u16 = 1;
 const DESCRIPTION_CONCATENATION: u16 = 2;
@@ -259,7 +261,7 @@ impl Encoder<'_> {
             flags |= SET_CONCATENATION;
         }
         if set.dynamic {
-            flags |= SET_WITH_TIMEOUT | SET_FILLED_BY_RULES;
+            flags |= DYNAMIC;
         }
         // A user's program reads the types of the parts from this, 6 bits each.
         let key_type = set.key.iter().fold(0, |types, part| types << 6 | type_number(*part));
@@ -289,11 +291,7 @@ impl Encoder<'_> {
             });
         }
         if set.dynamic {
-            attributes.nest(SET_DESCRIPTION, |description| {
-                description.u32(DESCRIPTION_SIZE, Set::HEARD);
-            });
-            let milliseconds = Set::QUIET.as_millis() as u64;
-            attributes.bytes(SET_TIMEOUT, &milliseconds.to_be_bytes());
+            bounds(&mut attributes);
         }
         let order = if concatenation { ByteOrder::Mixed } else { ByteOrder::Network };
         attributes.bytes(SET_USER_DATA, &byte_order(order));
@@ -389,7 +387,8 @@ impl Encoder<'_> {
                         expression(list, "counter", |_| {});
                     }
                     Expression::Exceeds(field, set, limit) => {
-                        self.exceeds(*field, *set, *limit, list);
+                        gather(&[*field], list);
+                        exceeds(list, &self.names.set(*set), *limit);
                     }
                     Expression::Tell(chain, log) => tell(list, *log, &chain.to_string()),
                     Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
@@ -412,16 +411,6 @@ impl Encoder<'_> {
                 Find::Absent => _ = lookup.u32(LOOKUP_FLAGS, LOOKUP_INVERTED),
                 Find::Verdict => _ = lookup.u32(3, VERDICT_REGISTER),
             }
-        });
-    }
-
-    /// Goes on if more have come with what is in the field.
-    fn exceeds(&self, field: Field, id: SetId, limit: Limit, list: &mut Attributes) {
-        gather(&[field], list);
-        expression(list, "dynset", |dynset| {
-            dynset.text(DYNAMIC_SET, &self.names.set(id));
-            dynset.u32(DYNAMIC_OPERATION, DYNAMIC_UPDATE).u32(DYNAMIC_KEY, KEY_REGISTER);
-            dynset.nest(DYNAMIC_EXPRESSION, |each| write_limit(each, limit, LIMIT_OVER));
         });
     }
 
@@ -683,6 +672,11 @@ pub(crate) fn rule_counter(message: &Message) -> Option<(&str, Option<Counted>)>
     Some((name_in_table(message, RULE_CHAIN)?, counter_of(message)))
 }
 
+/// Whether a rule that the kernel listed tells of packets.
+pub(crate) fn tells(message: &Message) -> bool {
+    expressions(message).iter().any(|expression| expression_parts(expression).0 == b"log\0")
+}
+
 /// The counter of a rule that the kernel listed. `None` if the rule does not count.
 pub(crate) fn counter_of(message: &Message) -> Option<Counted> {
     all(find(message.attributes.as_bytes(), RULE_EXPRESSIONS)?, LIST_ELEMENT).find_map(counter)
@@ -859,6 +853,24 @@ pub(crate) fn tell(list: &mut Attributes, log: Log, prefix: &str) {
         attributes.bytes(1, &log.group.to_be_bytes()).text(2, prefix).u32(3, SNAP_BYTES);
     });
     expression(list, "counter", |_| {});
+}
+
+/// How many elements a dynamic set has room for, and for how long.
+pub(crate) fn bounds(set: &mut Attributes) {
+    set.nest(SET_DESCRIPTION, |description| {
+        description.u32(DESCRIPTION_SIZE, Set::HEARD);
+    });
+    let milliseconds = Set::QUIET.as_millis() as u64;
+    set.bytes(SET_TIMEOUT, &milliseconds.to_be_bytes());
+}
+
+/// Goes on if more packets than the limit have come with what is in the first register.
+pub(crate) fn exceeds(list: &mut Attributes, set: &str, limit: Limit) {
+    expression(list, "dynset", |dynset| {
+        dynset.text(DYNAMIC_SET, set);
+        dynset.u32(DYNAMIC_OPERATION, DYNAMIC_UPDATE).u32(DYNAMIC_KEY, KEY_REGISTER);
+        dynset.nest(DYNAMIC_EXPRESSION, |each| write_limit(each, limit, LIMIT_OVER));
+    });
 }
 
 /// `limit rate R/second burst B packets`; with the flag, `limit rate over …`.

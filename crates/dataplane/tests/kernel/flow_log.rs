@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         in_namespace("what_is_refused_is_told_with_its_headers_and_counted", refused),
         in_namespace("what_is_allowed_is_told_of_the_pods_that_are_asked_for", allowed),
         in_namespace("a_false_source_is_told", false_source),
+        in_namespace("one_link_does_not_use_up_what_is_told_of_false_sources", false_shares),
         in_namespace("of_a_flood_a_bounded_part_is_told_and_all_is_counted", flood),
         in_namespace("one_source_does_not_use_up_what_is_told_of_others", shares),
         in_namespace("more_sources_than_are_remembered_share_what_is_left", many_sources),
@@ -168,6 +169,37 @@ fn false_source() {
     assert_eq!(heard(&mut log, 0), []);
     assert_eq!(sources.dropped(), Tally { packets: 2, told: 1 });
     drop(two.udp(address("10.0.2.2"), 54));
+}
+
+/// Pod 1 sends many, and of what pod 2 sends once is told all the same.
+fn false_shares() {
+    const PACKETS: u64 = 300;
+    let network = network();
+    let [one, two] = &*network.pods else { panic!("two pods") };
+    let state = state(Some(Log { rate: 10, ..LOG }));
+    let mut log = FlowLog::open(LOG.group).unwrap();
+    let mut sources = Sources::open().unwrap();
+    sources.follow(&state).unwrap();
+    let start = Instant::now();
+    let sender = Sender::new(one);
+    for n in 0..PACKETS {
+        // Another one each time: it is not the source that is remembered.
+        let source = IpAddr::from([10, 0, 9, n as u8]);
+        let ends = Ends { source, destination: address("10.0.2.2") };
+        sender.send(ends.destination, &ends.packet(UDP, &ends.udp([9, 54], b"?")));
+    }
+    let ends = Ends { source: address("10.0.8.8"), destination: address("10.0.1.2") };
+    Sender::new(two).send(ends.destination, &ends.packet(UDP, &ends.udp([9, 54], b"?")));
+    let told = heard(&mut log, 6);
+    let wanted = (Outcome::FalseSource, headers("10.0.8.8", "10.0.1.2", (9, 54)));
+    assert!(told.contains(&wanted), "{told:?}");
+    let seconds = start.elapsed().as_secs() + 1;
+    assert!(told.len() as u64 <= 5 + seconds + 1, "{} in {seconds} s", told.len());
+    let counted = Tally { packets: PACKETS + 1, told: told.len() as u64 };
+    assert_eq!(sources.dropped(), counted);
+    // Somebody else's change has it read back.
+    Allowed::open(LOG).unwrap();
+    assert_eq!(sources.differences().unwrap(), [], "what the kernel remembers is no difference");
 }
 
 /// The rate of the kernel is a share of a core for whoever listens, whatever is refused.
@@ -350,6 +382,7 @@ fn listed() {
         &told("refused-egress"),
         "update @heard4.1 { ip saddr limit rate over 100/second burst 500 packets } counter",
         "update @heard6.1 { ip6 saddr limit rate over 100/second burst 500 packets } counter",
+        "update @heard { iif limit rate over 100/second burst 500 packets } counter",
         "elements = { 10.0.1.2 limit rate over 100/second burst 500 packets expires ",
         "elements = { fd00:1::2 limit rate over 100/second burst 500 packets expires ",
         &told("false-source"),
