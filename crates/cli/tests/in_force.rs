@@ -299,6 +299,7 @@ fn observed(cluster: &Cluster, lab: &Lab, portcullis: &Portcullis<'_>) {
             thread::sleep(Duration::from_millis(200));
         }
     };
+    let refused = ["observe", "--port", "4444", "--verdict", "refused"];
     let mut heard = Vec::new();
     let nodes = |heard: &[Value]| -> BTreeSet<String> {
         heard.iter().map(|flow| flow["node"].as_str().unwrap().to_owned()).collect()
@@ -308,8 +309,7 @@ fn observed(cluster: &Cluster, lab: &Lab, portcullis: &Portcullis<'_>) {
             try_out("b-1", "db-2", 4444);
             try_out("b-2", "db-3", 4444);
             thread::sleep(Duration::from_millis(300));
-            let observe = ["observe", "--port", "4444", "--last", "100", "-o", "json"];
-            let (code, out, err) = portcullis.run(&observe);
+            let (code, out, err) = portcullis.run(&[&refused[..], &["-o", "json"]].concat());
             assert_eq!((code, &*err), (0, ""), "{out}");
             heard = flows(&out);
             nodes(&heard).len() == 2
@@ -324,7 +324,7 @@ fn observed(cluster: &Cluster, lab: &Lab, portcullis: &Portcullis<'_>) {
         assert_eq!(flow["isolatedBy"], json!(["shop/db"]));
         assert_eq!(flow["destination"]["port"], 4444);
     }
-    let (code, out, err) = portcullis.run(&["observe", "--port", "4444", "--from", "shop/b-2"]);
+    let (code, out, err) = portcullis.run(&[&refused[..], &["--from", "shop/b-2"]].concat());
     assert_eq!((code, &*err), (0, ""), "{out}");
     let row = out.lines().nth(1).unwrap();
     for part in ["refused", "shop/b-2", "shop/db-3", "4444/UDP", "node-3: ingress, isolated by"] {
