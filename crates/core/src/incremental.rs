@@ -191,7 +191,8 @@ impl NodeProgram {
             }
             _ => Box::default(),
         };
-        let owner = number_of([&namespace, name, uid]);
+        let parts = [&*namespace, name, uid].into_iter();
+        let owner = number_of(parts.flat_map(|part| part.bytes().chain([0])));
         let same = known.and_then(|id| self.pods.get(id)).is_some_and(|old| {
             pod.is_some()
                 && old.class == class
@@ -341,7 +342,8 @@ impl NodeProgram {
         let classes = self.classes.iter().filter(|(_, class)| &*class.namespace == namespace);
         let local = classes.filter_map(|(_, class)| class.profile.as_ref());
         let selected = local.filter(|local| local.policies.contains(name));
-        let numbers: BTreeSet<u32> = selected.map(|local| local.number).collect();
+        let mut numbers: BTreeSet<u32> = selected.map(|local| local.number).collect();
+        numbers.extend(self.closed_for(&numbers));
         let endpoints = self.state.endpoints.iter();
         endpoints.filter(|(_, number)| numbers.contains(number)).map(|(a, _)| *a).collect()
     }
@@ -429,14 +431,7 @@ impl NodeProgram {
 
     /// The class of a pod, of which it is one more.
     fn enter_class(&mut self, namespace: &Arc<str>, pod: &Pod) -> u32 {
-        let mut ports: Vec<ContainerPort> = Vec::new();
-        // Of a pod that is told in part, no port is known.
-        if !pod.ports_unknown {
-            ports.extend(pod.ports.iter().filter(|port| port.name.is_some()).cloned());
-            ports.sort_unstable();
-            ports.dedup();
-        }
-        let key = ClassKey { labels: pod.labels.clone(), ports };
+        let key = ClassKey { labels: pod.labels.clone(), ports: pod.named_ports() };
         let known = self.namespaces.get(namespace).and_then(|n| n.classes.get(&key)).copied();
         let id = known.unwrap_or_else(|| {
             let key = Arc::new(key);
@@ -507,6 +502,7 @@ impl NodeProgram {
             let Some(class) = self.stale.pop_first() else { break };
             self.make_rules(class);
         }
+        self.close_disputed();
     }
 }
 
@@ -522,9 +518,8 @@ fn number_for(thing: &impl std::hash::Hash, taken: impl Fn(u32) -> bool) -> u32 
     number
 }
 
-/// A number for what has this name, the same in every process: others keep it (FNV-1a).
-fn number_of(name: [&str; 3]) -> u64 {
-    let bytes = name.into_iter().flat_map(|part| part.bytes().chain([0]));
+/// A number for what these bytes name, the same in every process: others keep it (FNV-1a).
+fn number_of(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |number, byte| {
         (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })

@@ -174,7 +174,7 @@ fn put(number: u32, addresses: &[IpAddr]) -> Vec<Request> {
         let of_family = addresses.iter().filter(|a| Family::of(**a) == side.family);
         table.set(side.addresses, &[side.address]);
         table.add_addresses(side.addresses, of_family);
-        table.dynamic_set(side.opened, &side.key(), FLOWS);
+        table.growing_set(side.opened, &side.key(), FLOWS);
         table.chain(side.chain);
         table.rule(side.chain, |list| {
             new_connection(list);
