@@ -13,12 +13,12 @@ const CHUNK: usize = 512;
 
 /// Addresses of both families, ascending, each once.
 ///
-/// A copy costs little, and a change of it only what lies next to the changed address: everything
-/// else stays shared, and [`Addresses::changes`] passes over it.
+/// A copy costs nothing, and its first change a look at each chunk: all but what lies next to the
+/// changed address stays shared, and [`Addresses::changes`] passes over it.
 #[derive(Clone, Default, Eq)]
 pub struct Addresses {
     /// None is empty, and each begins after the end of the one before.
-    chunks: Vec<Arc<Vec<IpAddr>>>,
+    chunks: Arc<Vec<Arc<Vec<IpAddr>>>>,
 }
 
 impl Addresses {
@@ -67,18 +67,23 @@ impl Addresses {
     /// Adds an address. Tells whether it is new.
     pub fn insert(&mut self, address: IpAddr) -> bool {
         let index = self.chunk_of(address);
-        let Some(chunk) = self.chunks.get_mut(index) else {
-            self.chunks.push(Arc::new(vec![address]));
+        let at = match self.chunks.get(index).map(|chunk| chunk.binary_search(&address)) {
+            Some(Ok(_)) => return false,
+            Some(Err(at)) => at,
+            None => 0,
+        };
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let Some(chunk) = chunks.get_mut(index) else {
+            chunks.push(Arc::new(vec![address]));
             return true;
         };
-        let Err(at) = chunk.binary_search(&address) else { return false };
         let chunk = Arc::make_mut(chunk);
         chunk.insert(at, address);
         if chunk.len() > CHUNK {
             // What comes in ascending order fills its chunks.
             let at = if at == CHUNK { CHUNK } else { CHUNK / 2 };
             let upper = chunk.split_off(at);
-            self.chunks.insert(index + 1, Arc::new(upper));
+            chunks.insert(index + 1, Arc::new(upper));
         }
         true
     }
@@ -86,12 +91,12 @@ impl Addresses {
     /// Removes an address. Tells whether it was there.
     pub fn remove(&mut self, address: IpAddr) -> bool {
         let index = self.chunk_of(address);
-        let Some(chunk) = self.chunks.get_mut(index) else { return false };
-        let Ok(at) = chunk.binary_search(&address) else { return false };
-        if chunk.len() == 1 {
-            self.chunks.remove(index);
-        } else {
-            Arc::make_mut(chunk).remove(at);
+        let found = self.chunks.get(index).map(|chunk| chunk.binary_search(&address));
+        let Some(Ok(at)) = found else { return false };
+        let chunks = Arc::make_mut(&mut self.chunks);
+        match &mut chunks[index] {
+            chunk if chunk.len() == 1 => _ = chunks.remove(index),
+            chunk => _ = Arc::make_mut(chunk).remove(at),
         }
         true
     }
@@ -114,8 +119,9 @@ impl Addresses {
 
     /// Whether they share everything, and so are equal. Others can be equal too.
     pub fn same(&self, other: &Addresses) -> bool {
-        self.chunks.len() == other.chunks.len()
-            && self.chunks.iter().zip(&other.chunks).all(|(a, b)| Arc::ptr_eq(a, b))
+        Arc::ptr_eq(&self.chunks, &other.chunks)
+            || self.chunks.len() == other.chunks.len()
+                && self.chunks.iter().zip(&*other.chunks).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
     /// Where the address is, or would have to be.
@@ -136,7 +142,8 @@ impl FromIterator<IpAddr> for Addresses {
         let mut sorted: Vec<IpAddr> = addresses.into_iter().collect();
         sorted.sort_unstable();
         sorted.dedup();
-        Addresses { chunks: sorted.chunks(CHUNK).map(|chunk| Arc::new(chunk.to_vec())).collect() }
+        let chunks = sorted.chunks(CHUNK).map(|chunk| Arc::new(chunk.to_vec()));
+        Addresses { chunks: Arc::new(chunks.collect()) }
     }
 }
 

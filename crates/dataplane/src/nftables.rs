@@ -416,8 +416,8 @@ impl Step {
     fn new(installed: &Installed, plan: &Plan, generation: u32, in_place: bool) -> Step {
         let update = Update::between(&installed.plan, plan, in_place);
         let mut names = installed.names.clone();
-        names.sets.retain(|id, _| plan.sets.contains_key(id));
-        names.chains.retain(|id, _| plan.chains.contains_key(id));
+        update.old_sets.iter().for_each(|id| _ = names.sets.remove(id));
+        update.old_chains.iter().for_each(|id| _ = names.chains.remove(id));
         names.sets.extend(update.new_sets.iter().map(|id| (*id, generation)));
         names.chains.extend(update.new_chains.iter().map(|id| (*id, generation)));
         let encoder = Encoder { plan, names: &names };
