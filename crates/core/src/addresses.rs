@@ -11,6 +11,8 @@ use crate::net::{Family, IpRange};
 /// A chunk has at most so many addresses.
 const CHUNK: usize = 512;
 
+type Chunk = Arc<Vec<IpAddr>>;
+
 /// Addresses of both families, ascending, each once.
 ///
 /// A copy costs nothing, and its first change a look at each chunk: all but what lies next to the
@@ -18,7 +20,7 @@ const CHUNK: usize = 512;
 #[derive(Clone, Default, Eq)]
 pub struct Addresses {
     /// None is empty, and each begins after the end of the one before.
-    chunks: Arc<Vec<Arc<Vec<IpAddr>>>>,
+    chunks: Arc<Vec<Chunk>>,
 }
 
 impl Addresses {
@@ -104,13 +106,14 @@ impl Addresses {
     /// What these have and the earlier ones have not, and the other way round; both ascending. Of
     /// what they share, no more than its place is looked at.
     pub fn changes(&self, earlier: &Addresses) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let ours: FxHashSet<_> = self.chunks.iter().map(Arc::as_ptr).collect();
-        let theirs: FxHashSet<_> = earlier.chunks.iter().map(Arc::as_ptr).collect();
-        let apart = |chunks: &[Arc<Vec<IpAddr>>], known: &FxHashSet<_>| -> Vec<IpAddr> {
+        let (new, old) = self.apart(earlier);
+        let pointers = |chunks: &[Chunk]| chunks.iter().map(Arc::as_ptr).collect::<FxHashSet<_>>();
+        let (ours, theirs) = (pointers(new), pointers(old));
+        let unknown = |chunks: &[Chunk], known: &FxHashSet<_>| -> Vec<IpAddr> {
             let unknown = chunks.iter().filter(|chunk| !known.contains(&Arc::as_ptr(chunk)));
             unknown.flat_map(|chunk| chunk.iter().copied()).collect()
         };
-        let (new, old) = (apart(&self.chunks, &theirs), apart(&earlier.chunks, &ours));
+        let (new, old) = (unknown(new, &theirs), unknown(old, &ours));
         let missing = |from: &[IpAddr], of: &[IpAddr]| -> Vec<IpAddr> {
             from.iter().copied().filter(|address| of.binary_search(address).is_err()).collect()
         };
@@ -119,9 +122,23 @@ impl Addresses {
 
     /// Whether they share everything, and so are equal. Others can be equal too.
     pub fn same(&self, other: &Addresses) -> bool {
-        Arc::ptr_eq(&self.chunks, &other.chunks)
-            || self.chunks.len() == other.chunks.len()
-                && self.chunks.iter().zip(&*other.chunks).all(|(a, b)| Arc::ptr_eq(a, b))
+        Arc::ptr_eq(&self.chunks, &other.chunks) || matches!(self.apart(other), ([], []))
+    }
+
+    /// What is left of both without the chunks that they share at the beginning and at the end.
+    fn apart<'a>(&'a self, other: &'a Addresses) -> (&'a [Chunk], &'a [Chunk]) {
+        let (mut ours, mut theirs) = (&self.chunks[..], &other.chunks[..]);
+        while let ([a, rest @ ..], [b, others @ ..]) = (ours, theirs)
+            && Arc::ptr_eq(a, b)
+        {
+            (ours, theirs) = (rest, others);
+        }
+        while let ([rest @ .., a], [others @ .., b]) = (ours, theirs)
+            && Arc::ptr_eq(a, b)
+        {
+            (ours, theirs) = (rest, others);
+        }
+        (ours, theirs)
     }
 
     /// Where the address is, or would have to be.
@@ -133,7 +150,8 @@ impl Addresses {
 
 impl PartialEq for Addresses {
     fn eq(&self, other: &Addresses) -> bool {
-        self.same(other) || self.iter().eq(other.iter())
+        let (ours, theirs) = self.apart(other);
+        ours.iter().flat_map(|chunk| &**chunk).eq(theirs.iter().flat_map(|chunk| &**chunk))
     }
 }
 

@@ -252,7 +252,11 @@ fn changes(id: SetId, old: &Set, new: &Set) -> Change {
         ) => {
             // Only these can be in one of the two.
             let (came, went) = after.changes(before);
-            let moved = old_local.iter().chain(local).copied();
+            let of_one = |these: &[IpAddr], others: &[IpAddr]| -> Vec<IpAddr> {
+                let one = these.iter().filter(|address| others.binary_search(address).is_err());
+                one.copied().collect()
+            };
+            let moved = of_one(old_local, local).into_iter().chain(of_one(local, old_local));
             let candidates: BTreeSet<IpAddr> = came.into_iter().chain(went).chain(moved).collect();
             let mut delta = Delta::default();
             for address in candidates {
