@@ -66,6 +66,23 @@ impl Addresses {
         chunk.is_some_and(|chunk| chunk.binary_search(&address).is_ok())
     }
 
+    /// Those of some addresses, which come ascending, that are among these.
+    pub fn among<'a>(&self, ascending: impl IntoIterator<Item = &'a IpAddr>) -> Vec<IpAddr> {
+        let mut rest: &[IpAddr] = &[];
+        let mut among = Vec::new();
+        for address in ascending {
+            if rest.last().is_none_or(|last| last < address) {
+                let chunk = self.chunks.get(self.chunk_of(*address));
+                rest = chunk.map_or(&[], |chunk| &chunk[..]);
+            }
+            rest = &rest[rest.partition_point(|next| next < address)..];
+            if rest.first() == Some(address) {
+                among.push(*address);
+            }
+        }
+        among
+    }
+
     /// Adds an address. Tells whether it is new.
     pub fn insert(&mut self, address: IpAddr) -> bool {
         let index = self.chunk_of(address);

@@ -472,8 +472,7 @@ impl Layout<'_> {
     /// A large peer set as sets, of each family what is remote and what is local.
     fn shared(&self, number: u32, addresses: &Addresses) -> Arc<Shared> {
         let mut sets = Vec::new();
-        let local = self.local.iter().copied().filter(|address| addresses.contains(*address));
-        let local: Vec<IpAddr> = local.collect();
+        let local = addresses.among(&**self.local);
         for family in Family::ALL {
             let of_family = |address: &IpAddr| Family::of(*address) == family;
             let local: Vec<IpAddr> = local.iter().copied().filter(of_family).collect();

@@ -166,8 +166,13 @@ impl Update {
         let rules = others.iter().filter(|(_, before, after)| before.is_some() && after.is_some());
         self.changed_chains = rules.map(|(id, ..)| **id).collect();
         if !self.new_sets.is_empty() {
-            let looks = |(_, chain): &(&ChainId, &Arc<Chain>)| {
-                looked_into(chain).any(|set| self.new_sets.contains(&set))
+            // Only what several profiles share can be looked into by chains of any.
+            let shared = |id: &SetId| matches!(id, SetId::Remote(..) | SetId::Local(..));
+            let by_any = self.new_sets.iter().any(shared);
+            let families: BTreeSet<_> = self.new_sets.iter().map(|id| id.family()).collect();
+            let looks = |(id, chain): &(&ChainId, &Arc<Chain>)| {
+                (by_any || families.contains(&id.family()))
+                    && looked_into(chain).any(|set| self.new_sets.contains(&set))
             };
             let looking = new.chains.iter().filter(looks).map(|(id, _)| id);
             self.changed_chains.extend(looking.filter(|id| stays(id)));
