@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
 
 use std::env;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+
+use crate::process::{Lines, Running};
 
 /// The kubectl of this machine. `None` where there is none, which is said together with what is not
 /// tested without it; then it must not be required either (`PORTCULLIS_REQUIRE_KUBECTL`).
@@ -25,8 +27,8 @@ pub fn found(not_tested: &str) -> Option<PathBuf> {
     kubectl
 }
 
-/// A lab of a process of its own. It ends with the test, also with one that fails.
-pub struct Lab(Child);
+/// A lab of a process of its own, which ends with this.
+pub struct Lab(#[expect(dead_code, reason = "it is there to be dropped")] Running);
 
 impl Lab {
     /// Runs `lab up`, and returns when it is up.
@@ -35,17 +37,8 @@ impl Lab {
     /// It does not come up.
     pub fn up(mut command: Command) -> Lab {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut lab = Lab(command.spawn().unwrap());
-        let lines = BufReader::new(lab.0.stdout.take().unwrap());
-        let up = lines.lines().any(|line| line.unwrap().starts_with("Ctrl-C"));
-        assert!(up, "the lab did not come up");
-        lab
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let mut lab = Running(command.spawn().unwrap());
+        Lines::of(lab.0.stdout.take().unwrap()).until("Ctrl-C");
+        Lab(lab)
     }
 }

@@ -120,6 +120,9 @@ struct Waiting {
 struct Asking {
     /// The only policy that is asked for.
     only: Option<(String, String)>,
+    /// What the kernel held as soon as all that was heard was in it, and the number of that state. It is
+    /// told when connections have been judged by it; while states follow each other the last never is.
+    found: Option<(u64, Holding)>,
     until: Instant,
     answer: oneshot::Sender<Answer>,
 }
@@ -247,7 +250,7 @@ impl<D: Dataplane> Agent<D> {
             Request::Observe { .. } => Answer::Failed { why: "not here".to_owned() },
             Request::Policies { namespace, name } => {
                 let until = at + HOLDING;
-                self.asking.push(Asking { only: namespace.zip(name), until, answer });
+                self.asking.push(Asking { only: namespace.zip(name), found: None, until, answer });
                 return;
             }
         };
@@ -278,7 +281,8 @@ impl<D: Dataplane> Agent<D> {
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
         let next = if more || self.tells_both { next.min(now + TIDY) } else { next };
-        let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting));
+        let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting))
+            || self.asking.iter().any(|asking| asking.found.is_some());
         let next = if guards { next.min(now + GUARDING) } else { next };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         waiting.chain(self.asking.iter().map(|asking| asking.until)).fold(next, Instant::min)
@@ -389,18 +393,28 @@ impl<D: Dataplane> Agent<D> {
                 self.waiting.push(waiting);
             }
         }
-        for asking in std::mem::take(&mut self.asking) {
-            match self.holding(asking.only.as_ref()) {
-                Err(_) if now < asking.until => self.asking.push(asking),
-                holding => {
-                    let failed = |why| Answer::Failed { why };
-                    let _ = asking.answer.send(holding.map_or_else(failed, Answer::Policies));
-                }
+        for mut asking in std::mem::take(&mut self.asking) {
+            let told = self.tell.as_ref().map_or(0, |tell| tell.told);
+            let found = match asking.found.take() {
+                Some(found) => Ok(found),
+                None => self.holding(asking.only.as_ref()).map(|holding| (told, holding)),
+            };
+            let judged = |number| self.tell.as_ref().is_none_or(|tell| tell.is_judged(number));
+            let done = matches!(found, Ok((number, _)) if judged(number));
+            if !done && now < asking.until {
+                self.asking.push(Asking { found: found.ok(), ..asking });
+                continue;
             }
+            let answer = match found {
+                Ok((_, holding)) => Answer::Policies(Holding { settled: done, ..holding }),
+                Err(why) => Answer::Failed { why },
+            };
+            let _ = asking.answer.send(answer);
         }
     }
 
-    /// What the kernel holds, of all policies or of one; or why that is not what has been heard.
+    /// What the kernel holds, of all policies or of one; or why that is not what has been heard. Whether
+    /// connections have been judged by it is not looked at.
     fn holding(&self, only: Option<&(String, String)>) -> Result<Holding, String> {
         if let Some(why) = &self.refusal {
             return Err(why.clone());
@@ -410,8 +424,7 @@ impl<D: Dataplane> Agent<D> {
         }
         // What was heard last is in force.
         let policies = self.observed.held(only, self.mode);
-        let settled = self.tell.as_ref().is_none_or(Teller::is_settled);
-        Ok(Holding { node: self.node.clone(), settled, policies })
+        Ok(Holding { node: self.node.clone(), settled: false, policies })
     }
 
     /// What is in force at the addresses of an attachment.

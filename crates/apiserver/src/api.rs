@@ -118,7 +118,7 @@ struct Target {
     /// `None` for all namespaces, and for what has none.
     namespace: Option<String>,
     name: Option<String>,
-    /// `status`, `scale`, `binding`.
+    /// `status`, `scale`, `binding`, `eviction`.
     part: Option<String>,
 }
 
@@ -143,7 +143,7 @@ impl Target {
             None => true,
             Some("status") => resource.status,
             Some("scale") => resource.scale,
-            Some("binding") => resource.kind == "Pod",
+            Some("binding" | "eviction") => resource.kind == "Pod",
             Some(_) => false,
         };
         // An object in a namespace has no address without it.
@@ -272,6 +272,8 @@ impl Request<'_> {
                 _ => Err(Refusal::method_not_allowed()),
             };
         }
+        // What is only ever written there.
+        let written = matches!(part, Some("binding" | "eviction"));
         match (self.call.method, name, part) {
             (&Method::GET, None, _) if matches!(self.asks("watch"), "true" | "1") => {
                 self.watch(store)
@@ -284,13 +286,14 @@ impl Request<'_> {
             (&Method::POST, Some(name), Some("binding")) => {
                 store.write(|state| self.bind(state, name))
             }
-            (&Method::GET, Some(name), part) if part != Some("binding") => {
-                store.read(|state| self.get(state, name))
+            (&Method::POST, Some(name), Some("eviction")) => {
+                store.write(|state| self.evict(state, name))
             }
-            (&Method::PUT, Some(name), part) if part != Some("binding") => {
+            (&Method::GET, Some(name), _) if !written => store.read(|state| self.get(state, name)),
+            (&Method::PUT, Some(name), _) if !written => {
                 store.write(|state| self.replace(state, name))
             }
-            (&Method::PATCH, Some(name), part) if part != Some("binding") => {
+            (&Method::PATCH, Some(name), _) if !written => {
                 store.write(|state| self.patch(state, name))
             }
             (&Method::DELETE, Some(name), None) => store.write(|state| self.delete(state, name)),
@@ -663,11 +666,15 @@ impl Request<'_> {
     }
 
     fn deletion(&self) -> Result<Deletion, Refusal> {
-        let options = match self.call.body {
-            [] => Value::Null,
-            _ => self.body("DeleteOptions", "")?.0,
-        };
-        let text = |pointer: &str, query: &str| match meta::text(&options, pointer) {
+        match self.call.body {
+            [] => self.deletion_as(&Value::Null),
+            _ => self.deletion_as(&self.body("DeleteOptions", "")?.0),
+        }
+    }
+
+    /// A deletion with these DeleteOptions.
+    fn deletion_as(&self, options: &Value) -> Result<Deletion, Refusal> {
+        let text = |pointer: &str, query: &str| match meta::text(options, pointer) {
             "" => self.asks(query).to_owned(),
             text => text.to_owned(),
         };
@@ -690,8 +697,8 @@ impl Request<'_> {
             }
         };
         let given =
-            |pointer| Some(meta::text(&options, pointer).to_owned()).filter(|t| !t.is_empty());
-        let dry_run = self.dry_run()? || meta::list(&options, "/dryRun").iter().any(|v| v == "All");
+            |pointer| Some(meta::text(options, pointer).to_owned()).filter(|t| !t.is_empty());
+        let dry_run = self.dry_run()? || meta::list(options, "/dryRun").iter().any(|v| v == "All");
         Ok(Deletion {
             grace,
             propagation,
@@ -727,6 +734,16 @@ impl Request<'_> {
         }
         let metadata = json!({"resourceVersion": state.revision().to_string()});
         Ok(Answer::ok(list_of(resource, metadata, deleted.iter().map(|object| &**object))))
+    }
+
+    /// Deletes a pod with its grace: there are no disruption budgets that could forbid it.
+    fn evict(&self, state: &mut State, name: &str) -> Result<Answer, Refusal> {
+        let (eviction, warnings) = self.body("Eviction", "policy/v1")?;
+        self.check_place(&eviction, Some(name))?;
+        let how = self.deletion_as(&eviction["deleteOptions"])?;
+        objects::delete(state, &self.key(name), self.target.resource, &how)?;
+        let body = success(json!({}));
+        Ok(Answer::Json { code: 201, content_type: JSON, body, warnings })
     }
 
     fn bind(&self, state: &mut State, name: &str) -> Result<Answer, Refusal> {

@@ -71,6 +71,7 @@ fn parts(resource: &Resource) -> Vec<(&'static str, Value, &'static [&'static st
         let reach: &[&str] = &["create", "get"];
         parts.push(("attach", kind("", "PodAttachOptions"), reach));
         parts.push(("binding", kind("", "Binding"), &["create"]));
+        parts.push(("eviction", kind("policy", "Eviction"), &["create"]));
         parts.push(("exec", kind("", "PodExecOptions"), reach));
         parts.push(("log", kind("", "Pod"), &["get"]));
         parts.push(("portforward", kind("", "PodPortForwardOptions"), reach));

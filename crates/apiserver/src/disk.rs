@@ -4,6 +4,8 @@
 //! is not kept: after a restart a watch goes on from the latest revision, and from an older one it is
 //! told that it is too old.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,7 +42,10 @@ impl Disk {
     pub(crate) fn open(directory: &Path) -> Result<(Disk, Found), Error> {
         let path = directory.join("state.redb");
         let failed = |why: String| Error::State { path: path.clone(), why };
-        std::fs::create_dir_all(directory).map_err(|error| failed(error.to_string()))?;
+        // For its owner alone, whatever others may do elsewhere: there are Secrets in it.
+        let mut folder = DirBuilder::new();
+        folder.recursive(true).mode(0o700);
+        folder.create(directory).map_err(|error| failed(error.to_string()))?;
         let database = Database::create(&path).map_err(|error| failed(error.to_string()))?;
         let disk = Disk { database };
         let (objects, counters) = disk.load().map_err(|error| failed(error.to_string()))?;

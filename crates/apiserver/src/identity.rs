@@ -1,9 +1,9 @@
 //! What clients know a server by: the key of its certificate authority, and the token that they show.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use rcgen::KeyPair;
@@ -36,7 +36,7 @@ impl Identity {
     pub(crate) fn kept(directory: &Path) -> Result<Identity, Error> {
         let path = directory.join(FILE);
         let failed = |why: String| Error::State { path: path.clone(), why };
-        match std::fs::read_to_string(&path) {
+        match read_private(&path) {
             Ok(text) => Identity::read(&text).ok_or_else(|| {
                 let why = "expected a token, and a key in PEM below it; without the file new ones are \
                            made, and kubeconfigs of before lead nowhere";
@@ -58,6 +58,19 @@ impl Identity {
         let key = KeyPair::from_pem(key).ok().filter(|_| is_token)?;
         Some(Identity { token: token.to_owned(), key })
     }
+}
+
+/// Reads a file that only its owner can read: what others may know is no secret.
+fn read_private(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(io::Error::other(format!(
+            "expected a file for its owner alone (mode 0600), found mode {mode:04o}, so others may know \
+             the token: remove the file, and new ones are made, or chmod 600 it if nobody does"
+        )));
+    }
+    io::read_to_string(file)
 }
 
 /// Writes a file that only its owner can read. A file that is there is replaced, whatever its mode.

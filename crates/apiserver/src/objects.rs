@@ -109,6 +109,7 @@ fn check_namespace(
 
 fn judge(resource: &Resource, object: &Value, more: Vec<Cause>) -> Result<Vec<String>, Refusal> {
     let mut judgement = validate::object(resource, object);
+    judgement.warnings.extend(services::warning(resource, object));
     judgement.causes.extend(more);
     match judgement.causes.is_empty() {
         true => Ok(judgement.warnings),

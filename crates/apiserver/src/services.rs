@@ -140,6 +140,19 @@ fn drop_what_the_type_has_not(old: &Value, new: &mut Value) {
     }
 }
 
+/// What whoever runs the pods does not do of what a Service asks for.
+pub(crate) fn warning(resource: &Resource, object: &Value) -> Option<String> {
+    const DEFAULT: i64 = 10800;
+    let path = "/spec/sessionAffinityConfig/clientIP/timeoutSeconds";
+    let asked = object.pointer(path).and_then(Value::as_i64);
+    let told = resource.kind == "Service" && asked.is_some_and(|seconds| seconds != DEFAULT);
+    told.then(|| {
+        "spec.sessionAffinityConfig.clientIP.timeoutSeconds: there is no timeout here: a client stays \
+         with its endpoint for as long as the endpoints stay the same"
+            .to_owned()
+    })
+}
+
 /// Fills in the families of a Service, and says what is wrong with what it asks for.
 pub(crate) fn families(object: &mut Value) -> Vec<Cause> {
     let mut causes = Vec::new();

@@ -5,10 +5,15 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use portcullis_apiserver::{FakeRuntime, Node, Options, Process, Server};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A guard against hanging for ever: nothing takes so long.
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -57,7 +62,10 @@ impl Cluster {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+        // What goes on for longer is ended, with the exit code 124.
+        let mut command = Command::new("timeout");
+        let seconds = LIMIT.as_secs().to_string();
+        command.args(["--foreground", "--kill-after=5", &seconds, program]);
         command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.home);
         command
     }
@@ -105,6 +113,12 @@ impl Drop for Cluster {
     }
 }
 
+/// Ends a command that was to go on. The program in front of it hands the signal on.
+fn end(mut command: Child) {
+    kill_process(Pid::from_child(&command), Signal::TERM).unwrap();
+    command.wait().unwrap();
+}
+
 #[test]
 fn kubectl_does_not_notice() {
     let Some(cluster) = Cluster::new("sessions") else { return };
@@ -113,6 +127,7 @@ fn kubectl_does_not_notice() {
         .register_bin("kubectl", cluster.kubectl.clone())
         .env("KUBECONFIG", cluster.kubeconfig())
         .env("HOME", cluster.home.to_string_lossy())
+        .timeout(LIMIT)
         .case("tests/kubectl/*.md")
         .run();
     // Files are run when the cases go.
@@ -143,14 +158,27 @@ fn a_node_that_is_drained_loses_its_pods_to_others() {
     let nodes = || {
         cluster.ok("get pods -l app=web -o jsonpath={range.items[*]}{.spec.nodeName}{\"\\n\"}{end}")
     };
+    // A pod that nobody makes anew.
+    let alone = r#"{"spec":{"nodeName":"node-2"}}"#;
+    cluster.ok(&format!("run alone --image=nginx --overrides={alone}"));
     let placed = nodes();
     assert!(placed.contains("node-1") && placed.contains("node-2"), "{placed}");
-    let said = cluster.ok("drain node-2 --ignore-daemonsets --delete-emptydir-data --timeout=60s");
-    assert!(said.contains("deleted\n") && said.ends_with("node/node-2 drained\n"), "{said}");
+    let drain = ["drain", "node-2", "--ignore-daemonsets", "--timeout=60s"];
+    let (code, _, err) = cluster.run(&drain, b"");
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("(use --force to override): default/alone"), "{err}");
+    let (code, said, err) = cluster.run(&[&drain[..], &["--force"]].concat(), b"");
+    assert_eq!(code, 0, "{said}{err}");
+    assert!(said.contains("evicting pod default/alone\n"), "{said}");
+    assert!(said.contains("pod/alone evicted\n"), "{said}");
+    assert!(said.ends_with("node/node-2 drained\n"), "{said}");
+    let (code, _, err) = cluster.run(&["get", "pod", "alone"], b"");
+    assert_eq!(code, 1, "{err}");
     cluster.ok("rollout status deployment/web");
     assert_eq!(nodes(), "node-1\nnode-1\n");
     assert!(cluster.ok("get node node-2").contains("Ready,SchedulingDisabled"));
-    cluster.ok("uncordon node-2");
+    assert_eq!(cluster.ok("cordon node-2"), "node/node-2 already cordoned\n");
+    assert_eq!(cluster.ok("uncordon node-2"), "node/node-2 uncordoned\n");
     cluster.ok("scale deployment/web --replicas=4");
     cluster.ok("rollout status deployment/web");
     assert!(nodes().contains("node-2"));
@@ -171,8 +199,7 @@ fn a_watch_shows_what_changes() {
     assert_eq!(shown.next().unwrap().trim(), "second");
     cluster.ok("label configmap first a=b");
     assert_eq!(shown.next().unwrap().trim(), "first");
-    watch.kill().unwrap();
-    watch.wait().unwrap();
+    end(watch);
 }
 
 #[test]
@@ -263,8 +290,7 @@ fn a_port_is_forwarded_for_as_many_connections_as_come() {
         let answer = ask(data);
         assert!(answer.iter().eq(data.iter().rev()), "{} of {}", answer.len(), data.len());
     }
-    forward.kill().unwrap();
-    forward.wait().unwrap();
+    end(forward);
 }
 
 #[test]
@@ -294,7 +320,10 @@ fn logs_are_kept_and_followed_and_those_of_the_run_before_too() {
     let run = ["run", "talks", "-i", "--attach=false", "--restart=Never", "--image=x", "--"];
     cluster.run(&[&run[..], &["sh", "-c", script]].concat(), b"");
     cluster.ok("wait --for=condition=Ready pod/talks");
-    while cluster.ok("logs talks") != "line 1\nline 2\nline 3\n" {}
+    let begin = Instant::now();
+    while cluster.ok("logs talks") != "line 1\nline 2\nline 3\n" {
+        assert!(begin.elapsed() < LIMIT, "{}", cluster.ok("logs talks"));
+    }
     assert_eq!(cluster.ok("logs talks --tail=1"), "line 3\n");
     let stamped = cluster.ok("logs talks --timestamps --tail=1");
     let (time, text) = stamped.split_once(' ').unwrap();

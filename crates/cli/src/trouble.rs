@@ -35,6 +35,18 @@ pub(crate) enum Trouble {
     /// A policy that is not in the cluster.
     #[error("the namespace {namespace} has no NetworkPolicy {name:?}")]
     NoPolicy { namespace: String, name: String },
+    /// The same for one that waits.
+    #[error(
+        "the manifests have {0}: nothing was waited for; expected manifests that the API server takes: \
+         mend and apply them (`portcullis check` shows all of it), or give names, policy/NAME"
+    )]
+    NotWaited(String),
+    /// Waiting for a name that nobody has would go on until the time is over.
+    #[error(
+        "{place}expected metadata.name, found generateName: {prefix}: the API server makes the name, so \
+         no manifest tells it; wait for policy/NAME with the name that `kubectl create` printed"
+    )]
+    NamedByServer { place: String, prefix: String },
     /// Waiting for nothing would be mistaken for success.
     #[error("there is no NetworkPolicy in {0}: nothing to wait for")]
     NoPolicies(String),

@@ -11,7 +11,7 @@ use portcullis_cni::protocol::Holding;
 use portcullis_core::labels::Selector;
 use portcullis_core::model::{MODE_ANNOTATION, Mode, Pod};
 use portcullis_kube::live::{Agents, Kind, Known, Object};
-use portcullis_kube::{Options, Severity, load};
+use portcullis_kube::{Input, ObjectRef, Options, ReadPolicy, Severity, load};
 
 use crate::agents::{Agent, AgentArgs, Line, Reach, each};
 use crate::in_force::{Wanted, holding};
@@ -210,15 +210,30 @@ impl Wait {
             let errors = input.diagnostics.iter().filter(|d| d.severity == Severity::Error);
             let errors = errors.inspect(|error| anstream::eprintln!("{}", line(error))).count();
             if errors > 0 {
-                return Err(Trouble::Input(plural(errors, "error")));
+                return Err(Trouble::NotWaited(plural(errors, "error")));
             }
-            let policies = input.policies.iter();
-            (
-                policies.map(|p| target(&p.raw.namespace, &p.raw.name)).collect(),
-                "the manifests".to_owned(),
-            )
+            let targets = input.policies.iter().map(|policy| {
+                named(&input, policy)?;
+                Ok(target(&policy.raw.namespace, &policy.raw.name))
+            });
+            (targets.collect::<Result<_, Trouble>>()?, "the manifests".to_owned())
         };
         if targets.is_empty() { Err(Trouble::NoPolicies(place)) } else { Ok(targets) }
+    }
+}
+
+/// Whether the manifest gives a policy its name. With `generateName` the API server does, and then
+/// nothing can be found by the manifest.
+fn named(input: &Input, policy: &ReadPolicy) -> Result<(), Trouble> {
+    let Some(index) = policy.index() else { return Ok(()) };
+    let text = |field| input.policy_text(index, &["metadata", field]);
+    match (text("name"), text("generateName")) {
+        (None, Some(prefix)) => {
+            let place = input.locate(ObjectRef::Policy(index), "metadata.generateName");
+            let place = place.map_or_else(String::new, |place| format!("{place}: "));
+            Err(Trouble::NamedByServer { place, prefix })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,8 @@ fn every_transcript_in_the_documentation_is_what_the_commands_print() {
         .env("HOME", "/home/you")
         .env("KUBECONFIG", "")
         .env("KUBERNETES_SERVICE_HOST", "")
+        // A guard against hanging for ever: none takes so long.
+        .timeout(std::time::Duration::from_secs(120))
         .case("README.md")
         .case("docs/*.md")
         .case("examples/*/README.md")

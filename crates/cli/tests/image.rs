@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
+use portcullis_tests::folder::Folder;
 use serde_json::{Value, json};
 
 /// Whether this machine lets us try.
@@ -37,14 +38,18 @@ fn printed(command: &mut Command) -> String {
 }
 
 /// Images and containers in a folder of their own.
-struct Buildah(PathBuf);
+struct Buildah(Folder);
 
 impl Buildah {
-    fn run(&self, arguments: &[&str]) -> String {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("buildah");
         command.arg("--root").arg(self.0.join("root")).arg("--runroot").arg(self.0.join("run"));
         command.args(["--storage-driver", "vfs"]).args(arguments);
-        printed(&mut command).trim().to_owned()
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        printed(&mut self.command(arguments)).trim().to_owned()
     }
 
     /// Where the files of a new container of an image are.
@@ -52,6 +57,13 @@ impl Buildah {
         let container = self.run(&["from", "--pull-never", image]);
         let files = self.run(&["mount", &container]);
         (container, files.into())
+    }
+}
+
+impl Drop for Buildah {
+    fn drop(&mut self) {
+        // What is mounted in the folder would stay, and the folder with it.
+        let _ = self.command(&["umount", "--all"]).output();
     }
 }
 
@@ -79,10 +91,10 @@ fn the_image_runs_the_agent_as_a_user_who_may_change_the_rules() {
     if !possible() {
         return;
     }
-    let folder = std::env::temp_dir().join(format!("image-{}", std::process::id()));
+    let buildah = Buildah(Folder::new("image"));
+    let folder = &buildah.0;
     let context = folder.join("context");
-    fs::create_dir_all(&context).unwrap();
-    let buildah = Buildah(folder.clone());
+    fs::create_dir(&context).unwrap();
     let program = context.join("portcullis");
     // Without what debuggers want it is a tenth of the size.
     printed(Command::new("strip").arg("-o").arg(&program).arg(env!("CARGO_BIN_EXE_portcullis")));
@@ -134,6 +146,4 @@ fn the_image_runs_the_agent_as_a_user_who_may_change_the_rules() {
     let output = in_image(&["agent", "cleanup"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("it lacks the capability NET_ADMIN"), "{said}");
-    buildah.run(&["umount", "--all"]);
-    fs::remove_dir_all(folder).unwrap();
 }

@@ -7,6 +7,7 @@
 )]
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -21,6 +22,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_lab::{Cluster, Families, Lab, Options};
+use portcullis_tests::folder::Folder;
 use serde_json::{Value, json};
 
 const PORT: u16 = 5353;
@@ -172,7 +174,7 @@ fn test() {
     let portcullis = Portcullis { kubeconfig: &kubeconfig };
     // Whatever else it says, it names the policy.
     let manifest = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("in-force.yaml");
-    std::fs::write(&manifest, policy("nobody", None).to_string()).unwrap();
+    fs::write(&manifest, policy("nobody", None).to_string()).unwrap();
     let manifest = manifest.to_str().unwrap();
 
     let lab = cluster.lab(&state.cluster).unwrap();
@@ -297,7 +299,10 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
                networkpolicy.networking.k8s.io/web condition met\n";
     for wait in [&["policy/web", "policy/db"][..], &["policy", "web", "db"], &["--all"]] {
         let (code, out, err) = portcullis.run(&[&["wait", "-n", "shop"], wait].concat());
-        assert_eq!((code, &*out, &*err), (0, met, ""), "{wait:?}");
+        // Each is told when it is met, and the agents are asked of one after the other.
+        let mut lines: Vec<&str> = out.split_inclusive('\n').collect();
+        lines.sort_unstable();
+        assert_eq!((code, &*lines.concat(), &*err), (0, met, ""), "{wait:?}");
     }
     let (code, out, err) = portcullis.run(&["wait", "netpol", "-n", "shop", "-l", "tier in (web)"]);
     assert_eq!(code, 0, "{err}");
@@ -326,6 +331,27 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
         assert!(err.starts_with(&format!("error: {why}")), "{err}");
     }
 
+    // What manifests cannot name, and what no API server takes.
+    let folder = Folder::new("wait");
+    let file = folder.join("policy.yaml");
+    let place = file.display();
+    for (metadata, why) in [
+        (
+            "{generateName: db-, namespace: shop}",
+            format!("error: {place}:3:26: expected metadata.name, found generateName: db-: "),
+        ),
+        (
+            "{name: DB}",
+            "error: the manifests have 1 error: nothing was waited for; expected ".to_owned(),
+        ),
+    ] {
+        let head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: ";
+        fs::write(&file, format!("{head}{metadata}\nspec: {{podSelector: {{}}}}\n")).unwrap();
+        let (code, out, err) = portcullis.run(&["wait", "-f", file.to_str().unwrap()]);
+        assert_eq!((code, &*out), (2, ""), "{err}");
+        assert!(err.lines().any(|line| line.starts_with(&why)), "{err}");
+    }
+
     // What is waited for is not what the policy says.
     cluster.server().apply(&policy("a", Some("audit"))).unwrap();
     let (code, _, err) = portcullis.run(&["wait", "policy/db", "-n", "shop", "--timeout", "0s"]);
@@ -339,7 +365,7 @@ fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {
 /// What the page shows is what was printed. Names of pods that a DaemonSet makes up end in dots there.
 fn shown(page: &str, printed: &str) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
-    let text = std::fs::read_to_string(PathBuf::from(path).join(page)).unwrap();
+    let text = fs::read_to_string(PathBuf::from(path).join(page)).unwrap();
     let words = printed.split(' ').map(|word| match word.strip_prefix("kube-system/portcullis-") {
         Some(rest) => {
             format!("kube-system/portcullis-{}", ".".repeat(rest.chars().take(5).count()))

@@ -2,17 +2,18 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use portcullis_tests::folder::Folder;
+use portcullis_tests::process::{LIMIT, Lines, Running};
 
 const LIST: &str = "{\n  \"name\": \"cbr0\",\n  \"cniVersion\": \"1.0.0\",\n  \"plugins\": [\n    \
                     {\"type\": \"flannel\"}\n  ]\n}\n";
 
-fn node(name: &str) -> PathBuf {
-    let node = std::env::temp_dir().join(format!("install-{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&node);
+fn node(name: &str) -> Folder {
+    let node = Folder::new(&format!("install-{name}"));
     for folder in ["conf", "bin"] {
         fs::create_dir_all(node.join(folder)).unwrap();
     }
@@ -56,7 +57,6 @@ fn it_is_chained_and_taken_out_and_the_configuration_is_as_it_was() {
     );
     assert_eq!((code, text), (0, wanted));
     assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
-    fs::remove_dir_all(node).unwrap();
 }
 
 #[test]
@@ -69,26 +69,24 @@ fn without_a_configuration_it_says_what_to_do() {
     let (code, text) = said(install(&node, &[]));
     assert_eq!(code, 2);
     assert!(text.contains("plugin: No such file"), "{text}");
-    fs::remove_dir_all(node).unwrap();
 }
 
 #[test]
 fn what_is_written_anew_is_chained_again() {
     let node = node("watch");
     let mut command = install(&node, &["--watch"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.next().unwrap().contains("has no network configuration"));
+    let mut watching = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = Lines::of(watching.0.stdout.take().unwrap());
+    assert!(lines.until("").contains("has no network configuration"));
     let list = node.join("conf/10-flannel.conflist");
     for _ in 0..2 {
         // As the CNI's own installer does.
         fs::write(&list, LIST).unwrap();
+        let begin = Instant::now();
         while !fs::read_to_string(&list).unwrap().contains("portcullis-cni") {
+            assert!(begin.elapsed() < LIMIT, "it is not chained again");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    assert!(lines.next().unwrap().starts_with("chained portcullis-cni into"));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    fs::remove_dir_all(node).unwrap();
+    lines.until("chained portcullis-cni into");
 }

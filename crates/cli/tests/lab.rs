@@ -1,46 +1,49 @@
 //! A lab that stays up: it answers, it ends when it is told to, and nothing is left of it.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
+
+use portcullis_tests::folder::Folder;
+use portcullis_tests::process::{Lines, Running, limited};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_portcullis");
 
 fn portcullis(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    in_repository(Command::new(PROGRAM), arguments)
+}
+
+fn in_repository(mut command: Command, arguments: &[&str]) -> Command {
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     command.args(arguments).stdin(Stdio::null()).env("COLUMNS", "100");
     command
 }
 
 fn run(arguments: &[&str]) -> (i32, String) {
-    let Output { status, stdout, stderr } = portcullis(arguments).output().unwrap();
+    let mut command = in_repository(limited(PROGRAM), arguments);
+    let Output { status, stdout, stderr } = command.output().unwrap();
     let text = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
     (status.code().unwrap(), text)
 }
 
 /// Starts a lab and waits until it is up.
-fn up(name: &str) -> (Child, BufReader<ChildStdout>) {
+fn up(name: &str) -> Running {
     up_with(&["-f", "examples/three-tier", "--name", name])
 }
 
-fn up_with(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
+fn up_with(arguments: &[&str]) -> Running {
     let mut command = portcullis(&[&["lab", "up"], arguments].concat());
-    let mut lab = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut out = BufReader::new(lab.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("The lab is up") {
-        line.clear();
-        assert_ne!(out.read_line(&mut line).unwrap(), 0, "the lab did not come up");
-    }
-    (lab, out)
+    let mut lab = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    Lines::of(lab.0.stdout.take().unwrap()).until("The lab is up");
+    lab
 }
 
 #[test]
 fn a_lab_that_is_up_answers_until_it_is_taken_down() {
     let name = "test-answers";
-    let (mut lab, _out) = up(name);
+    let mut lab = up(name);
     let probe =
         |ends: [&str; 3]| run(&[&["lab", "probe", "--name", name], ends.as_slice()].concat());
 
@@ -67,7 +70,7 @@ fn a_lab_that_is_up_answers_until_it_is_taken_down() {
     assert!(text.contains("is running already"), "{text}");
 
     assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
-    assert!(lab.wait().unwrap().success());
+    assert!(lab.0.wait().unwrap().success());
     let (code, text) = run(&["lab", "down", "--name", name]);
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("no lab named test-answers is running"), "{text}");
@@ -76,46 +79,51 @@ fn a_lab_that_is_up_answers_until_it_is_taken_down() {
 #[test]
 fn a_lab_that_is_killed_leaves_its_name_free() {
     let name = "test-killed";
-    let (mut lab, _out) = up(name);
-    lab.kill().unwrap();
-    lab.wait().unwrap();
+    let mut lab = up(name);
+    lab.0.kill().unwrap();
+    lab.0.wait().unwrap();
     assert_eq!(run(&["lab", "probe", "--name", name]).0, 2);
-    let (mut again, _out) = up(name);
+    let mut again = up(name);
     assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
-    assert!(again.wait().unwrap().success());
+    assert!(again.0.wait().unwrap().success());
 }
 
 #[test]
 fn a_kubeconfig_leads_to_the_same_state_again() {
     let name = "test-state";
-    let folder = std::env::temp_dir().join(format!("portcullis-state-{}", std::process::id()));
+    let folder = Folder::new("state");
     let state = folder.join("state");
-    fs::create_dir(&folder).unwrap();
     let [file, before] = ["kubeconfig", "before"].map(|name| folder.join(name));
     let [path, before] = [&file, &before].map(|path| path.to_str().unwrap());
     let arguments =
         ["--name", name, "--state", state.to_str().unwrap(), "--write-kubeconfig", path];
     let status = ["status", "--kubeconfig", before];
     for round in 0..2 {
-        let (mut lab, _out) = up_with(&arguments);
+        let mut lab = up_with(&arguments);
         if round == 0 {
             fs::copy(&file, before).unwrap();
         }
         let (code, text) = run(&status);
         assert_eq!(code, 0, "{text}");
         assert_eq!(run(&["lab", "down", "--name", name]).0, 0);
-        assert!(lab.wait().unwrap().success());
+        assert!(lab.0.wait().unwrap().success());
         assert!(!file.exists(), "it leads nowhere now");
         assert_eq!(run(&status).0, 2, "nor does the other");
     }
     let credentials = state.join("credentials");
     assert_eq!(fs::metadata(&credentials).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+    // What others may have read is no secret.
+    fs::set_permissions(&credentials, Permissions::from_mode(0o640)).unwrap();
+    let (code, text) = run(&[&["lab", "up"], &arguments[..]].concat());
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("(mode 0600), found mode 0640, so others may know"), "{text}");
+    fs::set_permissions(&credentials, Permissions::from_mode(0o600)).unwrap();
     // Nothing is made up in the place of what cannot be read.
     fs::write(&credentials, "nonsense\n").unwrap();
     let (code, text) = run(&[&["lab", "up"], &arguments[..]].concat());
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("credentials: expected a token, and a key in PEM below it"), "{text}");
-    fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

@@ -2,19 +2,19 @@
 //! program is below /tmp, which pods have one of their own of.
 #![allow(clippy::unwrap_used)]
 
-use std::env;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use portcullis_apiserver::Process;
+use portcullis_tests::folder::Folder;
 use portcullis_tests::kubectl;
+use portcullis_tests::process::limited;
 
 #[test]
 fn a_terminal_in_a_pod_is_what_tutorials_show() {
     let Some(kubectl) = kubectl::found("no terminal was tested") else { return };
-    let home = env::temp_dir().join(format!("portcullis-terminal-{}", std::process::id()));
-    fs::create_dir_all(&home).unwrap();
+    let home = Folder::new("terminal");
     let program = home.join("portcullis");
     fs::copy(env!("CARGO_BIN_EXE_portcullis"), &program).unwrap();
     let kubeconfig = home.join("kubeconfig");
@@ -25,10 +25,10 @@ fn a_terminal_in_a_pod_is_what_tutorials_show() {
 
     // What is typed by whoever sits there, the exit status, and what is to be seen.
     let on_terminal = |line: &str, typed: &str| {
-        let mut command = Command::new("setsid");
+        let mut command = limited("setsid");
         command.arg("--ctty").arg(&kubectl).args(line.split(' '));
         // kubectl keeps what it discovers under HOME.
-        command.env("KUBECONFIG", &kubeconfig).env("HOME", &home);
+        command.env("KUBECONFIG", &kubeconfig).env("HOME", &*home);
         let process = Process::on_terminal(command).unwrap();
         process.control.resize(120, 40);
         process.stdin.unwrap().0.write_all(typed.as_bytes()).unwrap();
@@ -81,7 +81,7 @@ fn a_terminal_in_a_pod_is_what_tutorials_show() {
     fs::write(&policy, deny).unwrap();
     let (code, seen) = on_terminal(&format!("apply -f {}", policy.display()), "");
     assert_eq!(code, 0, "{seen}");
-    let mut wait = Command::new(&program);
+    let mut wait = limited(&program);
     wait.args(["wait", "policy/deny", "--kubeconfig"]).arg(&kubeconfig);
     assert!(wait.stdout(Stdio::null()).status().unwrap().success());
     let (code, seen) = on_terminal(&format!("{once} sh"), &format!("{refused}exit 3\n"));
@@ -91,5 +91,4 @@ fn a_terminal_in_a_pod_is_what_tutorials_show() {
     assert_eq!(code, 127, "{seen}");
     assert!(seen.contains("commands of pods are programs of this host"), "{seen}");
     drop(lab);
-    fs::remove_dir_all(&home).unwrap();
 }

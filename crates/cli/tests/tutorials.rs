@@ -2,22 +2,23 @@
 //! docs/observe.md says of Events.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use portcullis_tests::folder::Folder;
 use portcullis_tests::kubectl;
+use portcullis_tests::process::{LIMIT, limited};
 use serde_json::Value;
 
 /// A lab, and how kubectl and the tutorials reach it.
 struct Up {
     lab: String,
-    home: PathBuf,
     kubectl: PathBuf,
-    _lab: kubectl::Lab,
+    _running: kubectl::Lab,
+    home: Folder,
 }
 
 impl Up {
@@ -27,14 +28,13 @@ impl Up {
         let kubectl = kubectl::found("it was not tested what kubectl shows")?;
         let lab = format!("test-{name}-{}", std::process::id());
         // kubectl keeps what it discovers under HOME.
-        let home = env::temp_dir().join(format!("portcullis-{lab}"));
-        fs::create_dir_all(&home).unwrap();
+        let home = Folder::new(&lab);
         let kubeconfig = home.join("kubeconfig");
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.args(["lab", "up", "--nodes", "2"]).args(arguments);
         command.arg("--write-kubeconfig").arg(&kubeconfig).env("PORTCULLIS_LAB", &lab);
         let running = kubectl::Lab::up(command);
-        Some(Up { lab, home, kubectl, _lab: running })
+        Some(Up { lab, kubectl, _running: running, home })
     }
 
     fn environment(&self) -> [(&'static str, String); 3] {
@@ -49,17 +49,11 @@ impl Up {
 
     /// Whether kubectl succeeds, and what it prints.
     fn kubectl(&self, arguments: &str) -> (bool, String) {
-        let mut command = Command::new(&self.kubectl);
+        let mut command = limited(&self.kubectl);
         command.args(arguments.split(' ')).envs(self.environment());
         let output = command.output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(text).unwrap())
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.home);
     }
 }
 
@@ -68,7 +62,7 @@ fn the_tutorials_are_what_happens() {
     for topology in ["routed", "bridged"] {
         let Some(up) = Up::new(topology, &["--topology", topology]) else { return };
         let tests = trycmd::TestCases::new();
-        tests.register_bin("kubectl", &up.kubectl);
+        tests.register_bin("kubectl", &up.kubectl).timeout(LIMIT);
         for (name, value) in up.environment() {
             tests.env(name, value);
         }
@@ -107,7 +101,7 @@ fn a_refused_connection_is_an_event_that_kubectl_shows() {
     refused();
     let start = Instant::now();
     while events().is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no Event");
+        assert!(start.elapsed() < LIMIT, "no Event");
         thread::sleep(Duration::from_millis(100));
     }
     refused();

@@ -34,6 +34,11 @@ pub struct Service {
     /// `sessionAffinity: ClientIP`: connections of one client go to one endpoint, as long as the
     /// endpoints stay the same. There is no timeout.
     pub sticky: bool,
+    /// `internalTrafficPolicy: Local`: its own addresses lead to endpoints of the client's node alone.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`: a node port leads to endpoints of the node that is asked alone,
+    /// and these see who asks.
+    pub external_local: bool,
     /// `spec.externalName`, of a Service that is only another name.
     pub external_name: Option<String>,
 }
@@ -80,6 +85,8 @@ pub struct EndpointPort {
 pub struct Endpoint {
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// `nodeName`.
+    pub node: Option<String>,
     /// `conditions.ready`: connections go to those that are, and names stand for those that are.
     pub ready: bool,
     /// `hostname`, under which it has a name of its own.

@@ -31,6 +31,7 @@ fn main() -> Result {
         test("a_client_of_a_sticky_service_stays_with_one_endpoint", sticky),
         test("the_endpoint_sees_the_client_unless_answers_would_not_come_back", sources),
         test("a_node_port_is_open_at_every_node", node_ports),
+        test("what_is_for_the_endpoints_of_a_node_goes_to_no_other", local),
         test("a_service_without_ready_endpoints_is_refused", nothing_ready),
         test("policies_are_asked_after_the_destination_is_rewritten", policies),
         test("connections_stay_when_the_table_is_replaced", replacement),
@@ -97,7 +98,12 @@ fn service(lab: &Lab, pods: &[&str]) -> Result<(Service, EndpointSlice)> {
         ports: Protocol::ALL.map(port).into(),
         ..Service::default()
     };
-    let endpoint = |pod: &&str| Endpoint { addresses: of(lab, pod), ready: true, hostname: None };
+    let endpoint = |pod: &&str| Endpoint {
+        addresses: of(lab, pod),
+        node: lab.plan().cluster.pods.iter().find(|p| p.name == *pod).and_then(|p| p.node.clone()),
+        ready: true,
+        hostname: None,
+    };
     let slice = EndpointSlice {
         namespace: "shop".to_owned(),
         service: "shop".to_owned(),
@@ -118,8 +124,8 @@ fn service(lab: &Lab, pods: &[&str]) -> Result<(Service, EndpointSlice)> {
 /// Puts the Service into both nodes.
 fn serve(lab: &Lab, service: &Service, slice: &EndpointSlice) -> Result {
     for (index, node) in lab.plan().cluster.nodes.iter().enumerate() {
-        let table =
-            table(std::slice::from_ref(service), std::slice::from_ref(slice), &node.addresses);
+        let (services, slices) = (std::slice::from_ref(service), std::slice::from_ref(slice));
+        let table = table(services, slices, &node.name, &node.addresses);
         apply(lab, index, &table)?;
     }
     Ok(())
@@ -283,6 +289,62 @@ fn node_ports() -> Result {
     Ok(())
 }
 
+/// `api` is on the first node, and the second has none.
+fn local() -> Result {
+    let mut lab = lab()?;
+    for internal in [true, false] {
+        let (mut service, slice) = service(&lab, &["api", "db"])?;
+        service.internal_local = internal;
+        service.external_local = !internal;
+        serve(&lab, &service, &slice)?;
+        for (client, own) in [("web", "shop/api"), ("cache", "shop/db")] {
+            for ((to, traffic), names) in answers(&mut lab, client)? {
+                let expected = match traffic {
+                    Traffic::Port(Protocol::Sctp, _) => BTreeSet::from([to.to_string()]),
+                    _ if internal => BTreeSet::from([own.to_owned()]),
+                    _ => BTreeSet::from(["shop/api".to_owned(), "shop/db".to_owned()]),
+                };
+                assert_eq!(names, expected, "{client} to {to} {traffic}");
+            }
+        }
+        for (node, own) in [("one", "shop/api"), ("two", "shop/db")] {
+            for (position, to) in of(&lab, node).into_iter().enumerate() {
+                let at = Traffic::Port(Protocol::Tcp, NODE_PORT);
+                let one = probe(&lab, HOSTS[position], to, at).ok_or("no address of the family")?;
+                let outcomes = lab.probe(&vec![one; TRIES], |_| ())?;
+                let other = |o: &&Outcome| **o != Outcome::Answered(own.to_owned());
+                assert_eq!(outcomes.iter().any(|o| other(&o)), internal, "{to}: {outcomes:?}");
+            }
+        }
+    }
+
+    // Where there is none, nothing is answered; the one that there is sees who asks.
+    let (mut service, mut slice) = service(&lab, &["api"])?;
+    service.ports.truncate(1);
+    slice.ports.truncate(1);
+    service.internal_local = true;
+    service.external_local = true;
+    serve(&lab, &service, &slice)?;
+    let mut probes = Vec::new();
+    for to in cluster_ips() {
+        probes.extend(probe(&lab, "cache", to, Traffic::Port(Protocol::Tcp, SERVICE_PORT)));
+    }
+    for (position, to) in of(&lab, "two").into_iter().enumerate() {
+        let traffic = Traffic::Port(Protocol::Tcp, NODE_PORT);
+        probes.extend(probe(&lab, HOSTS[position], to, traffic));
+    }
+    assert_eq!(lab.probe(&probes, |_| ())?, vec![Outcome::Silent; 4]);
+    slice.ports[0].port = 9000;
+    serve(&lab, &service, &slice)?;
+    for (position, at) in of(&lab, "one").into_iter().enumerate() {
+        let seen = seen_by(&lab, "api", HOSTS[position], SocketAddr::new(at, NODE_PORT))?;
+        // All hosts outside are one machine, which has addresses of these networks.
+        let outside = ["203.0.113.", "2001:db8:"].iter().any(|n| seen.to_string().starts_with(n));
+        assert!(outside, "{seen}");
+    }
+    Ok(())
+}
+
 fn nothing_ready() -> Result {
     let mut lab = lab()?;
     let (service, mut slice) = service(&lab, &["api"])?;
@@ -426,8 +488,20 @@ fn nft_lists_what_was_meant() -> Result {
     let mut empty = Service { name: "empty".to_owned(), ..web.clone() };
     empty.cluster_ips = vec!["10.96.0.11".parse()?];
     empty.ports[0].node_port = None;
-    let node = &lab.plan().cluster.nodes[0].addresses;
-    let table = table(&[web, dns, empty], &[slice, dns_slice], node);
+    let mut logs = Service { name: "logs".to_owned(), internal_local: true, ..web.clone() };
+    logs.cluster_ips = vec!["10.96.0.12".parse()?];
+    logs.external_local = true;
+    logs.ports[0].node_port = Some(30081);
+    let mut logs_slice = EndpointSlice { service: "logs".to_owned(), ..slice.clone() };
+    logs_slice.endpoints.remove(0);
+    let mut edge = Service { name: "edge".to_owned(), external_local: true, ..web.clone() };
+    edge.cluster_ips = vec!["10.96.0.13".parse()?];
+    edge.ports[0].node_port = Some(30082);
+    let edge_slice = EndpointSlice { service: "edge".to_owned(), ..slice.clone() };
+    let node = &lab.plan().cluster.nodes[0];
+    let services = [web, dns, empty, logs, edge];
+    let slices = [slice, dns_slice, logs_slice, edge_slice];
+    let table = table(&services, &slices, &node.name, &node.addresses);
     apply(&lab, 0, &table)?;
     let found = lab.in_node(0, || nft(&["list", "ruleset"], "").map_err(|e| e.to_string()))??;
     let meant = lab.in_node(1, || {

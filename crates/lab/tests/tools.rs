@@ -114,7 +114,7 @@ fn world() -> Result<World> {
         endpoints: vec![Endpoint {
             addresses: vec![address(&lab, pod)],
             ready: true,
-            hostname: None,
+            ..Endpoint::default()
         }],
     };
     let services = [
@@ -128,7 +128,8 @@ fn world() -> Result<World> {
         slice("shop", "dark", "dark", Protocol::Tcp, 80),
         slice("kube-system", "kube-dns", "dns", Protocol::Udp, 53),
     ];
-    let table = table(&services, &slices, &lab.plan().cluster.nodes[0].addresses);
+    let node = &lab.plan().cluster.nodes[0];
+    let table = table(&services, &slices, &node.name, &node.addresses);
     lab.in_node(0, || ServiceTable::open()?.apply(&table))??;
     let dns = lab.in_endpoint(index(&lab, "dns"), || {
         DnsServer::start(Zone::new(&services, &slices), "shop/dns")

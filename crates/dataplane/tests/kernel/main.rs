@@ -668,9 +668,7 @@ fn packets() {
     let listeners: Vec<_> =
         attempts.iter().map(|(to, port)| server.listen(address(to), *port)).collect();
     for (to, port) in attempts {
-        // New links take up to a second to come up.
-        let connected = (0..20).any(|_| client.connects(address(to), port));
-        assert!(connected, "{to} {port} without policies");
+        assert!(client.connects(address(to), port, true), "{to} {port} without policies");
     }
 
     let state = two_pods();
@@ -688,7 +686,8 @@ fn packets() {
             port: Some(port),
             bytes,
         };
-        assert_eq!(client.connects(destination, port), fake.passes(&packet), "{to} {port}");
+        let wanted = fake.passes(&packet);
+        assert_eq!(client.connects(destination, port, wanted), wanted, "{to} {port}");
     }
     drop(listeners);
     let udp = server.udp(address("10.0.2.2"), 53);
@@ -750,9 +749,8 @@ fn neighbours() {
     };
     Nftables::open().unwrap().apply(&state).unwrap();
     let _listeners = [80, 81].map(|port| server.listen(two, port));
-    // New links take up to a second to come up.
-    assert!((0..20).any(|_| client.connects(two, 80)), "the neighbour is not found");
-    assert!(!client.connects(two, 81), "bridged packets do not come to the hook");
+    assert!(client.connects(two, 80, true), "the neighbour is not found");
+    assert!(!client.connects(two, 81, false), "bridged packets do not come to the hook");
 }
 
 /// Pod 1 floods ports 53 and 54 of pod 2 while two states follow each other. Both refuse port 53
@@ -922,9 +920,8 @@ fn unprogrammed() {
     let pairs = || pairs().filter(|(from, to)| from != to);
     for (from, to) in pairs() {
         for to in addresses(to) {
-            // New links take up to a second to come up.
             let pod = &network.pods[usize::from(from) - 1];
-            assert!((0..20).any(|_| pod.connects(to, 80)), "{from} -> {to} without rules");
+            assert!(pod.connects(to, 80, true), "{from} -> {to} without rules");
         }
     }
     let mut nftables = Nftables::open().unwrap();
@@ -937,7 +934,7 @@ fn unprogrammed() {
                 let wanted = known || from != 2 && to != 2;
                 let place = format!("{source} -> {destination}, {state:?}");
                 let pod = &network.pods[usize::from(from) - 1];
-                assert_eq!(pod.connects(destination, 80), wanted, "{place}");
+                assert_eq!(pod.connects(destination, 80, wanted), wanted, "{place}");
                 let packet = portcullis_dataplane::Packet {
                     source,
                     destination,

@@ -165,10 +165,13 @@ impl Pod {
         self.inside(move || TcpListener::bind((address, port)).unwrap())
     }
 
-    /// Whether a TCP connection is established, within time for a first packet but not a second.
-    pub(crate) fn connects(&self, to: IpAddr, port: u16) -> bool {
+    /// Whether a TCP connection is established. One that is expected is waited for, as long as a busy
+    /// machine and links that are new may need; any other within time for a first packet but not a
+    /// second.
+    pub(crate) fn connects(&self, to: IpAddr, port: u16, expected: bool) -> bool {
         let to = SocketAddr::new(to, port);
-        self.inside(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
+        let wait = if expected { Duration::from_secs(30) } else { Duration::from_millis(300) };
+        self.inside(move || TcpStream::connect_timeout(&to, wait).is_ok())
     }
 
     /// A connection, for which links that are new are waited for.
@@ -177,13 +180,13 @@ impl Pod {
         let wait = Duration::from_millis(300);
         let connect = move || (0..20).find_map(|_| TcpStream::connect_timeout(&to, wait).ok());
         let stream = self.inside(connect).unwrap_or_else(|| panic!("no connection to {to}"));
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream
     }
 
     pub(crate) fn udp(&self, address: IpAddr, port: u16) -> UdpSocket {
         let socket = self.inside(move || UdpSocket::bind((address, port)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         socket
     }
 }

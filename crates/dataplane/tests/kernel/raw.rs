@@ -229,9 +229,11 @@ impl Ear {
         }))
     }
 
-    /// Whether a packet comes that has these bytes in it, within a time in which any packet would.
-    pub(crate) fn hears(&self, marker: &[u8]) -> bool {
-        let end = Instant::now() + Duration::from_millis(150);
+    /// Whether a packet comes that has these bytes in it. One that is expected is waited for, as long as
+    /// a busy machine may need; any other for a time in which it would come on an idle one.
+    pub(crate) fn hears(&self, marker: &[u8], expected: bool) -> bool {
+        let wait = if expected { Duration::from_secs(30) } else { Duration::from_millis(150) };
+        let end = Instant::now() + wait;
         let mut buffer = [0; 4096];
         while Instant::now() < end {
             let Ok(length) = (&self.0).read(&mut buffer) else { continue };

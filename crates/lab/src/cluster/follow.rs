@@ -108,8 +108,9 @@ fn follow(
     let services = services::read(store);
     if seen.services.as_ref() != Some(&services) {
         for (node, kernel) in pods.nodes.nodes.iter().zip(tables) {
-            let table = table(&services.0, &services.1, &node.space.addresses);
-            let node = || node.space.owner.clone();
+            let node = &node.space;
+            let table = table(&services.0, &services.1, &node.owner, &node.addresses);
+            let node = || node.owner.clone();
             let applied = kernel.apply(&table);
             applied.map_err(|source| Error::Kernel { node: node(), source })?;
         }

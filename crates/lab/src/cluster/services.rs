@@ -86,6 +86,7 @@ pub(crate) fn read(store: &Store) -> (Vec<Service>, Vec<EndpointSlice>) {
                         endpoints: list(&subset["addresses"])
                             .map(|address| Endpoint {
                                 addresses: text(address, "/ip").parse().into_iter().collect(),
+                                node: address["nodeName"].as_str().map(str::to_owned),
                                 ready: true,
                                 hostname: None,
                             })
@@ -135,6 +136,8 @@ fn service(object: &Value) -> Service {
         cluster_ips: addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()).collect(),
         ports: list(&spec["ports"]).filter_map(port).collect(),
         sticky: spec["sessionAffinity"] == "ClientIP",
+        internal_local: spec["internalTrafficPolicy"] == "Local",
+        external_local: spec["externalTrafficPolicy"] == "Local",
         external_name: external.then(|| text(spec, "/externalName").to_owned()),
     }
 }
@@ -152,6 +155,7 @@ fn slice(object: &Value) -> EndpointSlice {
         addresses: list(&endpoint["addresses"])
             .filter_map(|address| address.as_str()?.parse().ok())
             .collect(),
+        node: endpoint["nodeName"].as_str().map(str::to_owned),
         ready: endpoint["conditions"]["ready"] != false,
         hostname: endpoint["hostname"].as_str().map(str::to_owned),
     };

@@ -183,6 +183,7 @@ mod tests {
             addresses: vec![ip(address)],
             ready,
             hostname: hostname.map(str::to_owned),
+            ..Endpoint::default()
         };
         let slice = EndpointSlice {
             namespace: "shop".to_owned(),
@@ -318,7 +319,7 @@ mod tests {
         let endpoint = |n: u8| Endpoint {
             addresses: vec![[10, 244, 1, n].into()],
             ready: true,
-            hostname: None,
+            ..Endpoint::default()
         };
         let headless =
             Service { namespace: "shop".to_owned(), name: "many".to_owned(), ..Service::default() };

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! prerouting, output        address . protocol . port → goto the chain of the Service port
+//!                           or drop, where it is for endpoints of this node and there are none
 //! service-…                 one rule for each endpoint: by chance, or by the client's address, dnat
-//! postrouting               masquerade what came to a node port, or goes back to its own sender
+//! postrouting               masquerade what goes back to its own sender, or came to a node port that
+//!                           is not for endpoints of this node
 //! input, forward, output    reject new connections to what has no endpoint
 //! ```
 //!
@@ -14,7 +16,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
-use portcullis_core::net::Family;
+use portcullis_core::net::{Family, Protocol};
 use portcullis_dataplane::nf_tables::{
     Attributes, Message, Request, compare, expression, load_meta, load_payload,
 };
@@ -56,6 +58,8 @@ const ELEMENT_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_GOTO: i32 = -4;
+const VERDICT_DROP: i32 = 0;
+const VERDICT_ACCEPT: i32 = 1;
 
 /// An attribute ends at 64 KiB, and an element of ours has at most 256 bytes.
 const ELEMENTS_AT_ONCE: usize = 200;
@@ -72,6 +76,7 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const CT_STATE: u32 = 0;
 const CT_STATUS: u32 = 2;
+const CT_PORT: u32 = 12;
 const STATE_NEW: u32 = 1 << 3;
 const STATUS_DNAT: u32 = 1 << 5;
 
@@ -137,6 +142,12 @@ pub(super) fn requests(table: &Table) -> Vec<Request> {
     for (words, ids) in [(&V4, 1..), (&V6, 5..)] {
         sets(table, words, ids, &mut out);
     }
+    for (protocol, id) in Protocol::ALL.into_iter().zip(9..) {
+        let ports = table.local_ports.iter().filter(|(of, _)| *of == protocol);
+        let ports = ports.map(|(_, port)| (port.to_be_bytes().into(), Leads::Nowhere));
+        // A key of one part is as long as it is.
+        set(&local_ports(protocol), &[(PORT.0, 2)], ports.collect(), id, &mut out);
+    }
     for backends in &table.backends {
         let choices = (0..backends.addresses.len())
             .map(|index| rule(&chain_name(backends), |list| choose(backends, index, list)));
@@ -160,14 +171,6 @@ pub(super) fn requests(table: &Table) -> Vec<Request> {
             }));
         }
         out.push(rule(MASQUERADE.0, |list| {
-            connection(CT_STATUS, STATUS_DNAT, list);
-            expression(list, "ct", |ct| {
-                ct.u32(1, FIRST).u32(2, words.ct_destination).bytes(3, &[0]);
-            });
-            lookup("node", words, false, list);
-            expression(list, "masq", |_| {});
-        }));
-        out.push(rule(MASQUERADE.0, |list| {
             only(words, list);
             load_payload(list, NETWORK_HEADER, words.source_at, words.address_length, FIRST);
             let second = register(words.address_length);
@@ -176,18 +179,58 @@ pub(super) fn requests(table: &Table) -> Vec<Request> {
             expression(list, "masq", |_| {});
         }));
     }
+    for protocol in Protocol::ALL {
+        out.push(rule(MASQUERADE.0, |list| {
+            connection(CT_STATUS, STATUS_DNAT, list);
+            load_meta(list, META_PROTOCOL, FIRST);
+            compare(list, EQUAL, &[protocol.number()]);
+            load_original(CT_PORT, list);
+            expression(list, "lookup", |lookup| {
+                lookup.text(1, &local_ports(protocol)).u32(2, FIRST);
+            });
+            expression(list, "immediate", |immediate| {
+                immediate.u32(1, VERDICT_REGISTER).nest(2, |data| {
+                    data.nest(DATA_VERDICT, |verdict| {
+                        verdict.bytes(1, &VERDICT_ACCEPT.to_be_bytes());
+                    });
+                });
+            });
+        }));
+    }
+    for words in [&V4, &V6] {
+        out.push(rule(MASQUERADE.0, |list| {
+            connection(CT_STATUS, STATUS_DNAT, list);
+            load_original(words.ct_destination, list);
+            lookup("node", words, false, list);
+            expression(list, "masq", |_| {});
+        }));
+    }
     out
+}
+
+/// The set of node ports that are for the endpoints of this node.
+fn local_ports(protocol: Protocol) -> String {
+    format!("local-{}", protocol.as_str().to_ascii_lowercase())
 }
 
 fn chain_name(backends: &Backends) -> String {
     format!("service-{}", backends.name)
 }
 
-/// A key, and in a map the chain that it leads to.
-type Element = (Vec<u8>, Option<String>);
+/// A key, and in a map where it leads to.
+type Element = (Vec<u8>, Leads);
+
+enum Leads {
+    Nowhere,
+    Drop,
+    Chain(String),
+}
 
 /// The type of a part of a key, as `nft` numbers them, and its length in whole registers.
 type Part = (u32, u32);
+
+const PROTOCOL: Part = (12, 4);
+const PORT: Part = (13, 4);
 
 /// A set or map: its name without the family, its key and its elements.
 type NewSet<'a> = (&'a str, &'a [Part], Vec<Element>);
@@ -197,17 +240,18 @@ fn sets(table: &Table, words: &Words, ids: std::ops::RangeFrom<u32>, out: &mut V
     let ours = |address: &IpAddr| (Family::of(*address) == Family::V4) == (words.number == 2);
     let fronts = table.fronts.iter().filter(|((address, ..), _)| ours(address));
     let services = fronts
-        .map(|(front, index)| (front_key(*front), table.backends.get(*index).map(chain_name)));
+        .filter_map(|(front, index)| Some((*front, chain_name(table.backends.get(*index)?))))
+        .map(|(front, chain)| (front_key(front), Leads::Chain(chain)));
+    let dropped = table.dropped.iter().filter(|(address, ..)| ours(address));
+    let services = services.chain(dropped.map(|front| (front_key(*front), Leads::Drop)));
     let rejected = table.rejected.iter().filter(|(address, ..)| ours(address));
     let node = table.node.iter().filter(|address| ours(address));
     let backends = table.backends.iter().flat_map(|backends| &backends.addresses);
     let backends: BTreeSet<IpAddr> = backends.map(SocketAddr::ip).filter(ours).collect();
 
-    const PROTOCOL: Part = (12, 4);
-    const PORT: Part = (13, 4);
     let address = (words.address_type, words.address_length);
     let front = [address, PROTOCOL, PORT];
-    let plain = |key| (key, None);
+    let plain = |key| (key, Leads::Nowhere);
     let rejected = rejected.map(|front| plain(front_key(*front)));
     let node = node.map(|address| plain(octets(*address)));
     let hairpin = backends.iter().map(|address| plain(octets(*address).repeat(2)));
@@ -218,43 +262,53 @@ fn sets(table: &Table, words: &Words, ids: std::ops::RangeFrom<u32>, out: &mut V
         ("hairpin", &[address; 2], hairpin.collect()),
     ];
     for ((name, key, elements), id) in sets.into_iter().zip(ids) {
-        let name = format!("{name}{}", words.digit);
-        let map = name.starts_with("services");
-        let mut set = ours_named(SET_NAME, &name);
-        set.u32(SET_FLAGS, if map { SET_MAP } else { 0 });
-        set.u32(SET_KEY_TYPE, key.iter().fold(0, |types, (number, _)| types << 6 | number));
-        set.u32(SET_KEY_LENGTH, key.iter().map(|(_, length)| length).sum());
-        if map {
-            set.u32(SET_DATA_TYPE, DATA_TYPE_VERDICT).u32(SET_DATA_LENGTH, 0);
-        }
-        set.u32(SET_ID, id);
-        // What `nft` notes for itself: the byte order of the key, none for several parts.
-        let order: u32 = if key.len() == 1 { 2 } else { 0 };
-        set.bytes(SET_USER_DATA, &[&[0, 4], &order.to_ne_bytes()[..]].concat());
-        out.push((message(NEW_SET, set), NLM_F_CREATE));
-
-        for elements in elements.chunks(ELEMENTS_AT_ONCE) {
-            let mut attributes = ours_named(ELEMENTS_SET, &name);
-            attributes.nest(ELEMENTS_LIST, |list| {
-                elements.iter().for_each(|(key, chain)| element(key, chain.as_deref(), list));
-            });
-            out.push((message(NEW_ELEMENTS, attributes), NLM_F_CREATE));
-        }
+        set(&format!("{name}{}", words.digit), key, elements, id, out);
     }
 }
 
-fn element(key: &[u8], chain: Option<&str>, list: &mut Attributes) {
+/// A set or map with its elements.
+fn set(name: &str, key: &[Part], elements: Vec<Element>, id: u32, out: &mut Vec<Request>) {
+    let map = name.starts_with("services");
+    let mut set = ours_named(SET_NAME, name);
+    set.u32(SET_FLAGS, if map { SET_MAP } else { 0 });
+    set.u32(SET_KEY_TYPE, key.iter().fold(0, |types, (number, _)| types << 6 | number));
+    set.u32(SET_KEY_LENGTH, key.iter().map(|(_, length)| length).sum());
+    if map {
+        set.u32(SET_DATA_TYPE, DATA_TYPE_VERDICT).u32(SET_DATA_LENGTH, 0);
+    }
+    set.u32(SET_ID, id);
+    // What `nft` notes for itself: the byte order of the key, none for several parts.
+    let order: u32 = if key.len() == 1 { 2 } else { 0 };
+    set.bytes(SET_USER_DATA, &[&[0, 4], &order.to_ne_bytes()[..]].concat());
+    out.push((message(NEW_SET, set), NLM_F_CREATE));
+
+    for elements in elements.chunks(ELEMENTS_AT_ONCE) {
+        let mut attributes = ours_named(ELEMENTS_SET, name);
+        attributes.nest(ELEMENTS_LIST, |list| {
+            elements.iter().for_each(|(key, leads)| element(key, leads, list));
+        });
+        out.push((message(NEW_ELEMENTS, attributes), NLM_F_CREATE));
+    }
+}
+
+fn element(key: &[u8], leads: &Leads, list: &mut Attributes) {
     list.nest(LIST_ELEMENT, |element| {
         element.nest(ELEMENT_KEY, |data| {
             data.bytes(DATA_VALUE, key);
         });
-        if let Some(chain) = chain {
-            element.nest(ELEMENT_DATA, |data| {
-                data.nest(DATA_VERDICT, |verdict| {
-                    verdict.bytes(1, &VERDICT_GOTO.to_be_bytes()).text(2, chain);
-                });
+        let (code, chain) = match leads {
+            Leads::Nowhere => return,
+            Leads::Drop => (VERDICT_DROP, None),
+            Leads::Chain(chain) => (VERDICT_GOTO, Some(chain)),
+        };
+        element.nest(ELEMENT_DATA, |data| {
+            data.nest(DATA_VERDICT, |verdict| {
+                verdict.bytes(1, &code.to_be_bytes());
+                if let Some(chain) = chain {
+                    verdict.text(2, chain);
+                }
             });
-        }
+        });
     });
 }
 
@@ -321,6 +375,13 @@ fn load_front(words: &Words, list: &mut Attributes) {
 /// name where both fit.
 fn register(offset: u32) -> u32 {
     if offset.is_multiple_of(16) { FIRST + offset / 16 } else { 8 + offset / 4 }
+}
+
+/// Loads something of the connection as its first packet came.
+fn load_original(key: u32, list: &mut Attributes) {
+    expression(list, "ct", |ct| {
+        ct.u32(1, FIRST).u32(2, key).bytes(3, &[0]);
+    });
 }
 
 /// Ends the rule for packets of the other family.

@@ -16,9 +16,14 @@ pub struct Table {
     pub fronts: BTreeMap<Front, usize>,
     /// What has no endpoint, and is refused at once.
     pub rejected: BTreeSet<Front>,
+    /// What has endpoints, but none on this node, where it is for these alone: it is dropped, as
+    /// kube-proxy does it.
+    pub dropped: BTreeSet<Front>,
     /// The addresses of the node. Who connects to a node port here gets the node's address as the
     /// source, so that answers come back this way.
     pub node: BTreeSet<IpAddr>,
+    /// Except to these node ports, which lead to endpoints of this node alone.
+    pub local_ports: BTreeSet<(Protocol, u16)>,
 }
 
 /// The address, protocol and port that a client of a Service connects to.
@@ -27,7 +32,7 @@ pub type Front = (IpAddr, Protocol, u16);
 /// The endpoints behind a port of a Service, of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backends {
-    /// Unique: `shop/web/tcp/80/ipv4`.
+    /// Unique: `shop/web/tcp/80/ipv4`, and with `/local` those of them that are on the node.
     pub name: String,
     /// The protocol.
     pub protocol: Protocol,
@@ -37,10 +42,15 @@ pub struct Backends {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// What a node with these addresses does about the Services. The order of the input does not
-/// matter; should two Services claim one address and port, the first by name has it.
-pub fn table(services: &[Service], slices: &[EndpointSlice], node: &[IpAddr]) -> Table {
-    let mut table = Table { node: node.iter().copied().collect(), ..Table::default() };
+/// What a node of this name and these addresses does about the Services. The order of the input does
+/// not matter; should two Services claim one address and port, the first by name has it.
+pub fn table(
+    services: &[Service],
+    slices: &[EndpointSlice],
+    node: &str,
+    addresses: &[IpAddr],
+) -> Table {
+    let mut table = Table { node: addresses.iter().copied().collect(), ..Table::default() };
     let mut services: Vec<&Service> = services.iter().collect();
     services.sort_by_key(|service| (&service.namespace, &service.name));
     let mut slices_of = BTreeMap::<_, Vec<&EndpointSlice>>::new();
@@ -51,7 +61,7 @@ pub fn table(services: &[Service], slices: &[EndpointSlice], node: &[IpAddr]) ->
         let slices = slices_of.get(&(&service.namespace, &service.name));
         for port in &service.ports {
             for family in Family::ALL {
-                table.add(service, port, family, slices.map_or(&[], Vec::as_slice));
+                table.add(service, port, family, slices.map_or(&[], Vec::as_slice), node);
             }
         }
     }
@@ -65,49 +75,87 @@ impl Table {
         port: &ServicePort,
         family: Family,
         slices: &[&EndpointSlice],
+        node: &str,
     ) {
-        let own = service.cluster_ips.iter().map(|address| (*address, port.port));
-        let node_port = port.node_port.filter(|_| !service.cluster_ips.is_empty());
-        let at_node = node_port.iter().flat_map(|port| self.node.iter().map(|a| (*a, *port)));
-        let fronts: Vec<Front> = own
-            .chain(at_node)
-            .filter(|(address, _)| Family::of(*address) == family)
-            .map(|(address, number)| (address, port.protocol, number))
-            .filter(|front| !self.fronts.contains_key(front) && !self.rejected.contains(front))
-            .collect();
         // A Service of one family serves the other nowhere, not even at the nodes.
         if !service.cluster_ips.iter().any(|address| Family::of(*address) == family) {
             return;
         }
-        let addresses = ready(slices, port, family);
-        if addresses.is_empty() {
-            self.rejected.extend(fronts);
-            return;
+        let own = service.cluster_ips.iter().map(|address| (*address, port.port));
+        let own: Vec<_> = own.collect();
+        let node_port = port.node_port.iter();
+        let at_node: Vec<_> =
+            node_port.flat_map(|port| self.node.iter().map(|a| (*a, *port))).collect();
+        if service.external_local {
+            self.local_ports.extend(port.node_port.map(|number| (port.protocol, number)));
         }
-        if fronts.is_empty() {
-            return;
+        let all = ready(slices, port, family, None);
+        let here = ready(slices, port, family, Some(node));
+        // Where those of all nodes, and those of this one, are in `backends`.
+        let mut places = [None; 2];
+        for (fronts, local) in [(own, service.internal_local), (at_node, service.external_local)] {
+            let fronts = fronts
+                .into_iter()
+                .filter(|(address, _)| Family::of(*address) == family)
+                .map(|(address, number)| (address, port.protocol, number));
+            let fronts: Vec<Front> = fronts.filter(|front| !self.has(front)).collect();
+            let addresses = if local { &here } else { &all };
+            if all.is_empty() {
+                self.rejected.extend(fronts);
+            } else if addresses.is_empty() {
+                self.dropped.extend(fronts);
+            } else if !fronts.is_empty() {
+                let place = places[usize::from(local)]
+                    .get_or_insert_with(|| self.backends(service, port, family, local, addresses));
+                self.fronts.extend(fronts.into_iter().map(|front| (front, *place)));
+            }
         }
-        self.fronts.extend(fronts.into_iter().map(|front| (front, self.backends.len())));
+    }
+
+    /// Whether a Service has it already.
+    fn has(&self, front: &Front) -> bool {
+        self.fronts.contains_key(front)
+            || self.rejected.contains(front)
+            || self.dropped.contains(front)
+    }
+
+    /// Adds endpoints to choose from, and tells where they are.
+    fn backends(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        family: Family,
+        local: bool,
+        addresses: &BTreeSet<SocketAddr>,
+    ) -> usize {
         let protocol = port.protocol.as_str().to_ascii_lowercase();
         let family = family.to_string().to_ascii_lowercase();
         let Service { namespace, name, .. } = service;
+        let which = if local { "/local" } else { "" };
         self.backends.push(Backends {
-            name: format!("{namespace}/{name}/{protocol}/{}/{family}", port.port),
+            name: format!("{namespace}/{name}/{protocol}/{}/{family}{which}", port.port),
             protocol: port.protocol,
             sticky: service.sticky,
-            addresses: addresses.into_iter().collect(),
+            addresses: addresses.iter().copied().collect(),
         });
+        self.backends.len() - 1
     }
 }
 
-/// Where the ready endpoints of a family serve a port.
-fn ready(slices: &[&EndpointSlice], port: &ServicePort, family: Family) -> BTreeSet<SocketAddr> {
+/// Where the ready endpoints of a family serve a port: those of a node, or of all.
+fn ready(
+    slices: &[&EndpointSlice],
+    port: &ServicePort,
+    family: Family,
+    node: Option<&str>,
+) -> BTreeSet<SocketAddr> {
     let mut found = BTreeSet::new();
     for slice in slices {
         let ports = slice.ports.iter();
         for served in ports.filter(|p| p.name == port.name && p.protocol == port.protocol) {
             let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
-            let addresses = ready.flat_map(|endpoint| &endpoint.addresses);
+            let there = ready.filter(|e| node.is_none() || e.node.as_deref() == node);
+            let addresses = there.flat_map(|endpoint| &endpoint.addresses);
             let of_family = addresses.filter(|address| Family::of(**address) == family);
             found.extend(of_family.map(|address| SocketAddr::new(*address, served.port)));
         }
@@ -139,6 +187,7 @@ mod tests {
     fn slice(addresses: &[&str]) -> EndpointSlice {
         let endpoint = |address: &&str| Endpoint {
             addresses: vec![address.parse().unwrap()],
+            node: Some(if address.starts_with("10.244.1.") { "one" } else { "two" }.to_owned()),
             ready: true,
             hostname: None,
         };
@@ -161,7 +210,7 @@ mod tests {
     #[test]
     fn each_family_goes_to_its_own_endpoints_and_is_refused_without_any() {
         let slices = [slice(&["10.244.2.9", "10.244.1.2"]), slice(&["10.244.1.2"])];
-        let table = table(&[web()], &slices, &node());
+        let table = table(&[web()], &slices, "one", &node());
         let [backends] = &*table.backends else { panic!("{table:?}") };
         assert_eq!(backends.name, "shop/web/tcp/80/ipv4");
         let expected: Vec<SocketAddr> =
@@ -185,14 +234,14 @@ mod tests {
         let mut other_service = slice(&["10.244.1.2"]);
         other_service.service = "db".to_owned();
         let slices = [not_ready, other_name, other_protocol, other_service];
-        let table = table(&[web()], &slices, &node());
+        let table = table(&[web()], &slices, "one", &node());
         assert_eq!((table.backends.len(), table.rejected.len()), (0, 4));
     }
 
     #[test]
     fn a_headless_service_has_nothing_to_do() {
         let headless = Service { cluster_ips: Vec::new(), ..web() };
-        let table = table(&[headless], &[slice(&["10.244.1.2"])], &node());
+        let table = table(&[headless], &[slice(&["10.244.1.2"])], "one", &node());
         assert_eq!(table, Table { node: node().into_iter().collect(), ..Table::default() });
     }
 
@@ -201,9 +250,37 @@ mod tests {
         let api = Service { name: "api".to_owned(), ..web() };
         let mut slices = [slice(&["10.244.1.2"]), slice(&["10.244.1.3"])];
         slices[1].service = "api".to_owned();
-        let table_of = |services: &[Service]| table(services, &slices, &node());
+        let table_of = |services: &[Service]| table(services, &slices, "one", &node());
         let table = table_of(&[web(), api.clone()]);
         assert_eq!(table, table_of(&[api, web()]));
         assert!(table.backends.iter().all(|b| b.name.starts_with("shop/api/")), "{table:?}");
+    }
+
+    #[test]
+    fn what_is_for_the_endpoints_of_a_node_is_dropped_where_there_are_none() {
+        let web = Service { internal_local: true, ..web() };
+        let slices = [slice(&["10.244.1.2", "10.244.2.9", "fd00:10:244:2::9"])];
+        let front = |address: &str, port| (address.parse().unwrap(), Protocol::Tcp, port);
+        let own = ["10.96.0.7", "fd00:10:96::7"].map(|address| front(address, 80));
+        let at_node = ["172.18.0.2", "fd00:172:18::2"].map(|address| front(address, 30080));
+        let leads = |table: &Table, front: &Front| {
+            let backends = table.fronts.get(front).map(|index| &table.backends[*index]);
+            backends.map(|b| (b.name.clone(), b.addresses.len()))
+        };
+        let told = |name: &str, count| Some((name.to_owned(), count));
+
+        let internal = table(std::slice::from_ref(&web), &slices, "one", &node());
+        assert_eq!(leads(&internal, &own[0]), told("shop/web/tcp/80/ipv4/local", 1));
+        assert_eq!(internal.dropped, [own[1]].into(), "its IPv6 endpoint is elsewhere");
+        assert_eq!(leads(&internal, &at_node[0]), told("shop/web/tcp/80/ipv4", 2));
+        assert_eq!(leads(&internal, &at_node[1]), told("shop/web/tcp/80/ipv6", 1));
+        assert_eq!((internal.rejected.len(), internal.local_ports.len()), (0, 0));
+
+        let external = Service { internal_local: false, external_local: true, ..web };
+        let external = table(&[external], &slices, "one", &node());
+        assert_eq!(leads(&external, &own[0]), told("shop/web/tcp/80/ipv4", 2));
+        assert_eq!(leads(&external, &at_node[0]), told("shop/web/tcp/80/ipv4/local", 1));
+        assert_eq!(external.dropped, [at_node[1]].into());
+        assert_eq!(external.local_ports, [(Protocol::Tcp, 30080)].into());
     }
 }
