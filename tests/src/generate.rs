@@ -131,6 +131,29 @@ pub fn flows(world: &World, most: usize) -> Vec<Flow> {
         .collect()
 }
 
+/// Which pods claim the address of another one, and whether they are alike but for their names.
+pub type Disputes = Vec<(u8, u8, bool)>;
+
+/// Some disputes about addresses, or none.
+pub fn disputes() -> impl Strategy<Value = Disputes> {
+    vec((any::<u8>(), any::<u8>(), any::<bool>()), 0..4)
+}
+
+/// Has pods claim the addresses of others.
+pub fn dispute(cluster: &mut Cluster, disputes: &Disputes) {
+    let claims = |(_, pod): &(usize, &Pod)| !pod.host_network && !pod.finished;
+    let pods: Vec<usize> = cluster.pods.iter().enumerate().filter(claims).map(|(i, _)| i).collect();
+    for (one, other, alike) in disputes.iter().filter(|_| !pods.is_empty()) {
+        let pick = |n: &u8| pods[usize::from(*n) % pods.len()];
+        let (of, other) = (pick(one), cluster.pods[pick(other)].clone());
+        let pod = &mut cluster.pods[of];
+        pod.addresses = other.addresses;
+        if *alike {
+            (pod.namespace, pod.labels, pod.ports) = (other.namespace, other.labels, other.ports);
+        }
+    }
+}
+
 /// Every pod, and every address that owns something, lies at the edge of a block, or is nobody's.
 pub fn ends(world: &World) -> Vec<End> {
     let mut addresses = BTreeSet::from(OUTSIDE);

@@ -4,7 +4,7 @@
 //!
 //! It is to be read beside the semantics; the numbers in the comments are their lines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use portcullis_core::api::{
@@ -170,8 +170,8 @@ impl Opened {
 
 /// What policies can know of one end of a connection.
 struct Party<'a> {
-    /// The pod it is, if it is one that can be subject and peer.
-    pod: Option<&'a Pod>,
+    /// The pods it is, of those that can be subject and peer: more than one if several claim it.
+    pods: Vec<&'a Pod>,
     /// The name of the node it is, if it is one.
     node: Option<&'a str>,
     /// The address it has in the family looked at; `None` if it has none yet.
@@ -189,7 +189,7 @@ impl<'a> Party<'a> {
                 let pod = &world.cluster.pods[index];
                 if pod.finished {
                     // 13: it is nobody, and its address may be another's by now
-                    return Some(Party { pod: None, node: None, address: None });
+                    return Some(Party { pods: Vec::new(), node: None, address: None });
                 }
                 let addresses = match &pod.node {
                     // 12: a hostNetwork pod is its node, also before it says so itself
@@ -203,7 +203,7 @@ impl<'a> Party<'a> {
                     return None; // 20: it is not in this family
                 }
                 Some(Party {
-                    pod: can_be_subject_and_peer(pod).then_some(pod),
+                    pods: Some(pod).into_iter().filter(|p| can_be_subject_and_peer(p)).collect(),
                     // 12: a hostNetwork pod is its node
                     node: if pod.host_network { pod.node.as_deref() } else { None },
                     address, // 13: a pod without an address is judged too
@@ -214,13 +214,30 @@ impl<'a> Party<'a> {
 
     fn of_address(world: &'a World, address: IpAddr) -> Party<'a> {
         let Cluster { pods, nodes, .. } = &world.cluster;
-        // That of several pods is the first one's, by namespace and name.
         let claim = |p: &&Pod| can_be_subject_and_peer(p) && p.addresses.contains(&address);
-        let pod = pods.iter().filter(claim).min_by_key(|p| (&p.namespace, &p.name));
+        let mut claimants: Vec<&Pod> = pods.iter().filter(claim).collect();
         let names = nodes.iter().map(|node| &node.name).chain(pods.iter().flat_map(|p| &p.node));
         let node = names.into_iter().find(|name| node_addresses(world, name).contains(&address));
-        Party { pod, node: node.map(String::as_str), address: Some(address) }
+        if node.is_some() {
+            claimants.clear(); // 12: it is the node's, whatever pods say
+        }
+        Party { pods: claimants, node: node.map(String::as_str), address: Some(address) }
     }
+
+    /// What policies select. 13: several pods that are not alike are none to them.
+    fn pod(&self) -> Option<&'a Pod> {
+        let first = self.pods.first()?;
+        self.pods.iter().all(|pod| are_alike(pod, first)).then_some(first)
+    }
+}
+
+/// 13: whether no policy can tell them apart.
+fn are_alike(a: &Pod, b: &Pod) -> bool {
+    let names = |pod: &Pod| {
+        let named = pod.ports.iter().filter_map(|p| Some((p.name.clone()?, p.protocol, p.port)));
+        named.collect::<BTreeSet<_>>()
+    };
+    a.namespace == b.namespace && a.labels == b.labels && names(a) == names(b)
 }
 
 /// The addresses of a node. 12: those of its hostNetwork pods are among them, also where there is
@@ -278,11 +295,10 @@ fn direction_enforced(
     destination: &Party,
 ) -> bool {
     let subject = match direction {
-        Direction::Egress => source.pod,
-        Direction::Ingress => destination.pod,
+        Direction::Egress => source,
+        Direction::Ingress => destination,
     };
-    let isolating =
-        |policy: &&NetworkPolicy| subject.is_some_and(|pod| isolates(policy, direction, pod));
+    let isolating = |policy: &&NetworkPolicy| is_isolated_by(subject, policy, direction);
     world.policies.iter().filter(isolating).any(|policy| !is_in_audit(world, policy))
 }
 
@@ -307,9 +323,9 @@ fn connection_opened(world: &World, source: &Party, destination: &Party) -> Open
 
 fn always_allowed(source: &Party, destination: &Party) -> bool {
     // 6: a pod can always reach itself
-    let itself = match (source.pod, destination.pod) {
-        (Some(a), Some(b)) => std::ptr::eq(a, b),
-        _ => false,
+    let itself = match (&source.pods[..], &destination.pods[..]) {
+        ([a], [b]) => std::ptr::eq(*a, *b),
+        _ => source.address.is_some() && source.address == destination.address,
     };
     // 7: a pod and the node it runs on, both ways
     itself || runs_on(source, destination) || runs_on(destination, source)
@@ -317,10 +333,17 @@ fn always_allowed(source: &Party, destination: &Party) -> bool {
 
 /// 7: whether one party is a pod, and the other is the node that it runs on.
 fn runs_on(pod: &Party, node: &Party) -> bool {
-    match (pod.pod, node.node) {
-        (Some(pod), Some(node)) => pod.node.as_deref() == Some(node),
-        _ => false,
-    }
+    let there = |pod: &&Pod| pod.node.is_some() && pod.node.as_deref() == node.node;
+    !pod.pods.is_empty() && pod.pods.iter().all(there)
+}
+
+fn is_isolated_by(subject: &Party, policy: &NetworkPolicy, direction: Direction) -> bool {
+    subject.pods.iter().any(|pod| isolates(policy, direction, pod))
+}
+
+/// 13: pods that claim one address and are not alike may do nothing where any of them is isolated.
+fn is_disputed(subject: &Party) -> bool {
+    !subject.pods.is_empty() && subject.pod().is_none()
 }
 
 fn direction_allowed(
@@ -334,8 +357,11 @@ fn direction_allowed(
         Direction::Egress => (source, destination),
         Direction::Ingress => (destination, source),
     };
+    if is_disputed(subject) {
+        return !world.policies.iter().any(|policy| is_isolated_by(subject, policy, direction));
+    }
     // 4, 12, 13: an end that is not a pod, or not one that can be a subject, imposes nothing
-    let Some(subject) = subject.pod else { return true };
+    let Some(subject) = subject.pod() else { return true };
 
     let mut isolated = false;
     for policy in &world.policies {
@@ -364,8 +390,12 @@ fn direction_opened(
         Direction::Egress => (source, destination),
         Direction::Ingress => (destination, source),
     };
+    if is_disputed(subject) {
+        let isolated = world.policies.iter().any(|p| is_isolated_by(subject, p, direction));
+        return if isolated { Opened::default() } else { Opened::everything() };
+    }
     // 4, 12, 13: an end that is not a pod, or not one that can be a subject, imposes nothing
-    let Some(subject) = subject.pod else { return Opened::everything() };
+    let Some(subject) = subject.pod() else { return Opened::everything() };
 
     let isolating = || world.policies.iter().filter(|p| isolates(p, direction, subject));
     if isolating().next().is_none() {
@@ -442,7 +472,7 @@ fn peer_matches(world: &World, policy: &NetworkPolicy, item: &Peer, party: &Part
     if let Some(block) = &item.ip_block {
         return party.address.is_some_and(|address| block_contains(block, address)); // 18
     }
-    let Some(pod) = party.pod else { return false }; // 12, 13: selectors match only pods
+    let Some(pod) = party.pod() else { return false }; // 12, 13: selectors match only pods
     let namespace_matches = match &item.namespace_selector {
         None => pod.namespace == policy.namespace, // 9: the policy's own namespace
         Some(selector) => selector_matches(selector, &namespace_labels(world, &pod.namespace)),
@@ -501,7 +531,7 @@ fn port_matches(item: &Port, destination: &Party, traffic: Traffic) -> bool {
             *first <= i32::from(number) && i32::from(number) <= last
         }
         // 17: by name and protocol, at the destination, which has to be a pod
-        Some(IntOrString::String(name)) => destination.pod.is_some_and(|pod| {
+        Some(IntOrString::String(name)) => destination.pod().is_some_and(|pod| {
             pod.ports.iter().any(|port| {
                 port.name.as_deref() == Some(name)
                     && port.protocol == protocol
@@ -528,7 +558,7 @@ fn item_ranges(item: &Port, destination: &Party) -> Vec<(Protocol, u16, u16)> {
         }
         // 17: by name and protocol, at the destination, which has to be a pod
         Some(IntOrString::String(name)) => {
-            let ports = destination.pod.into_iter().flat_map(|pod| &pod.ports);
+            let ports = destination.pod().into_iter().flat_map(|pod| &pod.ports);
             let named =
                 ports.filter(|port| port.name.as_ref() == Some(name) && port.protocol == protocol);
             named.map(|port| (protocol, port.port, port.port)).collect()

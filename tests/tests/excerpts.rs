@@ -10,7 +10,7 @@ use portcullis_core::model::Cluster;
 use portcullis_core::net::{Family, Protocol, Traffic};
 use portcullis_core::program::{End, Origin};
 use portcullis_tests::engine::cluster;
-use portcullis_tests::generate::{Size, world};
+use portcullis_tests::generate::{Size, dispute, disputes, world};
 use portcullis_tests::property::holds;
 use proptest::prelude::*;
 
@@ -44,9 +44,10 @@ fn said(cluster: &Cluster, end: &EndExplanation) -> String {
 #[test]
 fn an_excerpt_says_of_local_ends_what_the_whole_cluster_says() {
     let size = Size { namespaces: 3, nodes: 2, pods: 8, policies: 5 };
-    holds((world(size), any::<u16>()), |(world, other)| {
+    holds((world(size), disputes(), any::<u16>()), |(world, disputes, other)| {
         let mut cluster = cluster(&world);
-        // Of pods that claim one address, the first owns it; of policies, the first is named first.
+        dispute(&mut cluster, &disputes);
+        // What is said is in the order of names.
         cluster.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         cluster.policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         for pod in &mut cluster.pods {

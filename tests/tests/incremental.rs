@@ -10,7 +10,7 @@ use portcullis_core::net::IpRange;
 use portcullis_core::node::{PeerSet, Ports, Profile};
 use portcullis_core::program::PeerId;
 use portcullis_tests::engine::cluster;
-use portcullis_tests::generate::{Size, world};
+use portcullis_tests::generate::{Size, dispute, disputes, world};
 use portcullis_tests::property::holds;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -41,29 +41,32 @@ fn meaning_of_full(cluster: &Cluster) -> Meaning {
     let addresses = program.peer_addresses();
     let mut meaning = Meaning::new();
     for (i, pod) in cluster.pods.iter().enumerate() {
-        let Some(profile) = program.profile(i).filter(|_| pod.node.as_deref() == Some(NODE)) else {
+        if pod.node.as_deref() != Some(NODE) {
             continue;
+        }
+        let rules = |profile| {
+            Direction::ALL.map(|direction| {
+                let rules = &program.rule_sets()[program.profile_rules(profile, direction)?];
+                let allowed = rules.entries.iter().map(|entry| {
+                    let whom = match program.peer_block(entry.peer) {
+                        _ if entry.peer == PeerId::ANY => Whom::Any,
+                        Some(ranges) => Whom::Ranges(ranges.to_vec()),
+                        None => Whom::Addresses(addresses[entry.peer.index()].clone()),
+                    };
+                    let origin = entry.origin;
+                    let policy = &cluster.policies[origin.policy as usize];
+                    let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
+                    let place =
+                        (namespace, name, origin.direction, origin.rule, origin.peer, origin.port);
+                    (whom, entry.ports, place)
+                });
+                Some((allowed.filter(|(whom, ..)| says_something(whom)).collect(), rules.audited))
+            })
         };
-        let rules = Direction::ALL.map(|direction| {
-            let rules = &program.rule_sets()[program.profile_rules(profile, direction)?];
-            let allowed = rules.entries.iter().map(|entry| {
-                let whom = match program.peer_block(entry.peer) {
-                    _ if entry.peer == PeerId::ANY => Whom::Any,
-                    Some(ranges) => Whom::Ranges(ranges.to_vec()),
-                    None => Whom::Addresses(addresses[entry.peer.index()].clone()),
-                };
-                let origin = entry.origin;
-                let policy = &cluster.policies[origin.policy as usize];
-                let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
-                let place =
-                    (namespace, name, origin.direction, origin.rule, origin.peer, origin.port);
-                (whom, entry.ports, place)
-            });
-            Some((allowed.filter(|(whom, ..)| says_something(whom)).collect(), rules.audited))
-        });
         for address in program.pod_addresses(i) {
-            if program.endpoint(address).pod == Some(i) {
-                meaning.insert(address, rules.clone());
+            // Not where it is a node's. What several pods claim is what they are together.
+            if let Some(profile) = program.profile_of(&program.endpoint(address)) {
+                meaning.insert(address, rules(profile));
             }
         }
     }
@@ -132,9 +135,14 @@ fn changes<'a>(old: &'a Cluster, new: &'a Cluster) -> Vec<Change<'a>> {
 #[test]
 fn any_sequence_of_changes_ends_in_what_a_full_compile_gives() {
     let size = Size { namespaces: 3, nodes: 2, pods: 8, policies: 5 };
-    let inputs = (vec(world(size), 1..6), any::<u64>());
+    let inputs = (vec((world(size), disputes()), 1..6), any::<u64>());
     holds(inputs, |(worlds, mut row)| {
-        let clusters: Vec<Cluster> = worlds.iter().map(cluster).collect();
+        let clusters = worlds.iter().map(|(world, disputes)| {
+            let mut cluster = cluster(world);
+            dispute(&mut cluster, disputes);
+            cluster
+        });
+        let clusters: Vec<Cluster> = clusters.collect();
         let mut draw = |below: usize| {
             row =
                 row.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

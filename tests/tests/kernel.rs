@@ -54,13 +54,19 @@ fn tests() -> Result<Vec<Trial>, String> {
 fn scenario_holds(scenario: &Scenario, topology: Topology) -> Result<(), Failed> {
     let options = Options { nodes: 2, hosts: hosts(scenario), topology, ..Options::default() };
     let mut cluster = engine::cluster(&scenario.world);
-    // Only one of those that claim an address can have it, and the others get another one.
-    let program = Program::compile(&cluster);
-    for (i, pod) in cluster.pods.iter_mut().enumerate() {
-        let is_others = |address: IpAddr| program.endpoint(address).pod.is_some_and(|p| p != i);
-        pod.addresses.retain(|address| pod.host_network || pod.finished || !is_others(*address));
+    // Only one of those that claim an address can have it, and the others get another one. What
+    // policies are told stays as it was.
+    let (mut taken, mut claimed) = (BTreeSet::new(), vec![Vec::new(); cluster.pods.len()]);
+    for (pod, claimed) in cluster.pods.iter_mut().zip(&mut claimed) {
+        if !pod.host_network && !pod.finished {
+            let (own, others) = pod.addresses.iter().partition(|address| taken.insert(**address));
+            (pod.addresses, *claimed) = (own, others);
+        }
     }
-    let plan = plan(&cluster, &options)?;
+    let mut plan = plan(&cluster, &options)?;
+    for (pod, claimed) in plan.cluster.pods.iter_mut().zip(claimed) {
+        pod.addresses.extend(claimed);
+    }
     let flows: Vec<&Flow> = scenario.expectations.iter().map(|e| &e.flow).collect();
     let mut traffics = portcullis_lab::traffics(&plan.cluster);
     traffics.extend(flows.iter().map(|flow| flow.traffic).filter(|t| !is_port_0(*t)));

@@ -3,6 +3,8 @@
 //! Selectors are tried once for each distinct set of labels, through an index, and never once
 //! for each pod and policy. Pods that no rule can tell apart are one class from the start.
 
+use std::collections::BTreeMap;
+use std::collections::hash_map;
 use std::hash::Hash;
 use std::net::IpAddr;
 
@@ -18,7 +20,7 @@ use crate::model::{
 use crate::net::{ByAddress, Family, IpRange, Protocol};
 use crate::program::{
     Doubt, Entry, IdentityId, Origin, Owner, PeerClass, PeerId, PodEntry, Ports, Profile, Program,
-    RuleSet, Whereabouts,
+    RuleSet, Several, Whereabouts,
 };
 use crate::space::{self, Space};
 
@@ -305,6 +307,8 @@ impl<'a> Compiler<'a> {
 
         let nodes = Nodes::of(self.cluster);
         let mut owners = ByAddress::default();
+        // The pods that claim an address, where it is more than one.
+        let mut claimed: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
         owners.reserve(self.cluster.pods.len());
         for (i, addresses) in nodes.addresses.iter().enumerate() {
             for address in addresses {
@@ -351,14 +355,17 @@ impl<'a> Compiler<'a> {
             for address in &pod.addresses {
                 let identity = self.identity(class.part, *address);
                 addresses.push((*address, identity));
-                // Of several pods it is the first one's by name, whatever their order.
-                let first = |owner: &mut (Owner, IdentityId)| {
-                    let name = |pod: usize| (&cluster.pods[pod].namespace, &cluster.pods[pod].name);
-                    if matches!(owner.0, Owner::Pod(other) if name(i) < name(other)) {
-                        *owner = (Owner::Pod(i), identity);
+                match owners.entry(*address) {
+                    hash_map::Entry::Vacant(free) => {
+                        free.insert((Owner::Pod(i), identity));
                     }
-                };
-                owners.entry(*address).and_modify(first).or_insert((Owner::Pod(i), identity));
+                    hash_map::Entry::Occupied(taken) => match taken.get().0 {
+                        Owner::Pod(first) if first != i => {
+                            claimed.entry(*address).or_insert_with(|| vec![first]).push(i);
+                        }
+                        _ => {}
+                    },
+                }
             }
             let without_address = self.identity_at(class.part, At::Unknown(Whereabouts::Pods));
             pods.push(PodEntry {
@@ -370,12 +377,25 @@ impl<'a> Compiler<'a> {
                 namespace_unknown: !cluster.namespaces.contains_key(&pod.namespace),
             });
         }
+        let mut several = Vec::new();
+        let mut closed = FxHashMap::default();
+        for (address, claimants) in claimed {
+            let (them, alike) = self.several(&claimants, &pods, &mut closed);
+            if !alike {
+                let identity = self.identity(nobody, address);
+                owners.insert(address, (Owner::Several(several.len() as u32), identity));
+            } else if let Some((owner, _)) = owners.get_mut(&address) {
+                *owner = Owner::Several(several.len() as u32);
+            }
+            several.push(them);
+        }
         let (identities, doubts) = std::mem::take(&mut self.identities).into_iter().unzip();
 
         Program {
             pods,
             of_namespace: of_namespace.into_iter().map(|(n, pods)| (n.to_owned(), pods)).collect(),
             owners,
+            several,
             profiles: std::mem::take(&mut self.profiles).into_iter().collect(),
             rule_sets: std::mem::take(&mut self.rule_sets),
             peers: std::mem::take(&mut self.peers.classes),
@@ -385,6 +405,46 @@ impl<'a> Compiler<'a> {
             space: std::mem::take(&mut self.space),
             outside,
         }
+    }
+
+    /// What an address is to policies that these pods claim, and whether the pods are alike. The rules
+    /// that allow nothing are made once for each list of policies.
+    fn several(
+        &mut self,
+        claimants: &[usize],
+        pods: &[PodEntry],
+        closed: &mut FxHashMap<Vec<u32>, u32>,
+    ) -> (Several, bool) {
+        let pod = |i: usize| &self.cluster.pods[i];
+        let name = |i: &usize| (&pod(*i).namespace, &pod(*i).name);
+        let first = claimants.iter().copied().min_by_key(name).unwrap_or_default();
+        let alike = claimants.iter().all(|i| pod(*i).is_like(pod(first)));
+        let one_node = claimants.iter().all(|i| pod(*i).node == pod(first).node);
+        let node = pods[first].node.filter(|_| one_node);
+        if alike {
+            let profile = pods[first].profile.unwrap_or_default();
+            return (Several { pod: Some(first), profile, node }, true);
+        }
+        let profiles: Vec<Profile> = claimants
+            .iter()
+            .filter_map(|i| self.profiles.get_index(pods[*i].profile? as usize).copied())
+            .collect();
+        let mut rules = |of: fn(&Profile) -> Option<u32>| {
+            let isolating = || profiles.iter().filter_map(of).map(|i| &self.rule_sets[i as usize]);
+            isolating().next()?;
+            let audited = isolating().all(|rules| rules.audited);
+            let mut policies: Vec<u32> = isolating().flat_map(|r| &r.policies).copied().collect();
+            policies.sort_unstable();
+            policies.dedup();
+            Some(*closed.entry(policies).or_insert_with_key(|policies| {
+                let policies = policies.clone();
+                self.rule_sets.push(RuleSet { policies, audited, ..RuleSet::default() });
+                self.rule_sets.len() as u32 - 1
+            }))
+        };
+        let (ingress, egress) = (rules(|p| p.ingress), rules(|p| p.egress));
+        let profile = number(&mut self.profiles, Profile { ingress, egress });
+        (Several { pod: None, profile, node }, false)
     }
 
     fn class(&mut self, pod: &'a Pod, named: &[Resolution]) -> PodClass {

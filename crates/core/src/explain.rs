@@ -1,5 +1,7 @@
 //! Why a connection is allowed or refused: read off the [`Program`], worded from the cluster.
 
+use std::collections::BTreeSet;
+
 use crate::change::Change;
 use crate::labels::{Labels, Selector};
 use crate::model::{
@@ -165,7 +167,7 @@ fn end(
     traffic: Traffic,
 ) -> EndExplanation {
     let (subject, remote) = path.subject_and_remote(direction);
-    if subject.pod.is_none() {
+    if program.profile_of(subject).is_none() {
         return EndExplanation::NoSubject;
     }
     let Some(rules) = program.isolation(subject, direction) else {
@@ -191,7 +193,8 @@ fn end(
         }
         Judgement::Refused => {
             let question = Question { cluster, direction, remote, path, traffic };
-            let nearest = question.nearest(&isolated_by);
+            // Where pods that are not alike claim an address, no rule is near.
+            let nearest = subject.pod.and_then(|_| question.nearest(&isolated_by));
             let change = Change::that_allows(cluster, program, path, direction, traffic);
             EndExplanation::Refused { isolated_by, audited: rules.audited, nearest, change }
         }
@@ -367,7 +370,7 @@ impl Question<'_> {
         };
         let named =
             |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == rule.protocol;
-        let numbers: Vec<u16> = pod.ports.iter().filter(named).map(|p| p.port).collect();
+        let numbers: BTreeSet<u16> = pod.ports.iter().filter(named).map(|p| p.port).collect();
         let shown: Vec<String> = numbers.iter().map(u16::to_string).collect();
         match (numbers.contains(&port), numbers.is_empty()) {
             (true, _) => None,

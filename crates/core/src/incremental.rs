@@ -327,7 +327,8 @@ impl NodeProgram {
         let classes = self.classes.iter().filter(|(_, class)| &*class.namespace == namespace);
         let local = classes.filter_map(|(_, class)| class.profile.as_ref());
         let selected = local.filter(|local| local.policies.contains(name));
-        let numbers: BTreeSet<u32> = selected.map(|local| local.number).collect();
+        let mut numbers: BTreeSet<u32> = selected.map(|local| local.number).collect();
+        numbers.extend(self.closed_for(&numbers));
         let endpoints = self.state.endpoints.iter();
         endpoints.filter(|(_, number)| numbers.contains(number)).map(|(a, _)| *a).collect()
     }
@@ -415,14 +416,7 @@ impl NodeProgram {
 
     /// The class of a pod, of which it is one more.
     fn enter_class(&mut self, namespace: &Arc<str>, pod: &Pod) -> u32 {
-        let mut ports: Vec<ContainerPort> = Vec::new();
-        // Of a pod that is told in part, no port is known.
-        if !pod.ports_unknown {
-            ports.extend(pod.ports.iter().filter(|port| port.name.is_some()).cloned());
-            ports.sort_unstable();
-            ports.dedup();
-        }
-        let key = ClassKey { labels: pod.labels.clone(), ports };
+        let key = ClassKey { labels: pod.labels.clone(), ports: pod.named_ports() };
         let known = self.namespaces.get(namespace).and_then(|n| n.classes.get(&key)).copied();
         let id = known.unwrap_or_else(|| {
             let key = Arc::new(key);
@@ -493,6 +487,7 @@ impl NodeProgram {
             let Some(class) = self.stale.pop_first() else { break };
             self.make_rules(class);
         }
+        self.close_disputed();
     }
 }
 

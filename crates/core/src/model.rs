@@ -1,7 +1,7 @@
 //! The state that a [`Program`](crate::Program) is compiled from. An invalid policy cannot be
 //! expressed here: see [`crate::validate`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -138,6 +138,23 @@ pub struct Pod {
     /// Whether nothing is said of its containers, and so of its ports. The API asks for at least
     /// one container, so this is a pod that the input tells in part.
     pub ports_unknown: bool,
+}
+
+impl Pod {
+    /// Whether no policy can tell the pods apart, wherever they are: they have one namespace, equal
+    /// labels, and the same names of ports.
+    pub(crate) fn is_like(&self, other: &Pod) -> bool {
+        self.namespace == other.namespace
+            && self.labels == other.labels
+            && self.named_ports() == other.named_ports()
+    }
+
+    /// Its ports that have names, ascending, each once. Of a pod that is told in part there are none.
+    pub(crate) fn named_ports(&self) -> Vec<ContainerPort> {
+        let ports: &[ContainerPort] = if self.ports_unknown { &[] } else { &self.ports };
+        let named: BTreeSet<&ContainerPort> = ports.iter().filter(|p| p.name.is_some()).collect();
+        named.into_iter().cloned().collect()
+    }
 }
 
 /// The controller of a pod.

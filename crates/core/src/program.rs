@@ -17,6 +17,8 @@ pub struct Program {
     pub(crate) of_namespace: FxHashMap<String, Vec<u32>>,
     /// The pods and nodes that have an address. A pod's addresses are found in no other way.
     pub(crate) owners: ByAddress<(Owner, IdentityId)>,
+    /// What addresses that several pods claim are to policies.
+    pub(crate) several: Vec<Several>,
     pub(crate) profiles: Vec<Profile>,
     pub(crate) rule_sets: Vec<RuleSet>,
     pub(crate) peers: Vec<PeerClass>,
@@ -126,8 +128,11 @@ impl Path {
 /// One address of an end, or a pod that has none yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The pod it is, if it is one. A `hostNetwork` pod is its node and so is not one.
+    /// The pod it is, if it is one. A `hostNetwork` pod is its node and so is not one. An address that
+    /// several pods claim is the first of them if they are alike, and none otherwise.
     pub pod: Option<usize>,
+    /// What it is if several pods claim it, as an index into [`Program::several`].
+    pub(crate) several: Option<u32>,
     /// The node whose address it is, if it is one.
     pub(crate) node: Option<usize>,
     /// The address.
@@ -140,7 +145,8 @@ pub struct Endpoint {
 
 impl Endpoint {
     fn at(address: IpAddr, identity: IdentityId) -> Endpoint {
-        Endpoint { pod: None, node: None, address: Some(address), identity, unplaced: false }
+        let address = Some(address);
+        Endpoint { pod: None, several: None, node: None, address, identity, unplaced: false }
     }
 }
 
@@ -324,6 +330,19 @@ impl Default for IdentityId {
 pub(crate) enum Owner {
     Pod(usize),
     Node(usize),
+    /// Several pods, as an index into [`Program::several`].
+    Several(u32),
+}
+
+/// Pods that claim one address (SEMANTICS 13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Several {
+    /// The first of them, if they are alike.
+    pub(crate) pod: Option<usize>,
+    /// That of each, if they are alike. Otherwise it allows nothing where any of them is isolated.
+    pub(crate) profile: u32,
+    /// The node, if all are on one.
+    pub(crate) node: Option<usize>,
 }
 
 impl Program {
@@ -560,11 +579,15 @@ impl Program {
     /// Why policies do not apply to a connection at all, if they do not.
     pub fn exempt(&self, path: &Path) -> Option<Exemption> {
         let (a, b) = (&path.source, &path.destination);
-        if a.pod.is_some() && a.pod == b.pod || a.address.is_some() && a.address == b.address {
+        let one = |end: &Endpoint| end.pod.filter(|_| end.several.is_none());
+        if one(a).is_some() && one(a) == one(b) || a.address.is_some() && a.address == b.address {
             return Some(Exemption::Itself);
         }
         let own_node = |pod: &Endpoint, node: &Endpoint| {
-            let home = pod.pod.and_then(|pod| self.pods[pod].node);
+            let home = match pod.several {
+                Some(several) => self.several[several as usize].node,
+                None => pod.pod.and_then(|pod| self.pods[pod].node),
+            };
             home.is_some() && home == node.node
         };
         (own_node(a, b) || own_node(b, a)).then_some(Exemption::OwnNode)
@@ -572,7 +595,7 @@ impl Program {
 
     /// What isolates an endpoint in a direction; `None` where nothing does.
     pub fn isolation(&self, subject: &Endpoint, direction: Direction) -> Option<&RuleSet> {
-        let profile = &self.profiles[self.profile(subject.pod?)?];
+        let profile = &self.profiles[self.profile_of(subject)?];
         let rule_set = match direction {
             Direction::Ingress => profile.ingress,
             Direction::Egress => profile.egress,
@@ -605,12 +628,20 @@ impl Program {
             let family = Family::of(address) as usize;
             self.outside[family][self.space.interval(address)]
         };
-        let (pod, node, identity) = match self.owners.get(&address) {
-            Some((Owner::Pod(pod), identity)) => (Some(*pod), None, *identity),
-            Some((Owner::Node(node), identity)) => (None, Some(*node), *identity),
-            None => (None, None, outside()),
-        };
-        Endpoint { pod, node, ..Endpoint::at(address, identity) }
+        match self.owners.get(&address) {
+            Some((owner, identity)) => {
+                let end = Endpoint::at(address, *identity);
+                match *owner {
+                    Owner::Pod(pod) => Endpoint { pod: Some(pod), ..end },
+                    Owner::Node(node) => Endpoint { node: Some(node), ..end },
+                    Owner::Several(several) => {
+                        let pod = self.several[several as usize].pod;
+                        Endpoint { pod, several: Some(several), ..end }
+                    }
+                }
+            }
+            None => Endpoint::at(address, outside()),
+        }
     }
 
     /// The endpoints of an end: at most one of each family, or one without an address.
@@ -626,7 +657,14 @@ impl Program {
             let node = entry.node.filter(|_| subject.is_none());
             let unplaced = entry.unplaced;
             return [
-                Some(Endpoint { pod: subject, node, address: None, identity, unplaced }),
+                Some(Endpoint {
+                    pod: subject,
+                    several: None,
+                    node,
+                    address: None,
+                    identity,
+                    unplaced,
+                }),
                 None,
             ];
         }
@@ -639,6 +677,14 @@ impl Program {
                 Some(_) => Endpoint { pod: subject, ..Endpoint::at(address, identity) },
             })
         })
+    }
+
+    /// The profile of an endpoint; `None` where it is no subject.
+    pub fn profile_of(&self, endpoint: &Endpoint) -> Option<usize> {
+        match endpoint.several {
+            Some(several) => Some(self.several[several as usize].profile as usize),
+            None => self.profile(endpoint.pod?),
+        }
     }
 
     /// The profile of a pod; `None` where the pod is no subject.
@@ -694,10 +740,10 @@ impl Program {
     /// For every peer that is of pods, the addresses that its pods own, ascending.
     pub fn peer_addresses(&self) -> Vec<Vec<IpAddr>> {
         let mut members: Vec<Vec<IpAddr>> = vec![Vec::new(); self.peers.len()];
-        for (i, entry) in self.pods.iter().enumerate().filter(|(_, e)| e.profile.is_some()) {
+        for entry in self.pods.iter().filter(|entry| entry.profile.is_some()) {
             for (address, identity) in &entry.addresses {
-                if !matches!(self.owners.get(address), Some((Owner::Pod(owner), _)) if *owner == i)
-                {
+                // Not where it is a node, or several pods that are not alike.
+                if self.owners.get(address).is_none_or(|(_, of_owner)| of_owner != identity) {
                     continue;
                 }
                 for peer in &self.identities[identity.0 as usize] {

@@ -169,7 +169,7 @@ impl<'a> Reach<'a> {
 
     /// The class of an endpoint.
     pub fn class(&mut self, endpoint: &Endpoint) -> ClassId {
-        let profile = endpoint.pod.and_then(|pod| self.program.profile(pod));
+        let profile = self.program.profile_of(endpoint);
         let profile = profile.map(|p| self.program.profiles()[p]).unwrap_or_default();
         let (egress, ingress) = (profile.egress, profile.ingress);
         self.number_class(Class { egress, ingress, identity: endpoint.identity })

@@ -1,10 +1,9 @@
 //! One node's share of a cluster that is known whole.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 
 use portcullis_core::incremental::NodeProgram;
-use portcullis_core::model::{Cluster, Pod};
+use portcullis_core::model::Cluster;
 use portcullis_core::program::Origin;
 
 use crate::state::NodeState;
@@ -23,24 +22,8 @@ pub fn share(cluster: &Cluster, node: &str) -> (NodeState, BTreeMap<u32, Origin>
     for known in &cluster.nodes {
         program.node(&known.name, Some(&known.addresses));
     }
-    let claims = |pod: &Pod| !pod.host_network && !pod.finished;
-    let mut owners: HashMap<IpAddr, usize> = HashMap::new();
-    for (i, pod) in cluster.pods.iter().enumerate().filter(|(_, pod)| claims(pod)) {
-        for address in &pod.addresses {
-            // The one's that the engine takes for its owner.
-            let owner = owners.entry(*address).or_insert(i);
-            let name = |pod: usize| (&cluster.pods[pod].namespace, &cluster.pods[pod].name);
-            if name(i) < name(*owner) {
-                *owner = i;
-            }
-        }
-    }
     for (i, pod) in cluster.pods.iter().enumerate() {
-        let mut pod = pod.clone();
-        if claims(&pod) {
-            pod.addresses.retain(|address| owners.get(address) == Some(&i));
-        }
-        program.pod(&pod.namespace, &i.to_string(), Some(&pod));
+        program.pod(&pod.namespace, &i.to_string(), Some(pod));
     }
     let state = program.state().clone();
     let origins = program.origins().iter().filter_map(|(number, origin)| {

@@ -105,6 +105,7 @@ fn main() -> ExitCode {
         test("whoever_follows_is_told_of_what_happens", observe::follow),
         test("hits_are_told_by_rule_those_of_none_too", observe::rule_hits),
         test("refused_connections_are_events_on_pods_if_that_is_asked_for", observe::events),
+        test("an_address_that_pods_dispute_is_closed_until_one_has_it", disputed),
         test("open_connections_and_unknown_addresses_follow_what_is_heard", guards),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -830,6 +831,29 @@ fn guards() {
     let reset = std::io::ErrorKind::ConnectionReset;
     assert!(heard.as_ref().is_err_and(|error| error.kind() == reset), "{heard:?}");
     eventually("counted", || agent.metric("portcullis_connections_cut_total") >= 1.0);
+    agent.stop();
+}
+
+/// `other` claims the address of `db`, which lets everybody in.
+fn disputed() {
+    own_network();
+    let network = Network::with_pods(2);
+    let [client, db] = &*network.pods else { panic!("two pods") };
+    let server = Server::start(30);
+    cluster(&server);
+    let subject = json!({"matchLabels": {"app": "db"}});
+    server.put("networkpolicies", policy("db", json!({"podSelector": subject, "ingress": [{}]})));
+    let agent = Running::start(&server, Nftables::open().unwrap());
+    eventually("ready", || agent.get("/readyz").0 == 200);
+
+    let address = "10.0.2.2".parse().unwrap();
+    let _listener = db.listen(address, 80);
+    let connects = || client.connects(address, 80, false);
+    eventually("one pod has it", connects);
+    server.put("pods", pod("other", NODE, "10.0.2.2", "other"));
+    eventually("two claim it", || !connects());
+    server.delete("pods", "shop", "other");
+    eventually("one has it again", connects);
     agent.stop();
 }
 

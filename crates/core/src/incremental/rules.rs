@@ -71,6 +71,21 @@ impl NodeProgram {
         }
     }
 
+    /// The policies that select a class, of this node or not, with their modes.
+    pub(super) fn selecting(&self, id: u32) -> impl Iterator<Item = (&Arc<Policy>, Mode)> {
+        let class = self.classes.get(id);
+        let known = class.and_then(|class| self.namespaces.get(&class.namespace));
+        let policies = known.into_iter().flat_map(|namespace| {
+            let mode = namespace.mode;
+            namespace.policies.values().map(move |stored| (&stored.policy, mode))
+        });
+        policies
+            .filter(move |(policy, _)| {
+                class.is_some_and(|class| policy.subject.matches(&class.key.labels))
+            })
+            .map(|(policy, mode)| (policy, policy.mode.or(mode).unwrap_or_default()))
+    }
+
     /// The entries of a policy for pods that have these ports.
     fn allowed(
         &mut self,
