@@ -8,6 +8,7 @@ mod connections;
 mod cut;
 mod eval;
 mod figures;
+mod flood;
 mod folder;
 mod lab;
 mod lint;
@@ -27,7 +28,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Bench = (&'static str, fn() -> Outcome);
 
 /// In the order in which they run. The last one moves this process into the namespaces of a lab.
-const BENCHES: [Bench; 11] = [
+const BENCHES: [Bench; 12] = [
     ("compile", compile::run),
     ("eval", eval::run),
     ("why", why::run),
@@ -37,17 +38,23 @@ const BENCHES: [Bench; 11] = [
     ("lint", lint::run),
     ("lab", lab::run),
     ("cut", cut::run),
+    ("flood", flood::run),
     ("matrix", matrix::run),
     ("connections", connections::run),
 ];
 
 fn main() -> ExitCode {
+    let own: Vec<_> = env::args_os().skip(1).collect();
+    if let Some(code) = portcullis_lab::started_by_a_lab(&own) {
+        return code;
+    }
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
         [] => all(&BENCHES),
         [compile::ONCE, folder] => compile::once(folder.as_ref()),
         [cut::ONCE] => cut::once(),
+        [flood::ONCE] => flood::once(),
         [add::ONCE] => add::once(),
         [matrix::ONCE] => matrix::once(),
         [agent::ONCE, size] => agent::once(size),

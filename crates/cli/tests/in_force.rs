@@ -1,5 +1,5 @@
-//! `wait` and `status` in a lab of three nodes: what a policy refuses never passes after `wait` has
-//! returned, which probers check with real packets.
+//! `wait`, `status` and `observe` in a lab of three nodes, by port-forwards to the agents: what a policy
+//! refuses never passes after `wait` has returned, which probers check with real packets.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -8,9 +8,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,6 +24,7 @@ use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use portcullis_dataplane::netlink::{NETLINK_ROUTE, NetlinkSocket};
 use portcullis_lab::{Cluster, Families, Lab, Options};
 use portcullis_tests::folder::Folder;
+use portcullis_tests::process::Running;
 use serde_json::{Value, json};
 
 const PORT: u16 = 5353;
@@ -89,11 +91,15 @@ struct Portcullis<'a> {
 }
 
 impl Portcullis<'_> {
-    /// Exit code, standard output, standard error.
-    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.args(arguments).arg("--kubeconfig").arg(self.kubeconfig).env("COLUMNS", "100");
-        let output = command.output().unwrap();
+        command
+    }
+
+    /// Exit code, standard output, standard error.
+    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = self.command(arguments).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }
@@ -227,6 +233,7 @@ fn test() {
         }
     });
     judge(&periods, &arrived.into_inner().unwrap());
+    observed(&cluster, &lab, &portcullis);
     statuses(&cluster, &portcullis);
     cluster.put_back(lab).unwrap();
 }
@@ -261,6 +268,90 @@ fn judge(periods: &[Period], arrived: &[Arrived]) {
                wait took {longest:?}",
         periods.len()
     );
+}
+
+/// Whichever node refuses a connection, `observe` hears of it.
+fn observed(cluster: &Cluster, lab: &Lab, portcullis: &Portcullis<'_>) {
+    cluster.server().apply(&policy("a", Some("enforce"))).unwrap();
+    let (code, _, err) = portcullis.run(&["wait", "policy/db", "-n", "shop"]);
+    assert_eq!(code, 0, "{err}");
+    let try_out = |from: &str, to: &str, port: u16| {
+        let ((index, from), (_, to)) = (endpoint(lab, from), endpoint(lab, to));
+        let sent = lab
+            .in_endpoint(index, || UdpSocket::bind((from, 0)).unwrap().send_to(b"?", (to, port)));
+        sent.unwrap().unwrap();
+    };
+    let flows = |text: &str| -> Vec<Value> {
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    // Of a source that has had much refused not everything is reported.
+    let until_told = |something: &mut dyn FnMut() -> bool, what: &str| {
+        let start = Instant::now();
+        while !something() {
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+            thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let refused = ["observe", "--port", "4444", "--verdict", "refused"];
+    let mut heard = Vec::new();
+    let nodes = |heard: &[Value]| -> BTreeSet<String> {
+        heard.iter().map(|flow| flow["node"].as_str().unwrap().to_owned()).collect()
+    };
+    until_told(
+        &mut || {
+            try_out("b-1", "db-2", 4444);
+            try_out("b-2", "db-3", 4444);
+            thread::sleep(Duration::from_millis(300));
+            let (code, out, err) = portcullis.run(&[&refused[..], &["-o", "json"]].concat());
+            assert_eq!((code, &*err), (0, ""), "{out}");
+            heard = flows(&out);
+            nodes(&heard).len() == 2
+        },
+        "both databases refuse",
+    );
+    assert_eq!(nodes(&heard), ["node-2", "node-3"].map(str::to_owned).into());
+    for flow in &heard {
+        let to = &flow["destination"]["pod"];
+        assert_eq!(flow["node"], to.as_str().unwrap().replace("db", "node"), "{flow}");
+        assert_eq!((&flow["verdict"], &flow["reason"]), (&json!("refused"), &json!("policy")));
+        assert_eq!(flow["isolatedBy"], json!(["shop/db"]));
+        assert_eq!(flow["destination"]["port"], 4444);
+    }
+    let (code, out, err) = portcullis.run(&[&refused[..], &["--from", "shop/b-2"]].concat());
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    let row = out.lines().nth(1).unwrap();
+    for part in ["refused", "shop/b-2", "shop/db-3", "4444/UDP", "node-3: ingress, isolated by"] {
+        assert!(row.contains(part), "{part}: {out}");
+    }
+    assert!(!out.contains("shop/b-1"), "{out}");
+
+    // What happens from now on.
+    let mut command = portcullis.command(&["observe", "--follow", "--port", "4445", "-o", "json"]);
+    let mut follows = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let (say, lines) = std::sync::mpsc::channel();
+    let out = BufReader::new(follows.0.stdout.take().unwrap());
+    thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| say.send(line)));
+    let mut followed = None;
+    until_told(
+        &mut || {
+            try_out("b-1", "db-1", 4445);
+            followed = lines.recv_timeout(Duration::from_millis(500)).ok();
+            followed.is_some()
+        },
+        "it is followed",
+    );
+    let flow: Value = serde_json::from_str(&followed.unwrap()).unwrap();
+    assert_eq!((&flow["node"], &flow["source"]["pod"]), (&json!("node-1"), &json!("b-1")));
+    drop(follows);
+
+    let (code, out, err) = portcullis.run(&["observe", "hits", "-o", "json"]);
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    assert!(out.contains("shop/db"), "{out}");
+
+    // Nobody listens there.
+    let (code, out, err) = portcullis.run(&["observe", "--agent-port", "9"]);
+    assert_eq!((code, &*out), (2, ""), "{err}");
+    assert!(err.contains("kube-system/portcullis-"), "{err}");
 }
 
 fn statuses(cluster: &Cluster, portcullis: &Portcullis<'_>) {

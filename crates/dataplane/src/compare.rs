@@ -107,8 +107,11 @@ pub(crate) fn differences(wanted: &[Request], found: &Listing) -> Vec<Difference
     let mut unknown: BTreeSet<&str> = sets.keys().copied().collect();
     let elements = all_by_name(wanted().filter(|m| encode::is_elements(m)), named(name, SET_NAME));
     let wanted_sets = by_name(wanted().filter(|m| encode::is_set(m)), named(name, SET_NAME));
-    for name in wanted_sets.into_keys() {
+    for (name, set) in wanted_sets {
         unknown.remove(name);
+        if encode::is_dynamic(set) && sets.contains_key(name) {
+            continue;
+        }
         let (Some(_), Some(there)) = (sets.get(name), found.elements.get(name)) else {
             differences.push(Difference::Missing(format!("set {}", without_generation(name))));
             continue;

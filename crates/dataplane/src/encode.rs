@@ -10,8 +10,8 @@ use portcullis_core::net::{Family, next_address};
 
 use crate::attributes::{Attributes, Message, all, find};
 use crate::plan::{
-    BASE_CHAIN, ChainId, Element, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type,
-    Verdict,
+    BASE_CHAIN, ChainId, Element, Expression, Field, Key, Limit, Plan, Rule, Set, SetId, TABLE,
+    Type, Verdict,
 };
 use crate::state::Log;
 
@@ -76,12 +76,18 @@ pub(crate) const SET_KEY_LENGTH: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LENGTH: u16 = 7;
 const SET_DESCRIPTION: u16 = 9;
+const SET_TIMEOUT: u16 = 11;
 pub(crate) const SET_ID: u16 = 10;
 pub(crate) const SET_USER_DATA: u16 = 13;
 const SET_EXPRESSION: u16 = 17;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+const SET_WITH_TIMEOUT: u32 = 0x10;
+const SET_FILLED_BY_RULES: u32 = 0x20;
+/// The flags of a dynamic set.
+pub(crate) const DYNAMIC: u32 = SET_WITH_TIMEOUT | SET_FILLED_BY_RULES;
 const SET_CONCATENATION: u32 = 0x80;
+const DESCRIPTION_SIZE: u16 = 1;
 const DESCRIPTION_CONCATENATION: u16 = 2;
 const FIELD_LENGTH: u16 = 1;
 const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
@@ -121,6 +127,14 @@ pub(crate) const TRANSPORT_HEADER: u32 = 2;
 
 const LOOKUP_FLAGS: u16 = 5;
 const LOOKUP_INVERTED: u32 = 1;
+
+const DYNAMIC_SET: u16 = 1;
+const DYNAMIC_OPERATION: u16 = 3;
+const DYNAMIC_UPDATE: u32 = 1;
+const DYNAMIC_KEY: u16 = 4;
+const DYNAMIC_EXPRESSION: u16 = 7;
+
+const LIMIT_OVER: u32 = 1;
 
 pub(crate) const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
@@ -246,6 +260,9 @@ impl Encoder<'_> {
         if set.interval && concatenation {
             flags |= SET_CONCATENATION;
         }
+        if set.dynamic {
+            flags |= DYNAMIC;
+        }
         // A user's program reads the types of the parts from this, 6 bits each.
         let key_type = set.key.iter().fold(0, |types, part| types << 6 | type_number(*part));
         let length = |part: &Type| type_length(*part).next_multiple_of(4);
@@ -272,6 +289,9 @@ impl Encoder<'_> {
                     }
                 });
             });
+        }
+        if set.dynamic {
+            bounds(&mut attributes);
         }
         let order = if concatenation { ByteOrder::Mixed } else { ByteOrder::Network };
         attributes.bytes(SET_USER_DATA, &byte_order(order));
@@ -366,6 +386,10 @@ impl Encoder<'_> {
                     Expression::Count(_) | Expression::Tally(_) => {
                         expression(list, "counter", |_| {});
                     }
+                    Expression::Exceeds(field, set, limit) => {
+                        gather(&[*field], list);
+                        exceeds(list, &self.names.set(*set), *limit);
+                    }
                     Expression::Tell(chain, log) => tell(list, *log, &chain.to_string()),
                     Expression::Verdict(verdict) => expression(list, "immediate", |immediate| {
                         immediate.u32(1, VERDICT_REGISTER);
@@ -377,36 +401,9 @@ impl Encoder<'_> {
         (message(NEW_RULE, attributes), NLM_F_CREATE | NLM_F_APPEND)
     }
 
-    /// Gathers the fields in neighbouring registers and looks them up.
+    /// Looks the fields up.
     fn lookup(&self, fields: &[Field], id: SetId, find: Find, list: &mut Attributes) {
-        let family = fields.iter().find_map(|field| match field.kind() {
-            Type::Address(Family::V4) => Some(FAMILY_V4),
-            Type::Address(Family::V6) => Some(FAMILY_V6),
-            _ => None,
-        });
-        if let Some(family) = family {
-            load_meta(list, META_FAMILY, KEY_REGISTER);
-            compare(list, EQUAL, &[family]);
-        }
-        let mut offset = 0;
-        for field in fields {
-            // The kernel calls a register by the larger name where both fit.
-            let register = match offset % 16 {
-                0 => KEY_REGISTER + offset / 16,
-                _ => SMALL_REGISTERS + offset / 4,
-            };
-            let length = type_length(field.kind());
-            let mut load = |header, at| load_payload(list, header, at, length, register);
-            match field {
-                Field::Source(Family::V4) => load(NETWORK_HEADER, 12),
-                Field::Destination(Family::V4) => load(NETWORK_HEADER, 16),
-                Field::Source(Family::V6) => load(NETWORK_HEADER, 8),
-                Field::Destination(Family::V6) => load(NETWORK_HEADER, 24),
-                Field::Port => load(TRANSPORT_HEADER, 2),
-                Field::Protocol => load_meta(list, META_PROTOCOL, register),
-            }
-            offset += length.next_multiple_of(4);
-        }
+        gather(fields, list);
         expression(list, "lookup", |lookup| {
             lookup.text(1, &self.names.set(id)).u32(2, KEY_REGISTER);
             match find {
@@ -431,6 +428,38 @@ impl Encoder<'_> {
                 attributes.text(VERDICT_CHAIN, &self.names.chain(chain));
             }
         });
+    }
+}
+
+/// Gathers the fields in neighbouring registers. Ends the rule if the packet is of another family.
+fn gather(fields: &[Field], list: &mut Attributes) {
+    let family = fields.iter().find_map(|field| match field.kind() {
+        Type::Address(Family::V4) => Some(FAMILY_V4),
+        Type::Address(Family::V6) => Some(FAMILY_V6),
+        _ => None,
+    });
+    if let Some(family) = family {
+        load_meta(list, META_FAMILY, KEY_REGISTER);
+        compare(list, EQUAL, &[family]);
+    }
+    let mut offset = 0;
+    for field in fields {
+        // The kernel calls a register by the larger name where both fit.
+        let register = match offset % 16 {
+            0 => KEY_REGISTER + offset / 16,
+            _ => SMALL_REGISTERS + offset / 4,
+        };
+        let length = type_length(field.kind());
+        let mut load = |header, at| load_payload(list, header, at, length, register);
+        match field {
+            Field::Source(Family::V4) => load(NETWORK_HEADER, 12),
+            Field::Destination(Family::V4) => load(NETWORK_HEADER, 16),
+            Field::Source(Family::V6) => load(NETWORK_HEADER, 8),
+            Field::Destination(Family::V6) => load(NETWORK_HEADER, 24),
+            Field::Port => load(TRANSPORT_HEADER, 2),
+            Field::Protocol => load_meta(list, META_PROTOCOL, register),
+        }
+        offset += length.next_multiple_of(4);
     }
 }
 
@@ -555,6 +584,12 @@ pub(crate) fn expression_parts(expression: &[u8]) -> (&[u8], &[u8]) {
     (part(EXPRESSION_NAME), part(EXPRESSION_DATA))
 }
 
+/// Whether rules fill the set of a message, and not we.
+pub(crate) fn is_dynamic(set: &Message) -> bool {
+    let flags = find(set.attributes.as_bytes(), SET_FLAGS).and_then(|flags| flags.try_into().ok());
+    flags.map_or(0, u32::from_be_bytes) & SET_FILLED_BY_RULES != 0
+}
+
 /// Each element in a message as bytes that are equal if the elements are, whatever they count.
 pub(crate) fn elements(message: &Message) -> Vec<Vec<u8>> {
     let list = find(message.attributes.as_bytes(), ELEMENTS_LIST).unwrap_or_default();
@@ -635,6 +670,11 @@ pub(crate) struct Counted {
 /// The chain of a rule of our table that the kernel listed, and the rule's counter if it counts.
 pub(crate) fn rule_counter(message: &Message) -> Option<(&str, Option<Counted>)> {
     Some((name_in_table(message, RULE_CHAIN)?, counter_of(message)))
+}
+
+/// Whether a rule that the kernel listed tells of packets.
+pub(crate) fn tells(message: &Message) -> bool {
+    expressions(message).iter().any(|expression| expression_parts(expression).0 == b"log\0")
 }
 
 /// The counter of a rule that the kernel listed. `None` if the rule does not count.
@@ -807,15 +847,38 @@ fn connection_state(list: &mut Attributes, bits: u32) {
 }
 
 /// `limit rate R/second burst R packets log prefix P group G snaplen 128 counter`.
-pub(crate) fn tell(list: &mut Attributes, Log { group, rate }: Log, prefix: &str) {
-    expression(list, "limit", |limit| {
-        limit.bytes(1, &u64::from(rate).to_be_bytes()).bytes(2, &1_u64.to_be_bytes());
-        limit.u32(3, rate).u32(4, 0).u32(5, 0);
-    });
-    expression(list, "log", |log| {
-        log.bytes(1, &group.to_be_bytes()).text(2, prefix).u32(3, SNAP_BYTES);
+pub(crate) fn tell(list: &mut Attributes, log: Log, prefix: &str) {
+    list.nest(LIST_ELEMENT, |limit| write_limit(limit, Limit::of_all(log), 0));
+    expression(list, "log", |attributes| {
+        attributes.bytes(1, &log.group.to_be_bytes()).text(2, prefix).u32(3, SNAP_BYTES);
     });
     expression(list, "counter", |_| {});
+}
+
+/// How many elements a dynamic set has room for, and for how long.
+pub(crate) fn bounds(set: &mut Attributes) {
+    set.nest(SET_DESCRIPTION, |description| {
+        description.u32(DESCRIPTION_SIZE, Set::HEARD);
+    });
+    let milliseconds = Set::QUIET.as_millis() as u64;
+    set.bytes(SET_TIMEOUT, &milliseconds.to_be_bytes());
+}
+
+/// Goes on if more packets than the limit have come with what is in the first register.
+pub(crate) fn exceeds(list: &mut Attributes, set: &str, limit: Limit) {
+    expression(list, "dynset", |dynset| {
+        dynset.text(DYNAMIC_SET, set);
+        dynset.u32(DYNAMIC_OPERATION, DYNAMIC_UPDATE).u32(DYNAMIC_KEY, KEY_REGISTER);
+        dynset.nest(DYNAMIC_EXPRESSION, |each| write_limit(each, limit, LIMIT_OVER));
+    });
+}
+
+/// `limit rate R/second burst B packets`; with the flag, `limit rate over …`.
+fn write_limit(attributes: &mut Attributes, Limit { rate, burst }: Limit, flags: u32) {
+    attributes.text(EXPRESSION_NAME, "limit").nest(EXPRESSION_DATA, |limit| {
+        limit.bytes(1, &u64::from(rate).to_be_bytes()).bytes(2, &1_u64.to_be_bytes());
+        limit.u32(3, burst).u32(4, 0).u32(5, flags);
+    });
 }
 
 /// `ip6 hoplimit 255 icmpv6 type 133-137`.

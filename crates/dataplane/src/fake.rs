@@ -181,7 +181,8 @@ impl Fake {
                 self.count(origins, packet);
                 Some(None)
             }
-            // However many there are, it tells of all.
+            // However many there are, no limit is exceeded, and it tells of all.
+            Expression::Exceeds(..) => None,
             Expression::Tell(chain, _) => {
                 self.ended.of(*chain, |tally| tally.told += 1);
                 Some(None)
@@ -393,6 +394,13 @@ fn chain_contract(plan: &Plan, id: ChainId) -> Result<(), Violation> {
                         || !fields.iter().map(|f| f.kind()).eq(set.key.iter().copied())
                     {
                         return Err(Violation::WrongLookup { chain: id, set: *looked });
+                    }
+                }
+                Expression::Exceeds(field, set, _) => {
+                    let dangling = || Violation::DanglingSet { chain: id, set: *set };
+                    let looked = plan.set(*set).ok_or_else(dangling)?;
+                    if !looked.dynamic || looked.key != [field.kind()] {
+                        return Err(Violation::WrongLookup { chain: id, set: *set });
                     }
                 }
                 Expression::Verdict(verdict) => verdict_contract(plan, &id, Some(*verdict))?,

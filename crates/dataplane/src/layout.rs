@@ -24,8 +24,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Error;
 use crate::plan::{
-    Chain, ChainId, Direction, Element, Elements, Expression, Field, Key, OriginsId, Plan, Rule,
-    Set, SetId, Type, Verdict,
+    Chain, ChainId, Direction, Element, Elements, Expression, Field, Key, Limit, OriginsId, Plan,
+    Rule, Set, SetId, Type, Verdict,
 };
 use crate::state::{Addresses, Entry, NodeState, PeerSet, Ports, Profile};
 
@@ -267,16 +267,28 @@ impl Layout<'_> {
     }
 
     /// The chains for what is refused, and for what would be, as far as rules lead there. The latter
-    /// return to the base chain, so that the other end is judged too.
+    /// return to the base chain, so that the other end is judged too. Where packets are told of, each
+    /// source has its share first, and then all of them together theirs.
     fn last_chains(&self, plan: &mut Plan, ends: &BTreeSet<ChainId>) {
         for chain in ends {
             let verdict = match chain {
                 ChainId::Audited(_) => Verdict::Return,
                 _ => Verdict::Drop,
             };
-            let tell = self.state.log.map(|log| Rule(vec![Expression::Tell(*chain, log)]));
             let last = [Expression::Tally(*chain), Expression::Verdict(verdict)];
-            let rules = tell.into_iter().chain([Rule(last.into())]).collect();
+            let mut rules = Vec::new();
+            if let Some(log) = self.state.log {
+                for family in Family::ALL {
+                    let set = SetId::Heard(family);
+                    plan.sets.insert(set, Arc::new(heard(family)));
+                    let share = Limit::of_one_source(log);
+                    let mut rule = vec![Expression::Exceeds(Field::Source(family), set, share)];
+                    rule.extend(last.iter().cloned());
+                    rules.push(Rule(rule));
+                }
+                rules.push(Rule(vec![Expression::Tell(*chain, log)]));
+            }
+            rules.push(Rule(last.into()));
             plan.chains.insert(*chain, Arc::new(Chain { rules }));
         }
     }
@@ -483,6 +495,7 @@ impl Layout<'_> {
                 interval: false,
                 counted: false,
                 map: false,
+                dynamic: false,
                 elements: Elements::Remote { of: addresses.clone(), family, local },
                 origins: vec![Vec::new()],
             };
@@ -617,7 +630,21 @@ fn set((elements, origins): Content) -> Option<Set> {
     });
     let (map, counted) = (first.verdict.is_some(), origins.is_some());
     let origins = origins.unwrap_or_default().lists;
-    Some(Set { key, interval, counted, map, elements: Elements::Listed(elements), origins })
+    let elements = Elements::Listed(elements);
+    Some(Set { key, interval, counted, map, dynamic: false, elements, origins })
+}
+
+/// The set in which the kernel remembers sources.
+fn heard(family: Family) -> Set {
+    Set {
+        key: vec![Type::Address(family)],
+        interval: false,
+        counted: false,
+        map: false,
+        dynamic: true,
+        elements: Elements::Listed(Vec::new()),
+        origins: vec![Vec::new()],
+    }
 }
 
 /// Remote ends that are looked up by address alone.

@@ -131,7 +131,8 @@ impl Nftables {
             ..Listing::default()
         };
         listing.rules = absent_is_fine(self.socket.dump(encode::get_rules(None)))?;
-        for set in listing.sets.iter().filter_map(encode::set_name) {
+        let ours = listing.sets.iter().filter(|set| !encode::is_dynamic(set));
+        for set in ours.filter_map(encode::set_name) {
             match self.socket.dump(encode::get_elements(set)) {
                 Ok(elements) => _ = listing.elements.insert(set.to_owned(), elements),
                 Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}

@@ -72,6 +72,8 @@ pub enum SetId {
     Ranges(Family),
     /// The local pods.
     Pods(Family),
+    /// The sources of packets that were told of, or would have been, not long ago.
+    Heard(Family),
 }
 
 /// Which end of a connection is the local one.
@@ -99,6 +101,9 @@ pub struct Set {
     pub counted: bool,
     /// Whether each element has a verdict.
     pub map: bool,
+    /// Whether the kernel fills it from packets, for [`Expression::Exceeds`]. Then `elements` is
+    /// empty; there is room for [`HEARD`](Set::HEARD) of them, each for [`QUIET`](Set::QUIET).
+    pub dynamic: bool,
     /// What is in it.
     pub elements: Elements,
     /// What counters stand for: lists of origins, each sorted. The first is the empty list.
@@ -187,6 +192,9 @@ pub enum Expression {
     Map(Vec<Field>, SetId),
     /// Counts the packet, for these origins.
     Count(Vec<u32>),
+    /// Matches if more packets than this limit have come with what the packet has in this field. The
+    /// dynamic set remembers that; what it has no room for does not match.
+    Exceeds(Field, SetId, Limit),
     /// Tells of a packet that has come to this chain, and counts it as told; up to a rate, beyond
     /// which it does not match.
     Tell(ChainId, Log),
@@ -194,6 +202,15 @@ pub enum Expression {
     Tally(ChainId),
     /// Ends the rule.
     Verdict(Verdict),
+}
+
+/// How many packets may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Limit {
+    /// In a second.
+    pub rate: u32,
+    /// At once, when none has come for a while.
+    pub burst: u32,
 }
 
 /// A field of a packet. A packet of the other family, or without ports, does not match.
@@ -222,6 +239,19 @@ pub enum Verdict {
     Jump(ChainId),
     /// It goes to the chain and does not come back here.
     Goto(ChainId),
+}
+
+impl Limit {
+    /// All that is told in one direction.
+    pub fn of_all(log: Log) -> Limit {
+        Limit { rate: log.rate, burst: log.rate }
+    }
+
+    /// What of that is told of one source: a tenth, and half of what may come at once. So nobody
+    /// uses up what is for all.
+    pub fn of_one_source(log: Log) -> Limit {
+        Limit { rate: (log.rate / 10).max(1), burst: (log.rate / 2).max(1) }
+    }
 }
 
 impl Field {
@@ -281,6 +311,7 @@ impl fmt::Display for SetId {
             SetId::Local(peers, family) => write!(f, "peers{peers:08x}-local{}", digit(family)),
             SetId::Ranges(family) => write!(f, "ranges{}", digit(family)),
             SetId::Pods(family) => write!(f, "pods{}", digit(family)),
+            SetId::Heard(family) => write!(f, "heard{}", digit(family)),
         }
     }
 }
@@ -317,12 +348,19 @@ impl SetId {
             | SetId::Remote(..)
             | SetId::Local(..)
             | SetId::Ranges(_)
-            | SetId::Pods(_) => None,
+            | SetId::Pods(_)
+            | SetId::Heard(_) => None,
         }
     }
 }
 
 impl Set {
+    /// So many elements a dynamic set has room for.
+    pub const HEARD: u32 = 16_384;
+    /// After so long without a packet an element of a dynamic set goes. Whoever was quiet for that
+    /// long may send a whole [burst](Limit::of_one_source) again, remembered or not.
+    pub const QUIET: Duration = Duration::from_secs(10);
+
     /// The elements, sorted by key.
     pub fn elements(&self) -> Box<dyn Iterator<Item = Element> + '_> {
         match &self.elements {

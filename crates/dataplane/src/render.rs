@@ -6,8 +6,9 @@ use std::fmt::{self, Write};
 use portcullis_core::net::{Family, Protocol};
 
 use crate::encode::SNAP_BYTES;
-use crate::plan::{ChainId, Expression, Field, Key, Plan, Rule, Set, SetId, TABLE, Type, Verdict};
-use crate::state::Log;
+use crate::plan::{
+    ChainId, Expression, Field, Key, Limit, Plan, Rule, Set, SetId, TABLE, Type, Verdict,
+};
 
 /// The table as `nft -f` takes it: chains declared, then sets and maps, then the rules.
 pub fn render(plan: &Plan) -> String {
@@ -51,6 +52,11 @@ fn set(id: SetId, set: &Set, out: &mut String) -> fmt::Result {
     }
     if set.counted {
         writeln!(out, "\t\tcounter")?;
+    }
+    if set.dynamic {
+        let (size, seconds) = (Set::HEARD, Set::QUIET.as_secs());
+        writeln!(out, "\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\ttimeout {seconds}s")?;
+        return writeln!(out, "\t}}");
     }
     writeln!(out, "\t\telements = {{")?;
     for element in set.elements() {
@@ -109,14 +115,20 @@ fn expression(part: &Expression) -> String {
         Expression::Absent(fields, set) => format!("{} != @{set}", self::fields(fields)),
         Expression::Map(fields, map) => format!("{} vmap @{map}", self::fields(fields)),
         Expression::Count(_) | Expression::Tally(_) => "counter".to_owned(),
-        Expression::Tell(prefix, Log { group, rate }) => {
-            format!(
-                "limit rate {rate}/second burst {rate} packets log prefix \"{prefix}\" group {group} \
-                 snaplen {SNAP_BYTES} counter"
-            )
+        Expression::Exceeds(field, set, limit) => {
+            let field = fields(&[*field]);
+            format!("update @{set} {{ {field} {} }}", rate("over ", *limit))
+        }
+        Expression::Tell(prefix, log) => {
+            let (group, limit) = (log.group, rate("", Limit::of_all(*log)));
+            format!("{limit} log prefix \"{prefix}\" group {group} snaplen {SNAP_BYTES} counter")
         }
         Expression::Verdict(verdict) => self::verdict(*verdict),
     }
+}
+
+fn rate(over: &str, Limit { rate, burst }: Limit) -> String {
+    format!("limit rate {over}{rate}/second burst {burst} packets")
 }
 
 fn fields(fields: &[Field]) -> String {

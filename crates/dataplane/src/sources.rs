@@ -24,6 +24,12 @@
 //!     set pods6 {
 //!         type ipv6_addr
 //!     }
+//!     set heard {
+//!         type iface_index
+//!         size 16384
+//!         flags dynamic,timeout
+//!         timeout 10s
+//!     }
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
 //!         ip saddr . iif @own4 accept
@@ -34,6 +40,7 @@
 //!         ip6 saddr @pods6 fib saddr . iif oif missing goto false-source
 //!     }
 //!     chain false-source {
+//!         update @heard { iif limit rate over 10/second burst 50 packets } counter drop
 //!         limit rate 100/second burst 100 packets log prefix "false-source" group 86 snaplen 128 counter
 //!         counter drop
 //!     }
@@ -42,6 +49,8 @@
 //!
 //! What the routes said of pods when they were looked at last is in the first two sets, so that for
 //! nearly every packet one lookup does. When a route or a link changes they are looked at again.
+//!
+//! Of what is told, each link has its share: the source of such a packet says nothing of its sender.
 //!
 //! Link-local sources are left alone: nobody forwards them, and neighbours are found with them.
 //! Links that are no pod's may receive from any source, as routes may be asymmetric there.
@@ -64,6 +73,7 @@ use crate::encode::{
     expression, load_meta, load_payload,
 };
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
+use crate::plan::Limit;
 use crate::state::{Log, NodeState};
 use crate::table::{self, ADDRESS_V4, ADDRESS_V6, Changes, LINK, Table, Verdict, register};
 use crate::{Difference, Error, Tally};
@@ -293,6 +303,11 @@ fn requests(known: &Known) -> Vec<Request> {
         true => (Verdict::Accept, AUDITED_SOURCE),
         false => (Verdict::Drop, FALSE_SOURCE),
     };
+    if let Some(log) = known.log {
+        table.dynamic_set("heard", LINK);
+        let link = |list: &mut Attributes| load_meta(list, META_LINK, register(0));
+        table.ends_beyond(FALSE_SOURCE, link, "heard", Limit::of_one_source(log), then);
+    }
     table.ends(FALSE_SOURCE, known.log.map(|log| (log, said)), then);
     table.set("links", &[LINK]);
     table.set("pods4", &[ADDRESS_V4]);

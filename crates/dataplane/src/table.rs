@@ -8,14 +8,15 @@ use crate::attributes::Attributes;
 use crate::compare::{self, Listing};
 use crate::encode::{
     self, ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
-    DELETE_ELEMENTS, DELETE_TABLE, ELEMENT_KEY, ELEMENT_LIST_BYTES, ELEMENTS_LIST, ELEMENTS_SET,
-    GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE, HOOK_NUMBER, HOOK_PRIORITY,
-    KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE, NEW_SET, NEW_TABLE, RULE_CHAIN,
-    RULE_EXPRESSIONS, Request, SET_FLAGS, SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME,
-    SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER,
-    byte_order, counter_of, expression, message, tell,
+    DELETE_ELEMENTS, DELETE_TABLE, DYNAMIC, ELEMENT_KEY, ELEMENT_LIST_BYTES, ELEMENTS_LIST,
+    ELEMENTS_SET, GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE, HOOK_NUMBER,
+    HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE, NEW_SET,
+    NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_FLAGS, SET_ID, SET_KEY_LENGTH,
+    SET_KEY_TYPE, SET_NAME, SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN,
+    VERDICT_CODE, VERDICT_REGISTER, byte_order, counter_of, expression, message, tell,
 };
 use crate::netlink::{NetlinkSocket, absent_is_fine};
+use crate::plan::Limit;
 use crate::state::Log;
 use crate::{Difference, Error, Tally};
 
@@ -119,9 +120,15 @@ impl Table {
         let mut attributes = Attributes::default();
         attributes.text(TABLE_NAME, self.name).text(RULE_CHAIN, chain);
         let rules = socket.dump(message(GET_RULE, attributes)).ok()?;
-        let mut counted = rules.iter().rev().map(|rule| counter_of(rule).map_or(0, |c| c.packets));
-        let packets = counted.next()?;
-        Some(Tally { packets, told: counted.next().unwrap_or_default() })
+        if rules.is_empty() {
+            return None;
+        }
+        let mut tally = Tally::default();
+        for (rule, counted) in rules.iter().filter_map(|rule| Some((rule, counter_of(rule)?))) {
+            let of = if encode::tells(rule) { &mut tally.told } else { &mut tally.packets };
+            *of += counted.packets;
+        }
+        Some(tally)
     }
 
     /// Makes the table, if it is not there.
@@ -154,19 +161,31 @@ impl Table {
 
     /// A hash set.
     pub(crate) fn set(&mut self, set: &str, key: &[Part]) {
+        self.new_set(set, key, false);
+    }
+
+    /// A set that the kernel fills, as [rules](Table::ends_beyond) say.
+    pub(crate) fn dynamic_set(&mut self, set: &str, key: Part) {
+        self.new_set(set, &[key], true);
+    }
+
+    fn new_set(&mut self, set: &str, key: &[Part], dynamic: bool) {
         self.sets += 1;
         let number = self.sets;
         self.push(NEW_SET, NLM_F_CREATE, |attributes| {
             // A user's program reads the types of the parts from this, 6 bits each.
             let types = key.iter().fold(0, |types, (number, _)| types << 6 | number);
             let length = key.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
-            attributes.text(SET_NAME, set).u32(SET_FLAGS, 0);
+            attributes.text(SET_NAME, set).u32(SET_FLAGS, if dynamic { DYNAMIC } else { 0 });
             attributes.u32(SET_KEY_TYPE, types).u32(SET_KEY_LENGTH, length).u32(SET_ID, number);
             let order = match key {
                 [LINK] => ByteOrder::Machine,
                 [_] => ByteOrder::Network,
                 _ => ByteOrder::Mixed,
             };
+            if dynamic {
+                encode::bounds(attributes);
+            }
             attributes.bytes(SET_USER_DATA, &byte_order(order));
         });
     }
@@ -195,6 +214,24 @@ impl Table {
     /// Takes elements out of a set. One that is not there is an error.
     pub(crate) fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
         self.elements(DELETE_ELEMENTS, 0, set, keys);
+    }
+
+    /// A rule before these, in which packets end beyond a limit for each of what `load` puts into the
+    /// first register. They are counted and get the verdict.
+    pub(crate) fn ends_beyond(
+        &mut self,
+        chain: &str,
+        load: impl FnOnce(&mut Attributes),
+        set: &str,
+        limit: Limit,
+        last: Verdict,
+    ) {
+        self.rule(chain, |list| {
+            load(list);
+            encode::exceeds(list, set, limit);
+            expression(list, "counter", |_| {});
+            verdict(list, last);
+        });
     }
 
     /// The rules of a chain in which packets end: they are told of, if that is wanted, counted,

@@ -418,11 +418,22 @@ pod 10.0.0.1 p
     let text = render(&told);
     let rules = "
 \tchain refused-egress {
+\t\tupdate @heard4 { ip saddr limit rate over 2/second burst 10 packets } counter drop
+\t\tupdate @heard6 { ip6 saddr limit rate over 2/second burst 10 packets } counter drop
 \t\tlimit rate 20/second burst 20 packets log prefix \"refused-egress\" group 5 snaplen 128 counter
 \t\tcounter drop
 \t}
 ";
     assert!(text.contains(rules), "{text}");
+    let heard = "
+\tset heard4 {
+\t\ttype ipv4_addr
+\t\tsize 16384
+\t\tflags dynamic,timeout
+\t\ttimeout 10s
+\t}
+";
+    assert!(text.contains(heard), "{text}");
     assert!(!text.contains("refused-ingress"), "nothing leads there");
     state.log = None;
     let untold = plan(&state).unwrap();

@@ -124,7 +124,7 @@ impl Cluster {
             });
         }
         let kubeconfig = server.kubeconfig_at(&inside.to_string());
-        let agents = Agents::start(&pods.nodes.nodes, &files, &kubeconfig, options.events)?;
+        let agents = Agents::start(&pods.nodes.nodes, &files, &kubeconfig, options)?;
         let follower = Follower::start(server.store(), &pods, options, runtime.handle())?;
         for object in services::dns().iter().chain([&agents::daemon_set()]) {
             server.apply(object)?;
@@ -187,7 +187,7 @@ impl Cluster {
             let name = &node.space.owner;
             let kernel = |source| Error::Kernel { node: name.clone(), source };
             let mut desired = Desired::of(state, name).state;
-            desired.log = Some(agents::LOG);
+            desired.log = Some(agents::log(self.options.log_rate));
             desired.ranges = node.pod_cidrs.iter().copied().map(IpRange::from).collect();
             let mut dataplane = on_own_thread(|| {
                 node.namespace.enter()?;
@@ -208,6 +208,11 @@ impl Cluster {
     /// see to it; returns when that was. `None` if there is no such node.
     pub fn kill_agent(&self, node: &str) -> Option<Instant> {
         self.agents.kill(node)
+    }
+
+    /// The process of the agent of a node. `None` if there is none at the moment.
+    pub fn agent_process(&self, node: &str) -> Option<u32> {
+        self.agents.process(node)
     }
 
     /// Whether the agent of a node is there and enforces what it has heard; if not, why.

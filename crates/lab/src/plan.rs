@@ -24,6 +24,9 @@ pub struct Options {
     pub topology: Topology,
     /// Whether the agents of a cluster write Events on pods of which connections were refused.
     pub events: bool,
+    /// The most packets a second that the kernel tells each agent of a cluster, for each verdict and
+    /// direction.
+    pub log_rate: u32,
 }
 
 /// How the pods of a node are joined to each other and to the node.
@@ -38,10 +41,16 @@ pub enum Topology {
 
 impl Default for Options {
     /// One node, both families, the hosts outside that the policies ask for, routes to each pod, no
-    /// Events.
+    /// Events, and a log in which nearly everything is: a lab is there to be looked at.
     fn default() -> Options {
-        let (hosts, topology) = (Vec::new(), Topology::Routed);
-        Options { nodes: 1, families: Families::Both, hosts, topology, events: false }
+        Options {
+            nodes: 1,
+            families: Families::Both,
+            hosts: Vec::new(),
+            topology: Topology::Routed,
+            events: false,
+            log_rate: 1000,
+        }
     }
 }
 

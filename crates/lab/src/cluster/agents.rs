@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
-use portcullis_agent::{Logging, Mode, Options, Socket, Unprogrammed};
+use portcullis_agent::{Logging, Mode, Options as AgentOptions, Socket, Unprogrammed};
 use portcullis_cni::protocol::{Answer, Request, ask};
 use portcullis_core::model::LogLevel;
 use portcullis_dataplane::Nftables;
@@ -27,18 +27,18 @@ use crate::Error;
 use crate::cluster::files::{ATTACHMENTS, Files, KUBECONFIG, SOCKET};
 use crate::cluster::nodes::Node;
 use crate::namespace::Namespace;
+use crate::plan::Options;
 
 /// The first argument by which this program knows that it is to be the agent of a node.
 pub(crate) const AGENT: &str = "lab-agent";
-/// The argument after the node's name of an agent that writes Events.
+/// The argument after the node's name and the rate of its log, of an agent that writes Events.
 const EVENTS: &str = "events";
 /// The folder of the node's files, for its agent: it has it as its standard input.
 const FOLDER: &str = "/proc/self/fd/0";
 /// Where an agent tells how it is; each has a loopback of its own.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
-/// Everything: a lab is there to be looked at.
-const LOGGING: Logging = Logging { level: LogLevel::All, group: LOG.group, rate: LOG.rate };
-pub(crate) const LOG: Log = Log { group: 86, rate: 1000 };
+/// By which an agent is told of packets.
+const LOG_GROUP: u16 = 86;
 /// Where an agent answers people, who come by a port-forward to its pod.
 const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
 /// How long an agent may take until it enforces.
@@ -101,13 +101,12 @@ struct State {
 }
 
 impl Agents {
-    /// Starts an agent on each node. The kubeconfig leads to the API server as the nodes reach it. With
-    /// events they write what was refused on the pods.
+    /// Starts an agent on each node. The kubeconfig leads to the API server as the nodes reach it.
     pub(crate) fn start(
         nodes: &[Node],
         files: &Arc<Files>,
         kubeconfig: &str,
-        events: bool,
+        options: &Options,
     ) -> Result<Agents, Error> {
         let mut agents = Agents { running: Vec::new(), files: files.clone() };
         for node in nodes {
@@ -119,7 +118,8 @@ impl Agents {
             let folder = File::open(folder).map_err(io)?;
             let tended = Arc::<Tended>::default();
             let (namespace, shared, of) = (node.namespace.clone(), tended.clone(), name.clone());
-            let work = move || tend(&of, events, &namespace, &folder, &shared);
+            let options = options.clone();
+            let work = move || tend(&of, &options, &namespace, &folder, &shared);
             let thread = thread::Builder::new().name(format!("agent {name}")).spawn(work);
             let thread = Some(thread.map_err(|e| Error::socket("start an agent", e))?);
             agents.running.push(Agent { node: name, tended, thread });
@@ -153,6 +153,12 @@ impl Agents {
         }
     }
 
+    /// The number of the process that is the agent of a node now.
+    pub(crate) fn process(&self, node: &str) -> Option<u32> {
+        let agent = self.running.iter().find(|agent| agent.node == node)?;
+        agent.tended.state().child.as_ref().map(Child::id)
+    }
+
     /// Ends the agent of a node where it stands (SIGKILL), and returns when the next one has been
     /// started, with the time of that. `None` if there is no such node, or no next one.
     pub(crate) fn kill(&self, node: &str) -> Option<Instant> {
@@ -183,7 +189,7 @@ impl State {
 }
 
 /// Starts the agent of a node, again and again, until that is over.
-fn tend(node: &str, events: bool, namespace: &Namespace, folder: &File, tended: &Tended) {
+fn tend(node: &str, options: &Options, namespace: &Namespace, folder: &File, tended: &Tended) {
     let start = || -> Result<(Child, File), String> {
         namespace.enter().map_err(|error| error.to_string())?;
         let io = |error: io::Error| format!("cannot start it: {error}");
@@ -191,7 +197,8 @@ fn tend(node: &str, events: bool, namespace: &Namespace, folder: &File, tended: 
         let path = Path::new("/proc/self/fd").join(fd(folder)).join("said");
         let said = File::create(&path).map_err(io)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("portcullis").args([AGENT, node]).args(events.then_some(EVENTS));
+        command.arg0("portcullis").args([AGENT, node, &options.log_rate.to_string()]);
+        command.args(options.events.then_some(EVENTS));
         command.process_group(0);
         command.stdin(folder.try_clone().map_err(io)?).stdout(Stdio::null()).stderr(said);
         Ok((command.spawn().map_err(io)?, File::open(path).map_err(io)?))
@@ -252,15 +259,22 @@ impl Drop for Agents {
 /// Is the agent of a node, as the arguments after [`AGENT`] say, in whose network this process was
 /// started. Returns when that has failed, and has then said why on standard error.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
-    let (node, events) = match arguments {
-        [node] => (node, false),
-        [node, events] if events == EVENTS => (node, true),
-        _ => {
+    let rate = |text: &OsStr| text.to_str()?.parse().ok();
+    let options = match arguments {
+        [node, log_rate] => rate(log_rate).map(|rate| (node, rate, false)),
+        [node, log_rate, events] if events == EVENTS => {
+            rate(log_rate).map(|rate| (node, rate, true))
+        }
+        _ => None,
+    };
+    let (node, rate, events) = match options {
+        Some(options) => options,
+        None => {
             eprintln!("{AGENT} is how a lab starts the agents of its nodes, and not for people");
             return ExitCode::from(126);
         }
     };
-    match enforce(node, events) {
+    match enforce(node, rate, events) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("{why}");
@@ -269,18 +283,23 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-fn enforce(node: &OsStr, events: bool) -> Result<(), String> {
+/// How an agent is told of packets.
+pub(crate) fn log(rate: u32) -> Log {
+    Log { group: LOG_GROUP, rate }
+}
+
+fn enforce(node: &OsStr, rate: u32, events: bool) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     // The lab keeps signals from its own threads.
     SigSet::empty().thread_set_mask().map_err(|e| text(e.into()))?;
     set_pdeathsig(Signal::SIGKILL).map_err(|e| text(e.into()))?;
     let folder = Path::new(FOLDER);
-    let options = Options {
+    let options = AgentOptions {
         node: node.to_string_lossy().into_owned(),
         access: Access { kubeconfig: Some(folder.join(KUBECONFIG)), ..Access::default() },
         metrics_address: Some(METRICS),
         api_address: Some(API),
-        log: LOGGING,
+        log: Logging { level: LogLevel::All, group: LOG_GROUP, rate },
         events,
         mode: Mode::Enforce,
         unprogrammed: Unprogrammed::Closed(Vec::new()),
