@@ -37,6 +37,9 @@ proptest! {
         let (added, removed) = addresses.changes(&earlier);
         prop_assert!(added.iter().eq(expected.difference(&before)));
         prop_assert!(removed.iter().eq(before.difference(&expected)));
+        prop_assert_eq!(addresses == earlier, expected == before);
+        let both: Vec<IpAddr> = expected.intersection(&before).copied().collect();
+        prop_assert_eq!(addresses.among(&before), both);
         prop_assert_eq!(&addresses, &expected.into_iter().collect::<Addresses>());
     }
 }

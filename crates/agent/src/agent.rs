@@ -62,9 +62,12 @@ pub struct Agent<D> {
     waiting_since: Option<Instant>,
     /// What is in force.
     in_force: Option<NodeState>,
-    /// The version of the rules that are in force, and whose their origins are.
+    /// The version of the rules that are in force.
     version: Option<u64>,
+    /// Whose the origins were of those that hits were counted of last, and since when the rules are
+    /// others.
     origins: BTreeMap<u32, RulePlace>,
+    others_since: Option<Timestamp>,
     /// Since when the hits of each rule are counted.
     counted_since: BTreeMap<RulePlace, Timestamp>,
     /// What has been counted, by origin.
@@ -151,6 +154,7 @@ impl<D: Dataplane> Agent<D> {
             in_force: None,
             version: None,
             origins: BTreeMap::new(),
+            others_since: None,
             counted_since: BTreeMap::new(),
             counted: FxHashMap::default(),
             next_attempt: now,
@@ -316,9 +320,15 @@ impl<D: Dataplane> Agent<D> {
         if let Ok(holding) = self.holding(None) {
             self.metrics().held = holding.policies;
         }
-        match self.dataplane.hits() {
-            Ok(hits) => self.add(&hits),
-            Err(error) => warn!(%error, "hits cannot be read"),
+        let hits = self.dataplane.hits().unwrap_or_else(|error| {
+            warn!(%error, "hits cannot be read");
+            Vec::new()
+        });
+        self.add(&hits);
+        if let Some(since) = self.others_since.take() {
+            // What was counted so far is the old ones' too.
+            self.learn_origins(since);
+            self.add(&hits);
         }
         match self.dataplane.ended() {
             Ok(ended) => self.metrics().ended = ended,
@@ -540,9 +550,8 @@ impl<D: Dataplane> Agent<D> {
             warn!(node = self.node, "the cluster has no node of this name: nothing is enforced");
         }
         if self.version != Some(version) {
-            // What was counted so far is the old ones'.
-            self.count_hits();
-            self.learn_origins();
+            // Whose the hits are is asked when they are counted.
+            self.others_since = Some(Timestamp::now());
             self.version = Some(version);
         }
         {
@@ -555,8 +564,8 @@ impl<D: Dataplane> Agent<D> {
         self.in_force = Some(state);
     }
 
-    /// Learns whose the origins of the rules are.
-    fn learn_origins(&mut self) {
+    /// Learns whose the origins of the rules are, which are so since then.
+    fn learn_origins(&mut self, others_since: Timestamp) {
         let Some(program) = self.observed.program() else { return };
         let rules = program.origins().iter().map(|(number, origin)| {
             let (namespace, name) = (origin.namespace.to_string(), origin.name.to_string());
@@ -565,8 +574,8 @@ impl<D: Dataplane> Agent<D> {
         });
         let (rules, policies) = (rules.collect::<BTreeMap<_, _>>(), program.local_policies().len());
         self.counted.retain(|origin, _| rules.contains_key(origin));
-        let now = Timestamp::now();
-        let since = |rule: &RulePlace| self.counted_since.get(rule).copied().unwrap_or(now);
+        let since =
+            |rule: &RulePlace| self.counted_since.get(rule).copied().unwrap_or(others_since);
         self.counted_since = rules.values().map(|rule| (rule.clone(), since(rule))).collect();
         self.metrics().programmed(policies, rules.values());
         self.origins = rules;

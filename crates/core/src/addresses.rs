@@ -11,14 +11,16 @@ use crate::net::{Family, IpRange};
 /// A chunk has at most so many addresses.
 const CHUNK: usize = 512;
 
+type Chunk = Arc<Vec<IpAddr>>;
+
 /// Addresses of both families, ascending, each once.
 ///
-/// A copy costs little, and a change of it only what lies next to the changed address: everything
-/// else stays shared, and [`Addresses::changes`] passes over it.
+/// A copy costs nothing, and its first change a look at each chunk: all but what lies next to the
+/// changed address stays shared, and [`Addresses::changes`] passes over it.
 #[derive(Clone, Default, Eq)]
 pub struct Addresses {
     /// None is empty, and each begins after the end of the one before.
-    chunks: Vec<Arc<Vec<IpAddr>>>,
+    chunks: Arc<Vec<Chunk>>,
 }
 
 impl Addresses {
@@ -64,21 +66,43 @@ impl Addresses {
         chunk.is_some_and(|chunk| chunk.binary_search(&address).is_ok())
     }
 
+    /// Those of some addresses, which come ascending, that are among these.
+    pub fn among<'a>(&self, ascending: impl IntoIterator<Item = &'a IpAddr>) -> Vec<IpAddr> {
+        let mut rest: &[IpAddr] = &[];
+        let mut among = Vec::new();
+        for address in ascending {
+            if rest.last().is_none_or(|last| last < address) {
+                let chunk = self.chunks.get(self.chunk_of(*address));
+                rest = chunk.map_or(&[], |chunk| &chunk[..]);
+            }
+            rest = &rest[rest.partition_point(|next| next < address)..];
+            if rest.first() == Some(address) {
+                among.push(*address);
+            }
+        }
+        among
+    }
+
     /// Adds an address. Tells whether it is new.
     pub fn insert(&mut self, address: IpAddr) -> bool {
         let index = self.chunk_of(address);
-        let Some(chunk) = self.chunks.get_mut(index) else {
-            self.chunks.push(Arc::new(vec![address]));
+        let at = match self.chunks.get(index).map(|chunk| chunk.binary_search(&address)) {
+            Some(Ok(_)) => return false,
+            Some(Err(at)) => at,
+            None => 0,
+        };
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let Some(chunk) = chunks.get_mut(index) else {
+            chunks.push(Arc::new(vec![address]));
             return true;
         };
-        let Err(at) = chunk.binary_search(&address) else { return false };
         let chunk = Arc::make_mut(chunk);
         chunk.insert(at, address);
         if chunk.len() > CHUNK {
             // What comes in ascending order fills its chunks.
             let at = if at == CHUNK { CHUNK } else { CHUNK / 2 };
             let upper = chunk.split_off(at);
-            self.chunks.insert(index + 1, Arc::new(upper));
+            chunks.insert(index + 1, Arc::new(upper));
         }
         true
     }
@@ -86,12 +110,12 @@ impl Addresses {
     /// Removes an address. Tells whether it was there.
     pub fn remove(&mut self, address: IpAddr) -> bool {
         let index = self.chunk_of(address);
-        let Some(chunk) = self.chunks.get_mut(index) else { return false };
-        let Ok(at) = chunk.binary_search(&address) else { return false };
-        if chunk.len() == 1 {
-            self.chunks.remove(index);
-        } else {
-            Arc::make_mut(chunk).remove(at);
+        let found = self.chunks.get(index).map(|chunk| chunk.binary_search(&address));
+        let Some(Ok(at)) = found else { return false };
+        let chunks = Arc::make_mut(&mut self.chunks);
+        match &mut chunks[index] {
+            chunk if chunk.len() == 1 => _ = chunks.remove(index),
+            chunk => _ = Arc::make_mut(chunk).remove(at),
         }
         true
     }
@@ -99,13 +123,14 @@ impl Addresses {
     /// What these have and the earlier ones have not, and the other way round; both ascending. Of
     /// what they share, no more than its place is looked at.
     pub fn changes(&self, earlier: &Addresses) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let ours: FxHashSet<_> = self.chunks.iter().map(Arc::as_ptr).collect();
-        let theirs: FxHashSet<_> = earlier.chunks.iter().map(Arc::as_ptr).collect();
-        let apart = |chunks: &[Arc<Vec<IpAddr>>], known: &FxHashSet<_>| -> Vec<IpAddr> {
+        let (new, old) = self.apart(earlier);
+        let pointers = |chunks: &[Chunk]| chunks.iter().map(Arc::as_ptr).collect::<FxHashSet<_>>();
+        let (ours, theirs) = (pointers(new), pointers(old));
+        let unknown = |chunks: &[Chunk], known: &FxHashSet<_>| -> Vec<IpAddr> {
             let unknown = chunks.iter().filter(|chunk| !known.contains(&Arc::as_ptr(chunk)));
             unknown.flat_map(|chunk| chunk.iter().copied()).collect()
         };
-        let (new, old) = (apart(&self.chunks, &theirs), apart(&earlier.chunks, &ours));
+        let (new, old) = (unknown(new, &theirs), unknown(old, &ours));
         let missing = |from: &[IpAddr], of: &[IpAddr]| -> Vec<IpAddr> {
             from.iter().copied().filter(|address| of.binary_search(address).is_err()).collect()
         };
@@ -114,8 +139,23 @@ impl Addresses {
 
     /// Whether they share everything, and so are equal. Others can be equal too.
     pub fn same(&self, other: &Addresses) -> bool {
-        self.chunks.len() == other.chunks.len()
-            && self.chunks.iter().zip(&other.chunks).all(|(a, b)| Arc::ptr_eq(a, b))
+        Arc::ptr_eq(&self.chunks, &other.chunks) || matches!(self.apart(other), ([], []))
+    }
+
+    /// What is left of both without the chunks that they share at the beginning and at the end.
+    fn apart<'a>(&'a self, other: &'a Addresses) -> (&'a [Chunk], &'a [Chunk]) {
+        let (mut ours, mut theirs) = (&self.chunks[..], &other.chunks[..]);
+        while let ([a, rest @ ..], [b, others @ ..]) = (ours, theirs)
+            && Arc::ptr_eq(a, b)
+        {
+            (ours, theirs) = (rest, others);
+        }
+        while let ([rest @ .., a], [others @ .., b]) = (ours, theirs)
+            && Arc::ptr_eq(a, b)
+        {
+            (ours, theirs) = (rest, others);
+        }
+        (ours, theirs)
     }
 
     /// Where the address is, or would have to be.
@@ -127,7 +167,8 @@ impl Addresses {
 
 impl PartialEq for Addresses {
     fn eq(&self, other: &Addresses) -> bool {
-        self.same(other) || self.iter().eq(other.iter())
+        let (ours, theirs) = self.apart(other);
+        ours.iter().flat_map(|chunk| &**chunk).eq(theirs.iter().flat_map(|chunk| &**chunk))
     }
 }
 
@@ -136,7 +177,8 @@ impl FromIterator<IpAddr> for Addresses {
         let mut sorted: Vec<IpAddr> = addresses.into_iter().collect();
         sorted.sort_unstable();
         sorted.dedup();
-        Addresses { chunks: sorted.chunks(CHUNK).map(|chunk| Arc::new(chunk.to_vec())).collect() }
+        let chunks = sorted.chunks(CHUNK).map(|chunk| Arc::new(chunk.to_vec()));
+        Addresses { chunks: Arc::new(chunks.collect()) }
     }
 }
 

@@ -37,7 +37,9 @@ pub struct NodeProgram {
     pods: Slots<PodRecord>,
     classes: Slots<Class>,
     claims: Claims,
-    peers: Slots<Peer>,
+    /// By numbers that are never used again, so that a class may go on to name what is gone.
+    peers: FxHashMap<u32, Peer>,
+    next_peer: u32,
     peer_of: FxHashMap<Arc<peers::PeerKey>, u32>,
     /// What came to the sets and went since they were last brought up to date, as 1 and -1.
     pending: Vec<(SetKey, IpAddr, i32)>,
@@ -116,7 +118,7 @@ struct Class {
     key: Arc<ClassKey>,
     pods: u32,
     local: u32,
-    /// The sets that its addresses are in, ascending. Of peers that are an `ipBlock`, those of its
+    /// The sets that its addresses are in, ascending, and some that are gone. Of peers that are an `ipBlock`, those of its
     /// addresses that are in the block.
     sets: Vec<SetKey>,
     /// While it has local pods.
@@ -357,12 +359,12 @@ impl NodeProgram {
 
     /// How many classes of pods there are that rules can tell apart.
     pub fn class_count(&self) -> usize {
-        self.classes.iter().count()
+        self.classes.len()
     }
 
     /// How many pods there are, those on the host network and finished ones among them.
     pub fn pod_count(&self) -> usize {
-        self.pods.iter().count()
+        self.pods.len()
     }
 
     /// How many policies there are.
@@ -560,6 +562,10 @@ impl<T> Slots<T> {
                 self.things.len() as u32 - 1
             }
         }
+    }
+
+    fn len(&self) -> usize {
+        self.things.len() - self.free.len()
     }
 
     fn get(&self, id: u32) -> Option<&T> {

@@ -65,6 +65,8 @@ struct Part {
     copied: BTreeSet<u32>,
     /// Those that it looks into, with the names of their sets.
     looked_into: BTreeMap<u32, Vec<SetId>>,
+    /// Where packets end that its chains refuse.
+    ends: BTreeSet<ChainId>,
 }
 
 impl Planner {
@@ -84,19 +86,19 @@ impl Planner {
             moved.extend(local.symmetric_difference(&self.local));
         }
 
-        let mut layout = Layout { state, local: &local, shared: BTreeMap::new() };
-        for (number, peers) in &state.peers {
-            let PeerSet::Addresses(addresses) = peers else { continue };
-            if !addresses.exceed(COPY_LIMIT) {
-                continue;
+        let others = other_peers(&self.state.peers, &state.peers);
+        let mut layout = Layout { state, local: &local, shared: self.shared.clone() };
+        let moved = self.shared.keys().filter(|number| {
+            let peers = state.peers.get(number);
+            peers.is_some_and(|peers| moved.iter().any(|address| peers.contains(*address)))
+        });
+        for number in others.iter().chain(moved) {
+            match state.peers.get(number) {
+                Some(PeerSet::Addresses(addresses)) if addresses.exceed(COPY_LIMIT) => {
+                    layout.shared.insert(*number, layout.shared(*number, addresses));
+                }
+                _ => _ = layout.shared.remove(number),
             }
-            let same = self.state.peers.get(number).is_some_and(|p| p.same(peers))
-                && !moved.iter().any(|address| addresses.contains(*address));
-            let shared = match self.shared.get(number).filter(|_| same) {
-                Some(shared) => shared.clone(),
-                None => layout.shared(*number, addresses),
-            };
-            layout.shared.insert(*number, shared);
         }
 
         let mut parts = BTreeMap::new();
@@ -117,7 +119,7 @@ impl Planner {
                     self.state.profiles.get(number).is_some_and(|old| {
                         same_entries(old, profile, direction)
                             && is_audited(&self.state, old, direction) == audited
-                            && self.is_as_it_was(part, state, &layout.shared)
+                            && self.is_as_it_was(part, &others, &layout.shared)
                     })
                 });
                 let part = match old {
@@ -142,7 +144,9 @@ impl Planner {
             local: local.clone(),
         };
         layout.base_chain(&mut plan, &chain_of);
-        layout.last_chains(&mut plan);
+        let ends = parts.values().flat_map(|part| part.ends.iter().copied());
+        let ends = ends.chain(plan.chain(ChainId::Base).into_iter().flat_map(ends_of)).collect();
+        layout.last_chains(&mut plan, &ends);
         let shared = layout.shared;
         *self = Planner { state: state.clone(), local, shared, parts };
         Ok(plan)
@@ -152,17 +156,32 @@ impl Planner {
     fn is_as_it_was(
         &self,
         part: &Part,
-        state: &NodeState,
+        others: &BTreeSet<u32>,
         shared: &BTreeMap<u32, Arc<Shared>>,
     ) -> bool {
-        part.copied.iter().all(|number| {
-            let old = self.state.peers.get(number).zip(state.peers.get(number));
-            old.is_some_and(|(old, new)| old.same(new))
-        }) && part.looked_into.iter().all(|(number, sets)| {
-            let now = shared.get(number).map(|shared| shared.sets.iter().map(|(id, _)| id));
-            now.is_some_and(|now| now.eq(sets))
-        })
+        part.copied.is_disjoint(others)
+            && part.looked_into.iter().all(|(number, sets)| {
+                let now = shared.get(number).map(|shared| shared.sets.iter().map(|(id, _)| id));
+                now.is_some_and(|now| now.eq(sets))
+            })
     }
+}
+
+/// The peer sets that may not be the same in both, or are in one only.
+fn other_peers(old: &BTreeMap<u32, PeerSet>, new: &BTreeMap<u32, PeerSet>) -> BTreeSet<u32> {
+    let mut others = BTreeSet::new();
+    let mut old = old.iter().peekable();
+    for (number, peers) in new {
+        while let Some((gone, _)) = old.next_if(|(before, _)| *before < number) {
+            others.insert(*gone);
+        }
+        let before = old.next_if(|(before, _)| *before == number);
+        if !before.is_some_and(|(_, before)| before.same(peers)) {
+            others.insert(*number);
+        }
+    }
+    others.extend(old.map(|(gone, _)| *gone));
+    others
 }
 
 fn entries(profile: &Profile, direction: Direction) -> Option<&[Entry]> {
@@ -250,33 +269,27 @@ impl Layout<'_> {
     /// The chains for what is refused, and for what would be, as far as rules lead there. The latter
     /// return to the base chain, so that the other end is judged too. Where packets are told of, each
     /// source has its share first, and then all of them together theirs.
-    fn last_chains(&self, plan: &mut Plan) {
-        let last = |direction| {
-            [
-                (ChainId::Refused(direction), Verdict::Drop),
-                (ChainId::Audited(direction), Verdict::Return),
-            ]
-        };
-        for (chain, verdict) in Direction::BOTH.into_iter().flat_map(last) {
-            let end = Expression::Verdict(Verdict::Goto(chain));
-            let mut rules = plan.chains.values().flat_map(|chain| &chain.rules);
-            if rules.any(|rule| rule.0.last() == Some(&end)) {
-                let last = [Expression::Tally(chain), Expression::Verdict(verdict)];
-                let mut rules = Vec::new();
-                if let Some(log) = self.state.log {
-                    for family in Family::ALL {
-                        let set = SetId::Heard(family);
-                        plan.sets.insert(set, Arc::new(heard(family)));
-                        let share = Limit::of_one_source(log);
-                        let mut rule = vec![Expression::Exceeds(Field::Source(family), set, share)];
-                        rule.extend(last.iter().cloned());
-                        rules.push(Rule(rule));
-                    }
-                    rules.push(Rule(vec![Expression::Tell(chain, log)]));
+    fn last_chains(&self, plan: &mut Plan, ends: &BTreeSet<ChainId>) {
+        for chain in ends {
+            let verdict = match chain {
+                ChainId::Audited(_) => Verdict::Return,
+                _ => Verdict::Drop,
+            };
+            let last = [Expression::Tally(*chain), Expression::Verdict(verdict)];
+            let mut rules = Vec::new();
+            if let Some(log) = self.state.log {
+                for family in Family::ALL {
+                    let set = SetId::Heard(family);
+                    plan.sets.insert(set, Arc::new(heard(family)));
+                    let share = Limit::of_one_source(log);
+                    let mut rule = vec![Expression::Exceeds(Field::Source(family), set, share)];
+                    rule.extend(last.iter().cloned());
+                    rules.push(Rule(rule));
                 }
-                rules.push(Rule(last.into()));
-                plan.chains.insert(chain, Arc::new(Chain { rules }));
+                rules.push(Rule(vec![Expression::Tell(*chain, log)]));
             }
+            rules.push(Rule(last.into()));
+            plan.chains.insert(*chain, Arc::new(Chain { rules }));
         }
     }
 
@@ -341,6 +354,7 @@ impl Layout<'_> {
         rules.extend(self.port_map(&mut part, profile, end, &by_port, &every_port.any));
         rules.push(end.rule(&every_port.any));
         part.chains.push((chain, Arc::new(Chain { rules })));
+        part.ends = part.chains.iter().flat_map(|(_, chain)| ends_of(chain)).collect();
         part
     }
 
@@ -470,8 +484,7 @@ impl Layout<'_> {
     /// A large peer set as sets, of each family what is remote and what is local.
     fn shared(&self, number: u32, addresses: &Addresses) -> Arc<Shared> {
         let mut sets = Vec::new();
-        let local = self.local.iter().copied().filter(|address| addresses.contains(*address));
-        let local: Vec<IpAddr> = local.collect();
+        let local = addresses.among(&**self.local);
         for family in Family::ALL {
             let of_family = |address: &IpAddr| Family::of(*address) == family;
             let local: Vec<IpAddr> = local.iter().copied().filter(of_family).collect();
@@ -570,6 +583,16 @@ impl End {
             any => Rule(vec![Expression::Count(sorted(any)), Expression::Verdict(Verdict::Return)]),
         }
     }
+}
+
+/// The chains that rules of this one lead to, in which packets end that are refused.
+fn ends_of(chain: &Chain) -> impl Iterator<Item = ChainId> {
+    chain.rules.iter().filter_map(|rule| match rule.0.last() {
+        Some(Expression::Verdict(Verdict::Goto(
+            chain @ (ChainId::Refused(_) | ChainId::Audited(_)),
+        ))) => Some(*chain),
+        _ => None,
+    })
 }
 
 /// With a counter for each element: equal keys become one with all their origins.

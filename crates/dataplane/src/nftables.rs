@@ -249,12 +249,17 @@ impl Nftables {
         if encode::bytes(&step.switch) > limit {
             step = Step::new(&installed, plan, self.generation + 1, false);
         }
-        let Step { update, names, prepare, switch } = step;
+        let Step { update, names, mut prepare, mut switch } = step;
         let elements = update.elements(plan);
         let bytes = match prepare.is_empty() && switch.is_empty() {
             true => 0,
             false => encode::bytes(prepare.iter().chain(&switch)),
         };
+        // The kernel fills a set of intervals only after it has changed the rules.
+        let is_filled_later = |id| plan.set(id).is_some_and(|set| set.interval);
+        if bytes <= limit && !update.new_sets.iter().copied().any(is_filled_later) {
+            prepare.append(&mut switch);
+        }
         if !update.new_sets.is_empty() || !update.new_chains.is_empty() {
             self.generation += 1;
         }
@@ -328,24 +333,30 @@ impl Nftables {
                 }
             }
         }
-        let changed = || update.changed_chains.iter().filter(|id| **id != ChainId::Base);
-        let chains = || {
-            changed().filter_map(|id| {
-                Some((installed.names.chain(*id), installed.plan.chains.get(id)?.clone()))
-            })
-        };
-        let messages = match changed().count() {
-            0 => Vec::new(),
-            count if count > CHAINS => self.socket.dump(encode::get_rules(None))?,
-            _ => {
-                let mut messages = Vec::new();
-                for (name, _) in chains() {
-                    messages.extend(self.socket.dump(encode::get_rules(Some(&name)))?);
+        let changed = update.changed_chains.iter();
+        let chains = changed.filter_map(|id| {
+            Some((installed.names.chain(*id), installed.plan.chains.get(id)?.clone()))
+        });
+        self.count_rules(counts, chains)
+    }
+
+    /// Adds what the rules of these chains say now.
+    fn count_rules(
+        &mut self,
+        counts: &mut Counts,
+        chains: impl Iterator<Item = (String, Arc<Chain>)>,
+    ) -> Result<(), Error> {
+        let chains: Vec<_> = chains.filter(|(_, chain)| chain.counts()).collect();
+        let mut messages = Vec::new();
+        match chains.len() > CHAINS {
+            true => messages = self.socket.dump(encode::get_rules(None))?,
+            false => {
+                for (name, _) in &chains {
+                    messages.extend(self.socket.dump(encode::get_rules(Some(name)))?);
                 }
-                messages
             }
-        };
-        counts.add_rules(&messages, chains());
+        }
+        counts.add_rules(&messages, chains.into_iter());
         Ok(())
     }
 
@@ -393,10 +404,7 @@ impl Nftables {
         sets: &[(String, Arc<Set>)],
         chains: &[(String, Arc<Chain>)],
     ) -> Result<(), Error> {
-        if !chains.is_empty() {
-            let rules = self.socket.dump(encode::get_rules(None))?;
-            counts.add_rules(&rules, chains.iter().cloned());
-        }
+        self.count_rules(counts, chains.iter().cloned())?;
         for (name, set) in sets.iter().filter(|(_, set)| set.counted) {
             for message in self.socket.dump(encode::get_elements(name))? {
                 counts.add_elements(name, set, encode::element_counters(&message).into_iter());
@@ -418,8 +426,8 @@ impl Step {
     fn new(installed: &Installed, plan: &Plan, generation: u32, in_place: bool) -> Step {
         let update = Update::between(&installed.plan, plan, in_place);
         let mut names = installed.names.clone();
-        names.sets.retain(|id, _| plan.sets.contains_key(id));
-        names.chains.retain(|id, _| plan.chains.contains_key(id));
+        update.old_sets.iter().for_each(|id| _ = names.sets.remove(id));
+        update.old_chains.iter().for_each(|id| _ = names.chains.remove(id));
         names.sets.extend(update.new_sets.iter().map(|id| (*id, generation)));
         names.chains.extend(update.new_chains.iter().map(|id| (*id, generation)));
         let encoder = Encoder { plan, names: &names };
@@ -482,10 +490,8 @@ impl Dataplane for Nftables {
         let (plan, names) = (&installed.plan, &installed.names);
         let sets = plan.sets.iter().map(|(id, set)| (names.set(*id), set.clone()));
         let mut sets: Vec<_> = sets.collect();
-        // The rules of the base chain count for nobody.
-        let chains = plan.chains.iter().filter(|(id, _)| **id != ChainId::Base);
-        let mut chains: Vec<_> =
-            chains.map(|(id, chain)| (names.chain(*id), chain.clone())).collect();
+        let chains = plan.chains.iter().map(|(id, chain)| (names.chain(*id), chain.clone()));
+        let mut chains: Vec<_> = chains.collect();
         for aside in &self.aside {
             sets.extend(aside.sets.iter().filter_map(|(n, set)| Some((n.clone(), set.clone()?))));
             chains.extend(aside.chains.iter().filter_map(|(n, c)| Some((n.clone(), c.clone()?))));

@@ -395,6 +395,16 @@ impl Set {
     }
 }
 
+impl Chain {
+    /// Whether any of its rules counts.
+    pub(crate) fn counts(&self) -> bool {
+        let mut parts = self.rules.iter().flat_map(|rule| &rule.0);
+        parts.any(|part| {
+            matches!(part, Expression::Count(_) | Expression::Tell(..) | Expression::Tally(_))
+        })
+    }
+}
+
 impl Plan {
     /// The set, if it is there.
     pub fn set(&self, id: SetId) -> Option<&Set> {

@@ -166,8 +166,13 @@ impl Update {
         let rules = others.iter().filter(|(_, before, after)| before.is_some() && after.is_some());
         self.changed_chains = rules.map(|(id, ..)| **id).collect();
         if !self.new_sets.is_empty() {
-            let looks = |(_, chain): &(&ChainId, &Arc<Chain>)| {
-                looked_into(chain).any(|set| self.new_sets.contains(&set))
+            // Only what several profiles share can be looked into by chains of any.
+            let shared = |id: &SetId| matches!(id, SetId::Remote(..) | SetId::Local(..));
+            let by_any = self.new_sets.iter().any(shared);
+            let families: BTreeSet<_> = self.new_sets.iter().map(|id| id.family()).collect();
+            let looks = |(id, chain): &(&ChainId, &Arc<Chain>)| {
+                (by_any || families.contains(&id.family()))
+                    && looked_into(chain).any(|set| self.new_sets.contains(&set))
             };
             let looking = new.chains.iter().filter(looks).map(|(id, _)| id);
             self.changed_chains.extend(looking.filter(|id| stays(id)));
@@ -252,7 +257,11 @@ fn changes(id: SetId, old: &Set, new: &Set) -> Change {
         ) => {
             // Only these can be in one of the two.
             let (came, went) = after.changes(before);
-            let moved = old_local.iter().chain(local).copied();
+            let of_one = |these: &[IpAddr], others: &[IpAddr]| -> Vec<IpAddr> {
+                let one = these.iter().filter(|address| others.binary_search(address).is_err());
+                one.copied().collect()
+            };
+            let moved = of_one(old_local, local).into_iter().chain(of_one(local, old_local));
             let candidates: BTreeSet<IpAddr> = came.into_iter().chain(went).chain(moved).collect();
             let mut delta = Delta::default();
             for address in candidates {

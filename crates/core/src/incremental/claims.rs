@@ -125,7 +125,7 @@ impl NodeProgram {
     fn count_in_sets(&mut self, address: IpAddr, pod: u32, count: i32) {
         let class = self.pods.get(pod).and_then(|pod| self.classes.get(pod.class?));
         for set in class.iter().flat_map(|class| &class.sets) {
-            if self.peers.get(set.peer).is_some_and(|peer| peer.key.admits(address)) {
+            if self.peers.get(&set.peer).is_some_and(|peer| peer.key.admits(address)) {
                 self.pending.push((*set, address, count));
             }
         }

@@ -90,14 +90,19 @@ impl NodeProgram {
     /// The peer, with one user more.
     pub(super) fn acquire(&mut self, key: PeerKey) -> u32 {
         if let Some(id) = self.peer_of.get(&key).copied() {
-            if let Some(peer) = self.peers.get_mut(id) {
+            if let Some(peer) = self.peers.get_mut(&id) {
                 peer.users += 1;
             }
             return id;
         }
         let key = Arc::new(key);
         let sets = BTreeMap::new();
-        let id = self.peers.add(Peer { key: key.clone(), users: 1, sets });
+        let mut id = self.next_peer;
+        while self.peers.contains_key(&id) {
+            id = id.wrapping_add(1);
+        }
+        self.next_peer = id.wrapping_add(1);
+        self.peers.insert(id, Peer { key: key.clone(), users: 1, sets });
         self.peer_of.insert(key.clone(), id);
         match (&key.base, &key.name) {
             (Base::Block(block), None) => {
@@ -122,21 +127,16 @@ impl NodeProgram {
 
     /// The peer has one user less. Without any, it is no longer kept up.
     pub(super) fn release(&mut self, id: u32) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.users -= 1;
         if peer.users > 0 {
             return;
         }
-        for namespace in self.namespaces.values_mut().filter(|n| n.peers.contains(&id)) {
+        for namespace in self.namespaces.values_mut() {
             namespace.peers.remove(&id);
-            for class in namespace.classes.values() {
-                if let Some(class) = self.classes.get_mut(*class) {
-                    class.sets.retain(|set| set.peer != id);
-                }
-            }
         }
         self.pending.retain(|(set, ..)| set.peer != id);
-        if let Some(peer) = self.peers.remove(id) {
+        if let Some(peer) = self.peers.remove(&id) {
             self.peer_of.remove(&peer.key);
             for number in peer.sets.into_values() {
                 self.state.peers.remove(&number);
@@ -148,7 +148,7 @@ impl NodeProgram {
     pub(super) fn find_peers_of(&mut self, name: &Arc<str>) {
         let labels = self.labels_of(name);
         let of = self.peers.iter().filter(|(_, peer)| peer.key.is_in(name, &labels));
-        let now: BTreeSet<u32> = of.map(|(id, _)| id).collect();
+        let now: BTreeSet<u32> = of.map(|(id, _)| *id).collect();
         let Some(namespace) = self.namespaces.get(name) else { return };
         let gone = &namespace.peers - &now;
         let new = &now - &namespace.peers;
@@ -164,18 +164,26 @@ impl NodeProgram {
         namespace.peers.extend(new);
         // What the addresses of each class lose and gain.
         let mut changes: BTreeMap<u32, (Vec<SetKey>, Vec<SetKey>)> = BTreeMap::new();
-        for id in namespace.classes.values() {
+        let new: Vec<(u32, &Peer)> =
+            new.iter().filter_map(|id| Some((*id, self.peers.get(id)?))).collect();
+        for (key, id) in &namespace.classes {
+            let gained: Vec<SetKey> = new
+                .iter()
+                .flat_map(|(peer, known)| {
+                    let ports = known.key.ports(key).into_iter();
+                    ports.map(move |port| SetKey { peer: *peer, port })
+                })
+                .collect();
+            // Most classes are not concerned by one peer more.
+            if gone.is_empty() && gained.is_empty() {
+                continue;
+            }
             let Some(class) = self.classes.get_mut(*id) else { continue };
             let lost: Vec<SetKey> =
                 class.sets.iter().copied().filter(|set| gone.contains(&set.peer)).collect();
-            let peers = new.iter().filter_map(|id| Some((*id, self.peers.get(*id)?)));
-            let gained: Vec<SetKey> = peers
-                .flat_map(|(peer, known)| {
-                    known.key.ports(&class.key).into_iter().map(move |port| SetKey { peer, port })
-                })
-                .collect();
             if !lost.is_empty() || !gained.is_empty() {
-                class.sets.retain(|set| !gone.contains(&set.peer));
+                let stays = |peer: &u32| !gone.contains(peer) && self.peers.contains_key(peer);
+                class.sets.retain(|set| stays(&set.peer));
                 class.sets.extend(&gained);
                 class.sets.sort_unstable();
                 changes.insert(*id, (lost, gained));
@@ -195,7 +203,7 @@ impl NodeProgram {
                 }
                 for (sets, count) in [(lost, -1), (gained, 1)] {
                     for set in sets {
-                        let peer = self.peers.get(set.peer);
+                        let peer = self.peers.get(&set.peer);
                         if peer.is_some_and(|peer| peer.key.admits(*address)) {
                             self.pending.push((*set, *address, count));
                         }
@@ -208,7 +216,7 @@ impl NodeProgram {
     /// The sets that pods of a class are in, ascending.
     pub(super) fn sets_of(&self, namespace: &str, class: &ClassKey) -> Vec<SetKey> {
         let peers = self.namespaces.get(namespace).into_iter().flat_map(|known| &known.peers);
-        let peers = peers.filter_map(|id| Some((*id, self.peers.get(*id)?)));
+        let peers = peers.filter_map(|id| Some((*id, self.peers.get(id)?)));
         let sets = peers.flat_map(|(peer, known)| {
             known.key.ports(class).into_iter().map(move |port| SetKey { peer, port })
         });
@@ -216,7 +224,7 @@ impl NodeProgram {
     }
 
     fn new_set(&mut self, id: u32, port: u16, set: PeerSet) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         let taken = |number: u32| self.state.peers.contains_key(&number);
         let number = number_for(&(&peer.key, port), taken);
         peer.sets.insert(port, number);
@@ -234,7 +242,7 @@ impl NodeProgram {
             let changes =
                 changes.map(|same| (same[0].1, same.iter().map(|(.., n)| n).sum::<i32>()));
             let changes: Vec<_> = changes.filter(|(_, count)| *count != 0).collect();
-            let Some(peer) = self.peers.get(key.peer).filter(|_| !changes.is_empty()) else {
+            let Some(peer) = self.peers.get(&key.peer).filter(|_| !changes.is_empty()) else {
                 continue;
             };
             let named = peer.key.name.is_some();
@@ -242,14 +250,19 @@ impl NodeProgram {
                 self.new_set(key.peer, key.port, PeerSet::Addresses(Default::default()));
                 renamed.insert(key.peer);
             }
-            let Some(peer) = self.peers.get_mut(key.peer) else { continue };
+            let Some(peer) = self.peers.get_mut(&key.peer) else { continue };
             let Some(number) = peer.sets.get(&key.port).copied() else { continue };
             let Some(PeerSet::Addresses(set)) = self.state.peers.get_mut(&number) else { continue };
-            for (address, count) in changes {
-                match count > 0 {
-                    true => set.insert(address),
-                    false => set.remove(address),
-                };
+            if set.is_empty() {
+                let came = changes.iter().filter(|(_, count)| *count > 0);
+                *set = came.map(|(address, _)| *address).collect();
+            } else {
+                for (address, count) in changes {
+                    match count > 0 {
+                        true => set.insert(address),
+                        false => set.remove(address),
+                    };
+                }
             }
             if named && set.is_empty() {
                 peer.sets.remove(&key.port);

@@ -138,7 +138,7 @@ impl NodeProgram {
                         PortMatch::Named(wanted) => {
                             let name = Some((wanted.clone(), protocol));
                             let peer = self.use_peer(PeerKey { base: base.clone(), name }, uses);
-                            let sets = self.peers.get(peer).map(|peer| peer.sets.clone());
+                            let sets = self.peers.get(&peer).map(|peer| peer.sets.clone());
                             for (number, set) in sets.into_iter().flatten() {
                                 allow(self, port_index, Some(set), ports_of(number, number));
                             }
@@ -155,7 +155,7 @@ impl NodeProgram {
             return None;
         }
         let peer = self.use_peer(PeerKey { base: base.clone(), name: None }, uses);
-        self.peers.get(peer)?.sets.get(&0).copied()
+        self.peers.get(&peer)?.sets.get(&0).copied()
     }
 
     /// The peer, used once by the class whose rules are being made.
