@@ -8,7 +8,7 @@ use portcullis_core::labels::{Labels, Selector};
 use portcullis_core::model::{
     Cluster, IpBlock, Node, Peer, Pod, Policy, PortMatch, PortRule, Rule,
 };
-use portcullis_core::net::{IpNet, Protocol};
+use portcullis_core::net::{IpNet, IpRange, Protocol};
 use portcullis_dataplane::state::NodeState;
 use portcullis_dataplane::{Dataplane, Nftables, share};
 use portcullis_lab::{Families, Lab, Options};
@@ -76,7 +76,7 @@ pub(crate) fn run() -> Outcome {
         (Form::Blocks, 1_000),
     ] {
         let cluster = cluster(&form, count)?;
-        let (state, _) = share(&cluster, NODE);
+        let state = state(&cluster)?;
         let form = match form {
             Form::Pods => "a pod and a port",
             Form::Blocks => "an ipBlock and a port range",
@@ -122,6 +122,13 @@ fn connect(listener: &TcpListener) -> io::Result<()> {
     drop(client);
     drop(server);
     Ok(())
+}
+
+/// What the agent of the node would put in force. As an agent does by default, it closes the
+/// addresses of the node's range that are no pod's.
+pub(crate) fn state(cluster: &Cluster) -> Outcome<NodeState> {
+    let range: IpNet = "10.0.0.0/15".parse()?;
+    Ok(NodeState { ranges: vec![IpRange::from(range)], ..share(cluster, NODE).0 })
 }
 
 /// The two pods that the lab has, and the node of both.

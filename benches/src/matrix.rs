@@ -4,11 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use portcullis_dataplane::state::NodeState;
-use portcullis_dataplane::{Dataplane, Nftables, share};
+use portcullis_dataplane::{Dataplane, Nftables};
 use portcullis_lab::{Families, Lab, Options};
 
 use crate::Outcome;
-use crate::connections::{Form, NODE, PORT, SERVER, cluster, pair, per_second, pod, selector};
+use crate::connections::{
+    self, Form, NODE, PORT, SERVER, cluster, pair, per_second, pod, selector,
+};
 use crate::cut::gigabits;
 use crate::figures::{Runs, in_turns};
 
@@ -59,7 +61,7 @@ fn state(pods: u32, policies: u32) -> Outcome<NodeState> {
         policy.subject = selector(&name);
         cluster.policies.push(policy);
     }
-    Ok(share(&cluster, NODE).0)
+    connections::state(&cluster)
 }
 
 pub(crate) fn run() -> Outcome {

@@ -110,9 +110,19 @@ struct Waiting {
     until: Instant,
     /// The number of the state that enforces the pod's policies, when there is one.
     state: Option<u64>,
-    /// Whether nobody can have left connections open at its addresses.
-    vacant: bool,
+    before: Before,
     answer: oneshot::Sender<Answer>,
+}
+
+/// How it is made sure that a pod does not go on with connections of the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Nobody can have left any at its addresses.
+    Vacant,
+    /// Its addresses are handed over: it has opened none itself yet.
+    HandedOver,
+    /// The guard has judged all.
+    Judged,
 }
 
 /// Somebody who asks what the kernel holds.
@@ -218,17 +228,19 @@ impl<D: Dataplane> Agent<D> {
     pub fn asked(&mut self, request: Request, at: Instant, answer: oneshot::Sender<Answer>) {
         let done = match request {
             Request::Add(attachment) => {
-                let vacant = self.are_vacant(&attachment.addresses);
-                for event in self.attached.attach(&attachment) {
-                    self.observe(event, at);
-                }
-                // A stranger changes nothing that is observed, and yet it is to be closed.
-                self.waiting_since.get_or_insert(at);
-                self.wait(attachment, vacant, at, answer);
+                let before = match self.mode {
+                    // In audit nothing is refused, and who is asked for again may have begun.
+                    Mode::Audit => Before::Judged,
+                    _ if self.attached.has(&attachment) => Before::Judged,
+                    _ if self.are_vacant(&attachment.addresses) => Before::Vacant,
+                    _ => Before::HandedOver,
+                };
+                self.attached(&attachment, at);
+                self.wait(attachment, before, at, answer);
                 return;
             }
             Request::Check(attachment) if self.attached.has(&attachment) => {
-                self.wait(attachment, false, at, answer);
+                self.wait(attachment, Before::Judged, at, answer);
                 return;
             }
             Request::Check(Attachment { namespace, pod, addresses, .. }) => {
@@ -256,6 +268,15 @@ impl<D: Dataplane> Agent<D> {
         };
         // Whoever asked may have gone.
         let _ = answer.send(done);
+    }
+
+    /// Takes in that the runtime has given a pod its addresses at some time before this one.
+    pub fn attached(&mut self, attachment: &Attachment, at: Instant) {
+        for event in self.attached.attach(attachment) {
+            self.observe(event, at);
+        }
+        // A stranger changes nothing that is observed, and yet it is to be closed.
+        self.waiting_since.get_or_insert(at);
     }
 
     /// Enforces what is new, and looks from time to time whether what is in force is still there.
@@ -339,12 +360,12 @@ impl<D: Dataplane> Agent<D> {
     fn wait(
         &mut self,
         attachment: Attachment,
-        vacant: bool,
+        before: Before,
         at: Instant,
         answer: oneshot::Sender<Answer>,
     ) {
         let until = at + ADDING;
-        self.waiting.push(Waiting { attachment, until, state: None, vacant, answer });
+        self.waiting.push(Waiting { attachment, until, state: None, before, answer });
     }
 
     /// Whether nothing passes to and from these addresses, and whatever passed before has been judged:
@@ -368,14 +389,7 @@ impl<D: Dataplane> Agent<D> {
             if standing == Answer::Enforced {
                 let told = self.tell.as_ref().map_or(0, |tell| tell.told);
                 waiting.state.get_or_insert(told);
-                if waiting.vacant
-                    && let Some(Err(error)) =
-                        self.tell.as_ref().map(|tell| tell.admit(&waiting.attachment.addresses))
-                {
-                    warn!(%error, "the source of a new pod's packets is not told at once");
-                    waiting.vacant = false;
-                }
-                if !waiting.vacant && !self.is_judged(&waiting) {
+                if !self.begin(&mut waiting) && !self.is_judged(&waiting) {
                     // What the pod that had the address before has left open is not this one's.
                     let why = "open connections have not been judged yet".to_owned();
                     standing = Answer::Failed { why };
@@ -411,6 +425,22 @@ impl<D: Dataplane> Agent<D> {
             };
             let _ = asking.answer.send(answer);
         }
+    }
+
+    /// Whether the pod can begin without waiting for the guard.
+    fn begin(&mut self, waiting: &mut Waiting) -> bool {
+        let vacant = waiting.before == Before::Vacant;
+        let Some(tell) = self.tell.as_mut().filter(|_| waiting.before != Before::Judged) else {
+            return false;
+        };
+        let begun = tell.begin(&waiting.attachment.addresses, vacant).unwrap_or_else(|error| {
+            warn!(%error, "a new pod has to wait until open connections have been judged");
+            false
+        });
+        if !begun {
+            waiting.before = Before::Judged;
+        }
+        begun
     }
 
     /// What the kernel holds, of all policies or of one; or why that is not what has been heard. Whether

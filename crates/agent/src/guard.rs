@@ -1,6 +1,7 @@
 //! What follows a state that is in force, beside the work on the next one: connections that were
 //! open before are judged by it, and packets with a false source are told by its pods.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,7 +68,7 @@ impl Teller {
     }
 
     /// Has the guard begin with the last state, if it is new. To be called when nothing has to be
-    /// [admitted](Teller::admit) any more, which would have to wait for the guard.
+    /// [begun](Teller::begin) any more, which would have to wait for the guard.
     pub(crate) fn wake(&mut self) {
         if self.woken != self.told {
             self.woken = self.told;
@@ -76,9 +77,25 @@ impl Teller {
         }
     }
 
-    /// These addresses of the last state are of a pod that begins now: from here on it sends from its
-    /// own addresses alone.
-    pub(crate) fn admit(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+    /// These addresses of the last state are of a pod that begins now: from here on nothing passes
+    /// there that another pod has left open, which has to be seen to unless they are vacant, and it
+    /// sends from its own addresses alone. `false` if that has to wait for the guard.
+    pub(crate) fn begin(&mut self, addresses: &[IpAddr], vacant: bool) -> Result<bool, Error> {
+        if let Some(release) = self.release.as_ref().filter(|_| !vacant) {
+            if !release.hand_over(addresses)? {
+                return Ok(false);
+            }
+            // The guard may be judging by this state, and did not know of that when it began.
+            let mut last = lock(&self.shared.last);
+            if let Some((number, _)) = last.as_mut() {
+                self.told += 1;
+                *number = self.told;
+            }
+        }
+        self.admit(addresses).map(|()| true)
+    }
+
+    fn admit(&self, addresses: &[IpAddr]) -> Result<(), Error> {
         let Some(sources) = &self.shared.sources else { return Ok(()) };
         let mut sources = lock(sources);
         let last = lock(&self.shared.last).clone();
@@ -113,6 +130,14 @@ impl Guard {
     /// Tells which connections are cut, so many of a judgement as are told one by one.
     pub(crate) fn telling(self, cut: Option<Sender<Vec<Headers>>>) -> Guard {
         Guard { cut, ..self }
+    }
+
+    /// Goes on from who had which address when an earlier agent judged connections last.
+    pub(crate) fn remembering(mut self, owners: BTreeMap<IpAddr, u64>) -> Guard {
+        if let Some(connections) = &mut self.connections {
+            connections.remember(owners);
+        }
+        self
     }
 
     /// Follows each state that it is told, until nobody can tell it any more. Of states that come

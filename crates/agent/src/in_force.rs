@@ -30,6 +30,7 @@ impl Told {
         let mut both = of(state);
         both.closed.retain(|range| self.last.closed.contains(range));
         both.audit &= self.last.audit;
+        both.owners.clone_from(&self.last.owners);
         both.programmed.extend(&self.last.programmed);
         both.programmed.sort_unstable();
         both.programmed.dedup();
@@ -63,5 +64,6 @@ fn of(state: &NodeState) -> InForce {
         closed: closed.map(|range| (range.first, range.last)).collect(),
         programmed: state.endpoints.keys().copied().collect(),
         audit: state.audit,
+        owners: state.owners.clone(),
     }
 }

@@ -35,6 +35,7 @@ pub struct Metrics {
     pub(crate) drift_repairs: u64,
     pub(crate) apply_errors: u64,
     connections_cut: u64,
+    connections_forgotten: u64,
     cut: Histogram,
     pub(crate) endpoints: usize,
     pub(crate) identities: usize,
@@ -126,6 +127,7 @@ impl Metrics {
 
     pub(crate) fn judged(&mut self, judged: &Judged) {
         self.connections_cut += judged.newly_cut as u64;
+        self.connections_forgotten += judged.forgotten as u64;
         self.cut.observe(judged.elapsed);
     }
 
@@ -188,6 +190,8 @@ impl Metrics {
         page.one("drift_repairs_total", "counter", help, self.drift_repairs);
         let help = "Connections that were open and are no longer allowed.";
         page.one("connections_cut_total", "counter", help, self.connections_cut);
+        let help = "Connections that were open when their address went to another pod.";
+        page.one("connections_forgotten_total", "counter", help, self.connections_forgotten);
         let help = "From a state in force to the kernel's word that what it does not allow is cut.";
         page.histogram("cut_duration_seconds", help, &self.cut);
         page.head("watch_errors_total", "counter", "Times that a watch broke.");

@@ -132,11 +132,12 @@ impl Observed {
                     | self.program.namespace_log(&name, object.log)
             }
             Known::Pod(pod) => {
+                let uid = &object.version.uid;
                 match pod.node.as_ref() == Some(&self.node) {
-                    true => _ = self.uids.insert(name, object.version.uid),
+                    true => _ = self.uids.insert(name, uid.clone()),
                     false => _ = self.uids.remove(&name),
                 }
-                self.program.pod(&pod.namespace, &pod.name, Some(&pod))
+                self.program.pod_of_uid(&pod.namespace, &pod.name, uid, Some(&pod))
             }
             Known::Node(node) => {
                 let moved = node.name == self.node && node.pod_cidrs != self.pod_cidrs;

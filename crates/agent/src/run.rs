@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use portcullis_cni::protocol::{Answer, Request};
+use portcullis_cni::InForce;
+use portcullis_cni::protocol::{Answer, Attachment, Request};
 use portcullis_core::incremental::Logged;
 use portcullis_core::model::{LogLevel, Mode};
 use portcullis_dataplane::state::Log;
@@ -181,6 +182,8 @@ pub enum Error {
 /// What the worker is told.
 enum Message {
     Event(Box<Event>, Instant),
+    /// The plugin has noted this of a pod.
+    Attached(Attachment, Instant),
     /// Somebody of this node asks.
     Asked(Request, Instant, oneshot::Sender<Answer>),
     /// What concerns two addresses?
@@ -254,7 +257,11 @@ pub fn run_until(
     let say = options.events.then_some(say);
     let (say_cut, cut) = mpsc::channel();
     let (reports, reporter) = report(&options, &tell, &flows, say, cut, &metrics)?.unzip();
-    let guard = guard.telling(reports.is_some().then_some(say_cut)).on_a_thread(metrics.clone());
+    let earlier = options.socket.as_ref().and_then(|socket| InForce::read(&socket.path).ok());
+    let guard = guard
+        .telling(reports.is_some().then_some(say_cut))
+        .remembering(earlier.unwrap_or_default().owners)
+        .on_a_thread(metrics.clone());
     let guard = guard.map_err(Error::Runtime)?;
     let mut agent = Agent::new(&options.node, dataplane, metrics.clone())
         .with_reports(reports)
@@ -302,7 +309,12 @@ pub fn run_until(
             tokio::spawn(api::serve(listener, flows.clone(), ask.clone()));
         }
         if let Some(Socket { path, attachments }) = options.socket {
-            tokio::spawn(async move { socket::serve(&path, &attachments, &flows, ask).await });
+            let tell = tell.clone();
+            // Nobody listens when the agent stops.
+            let know = move |known| _ = tell.send(Message::Attached(known, Instant::now()));
+            tokio::spawn(async move {
+                socket::serve(&path, &attachments, &flows, know, ask).await;
+            });
         }
         if options.events {
             let events = options.access.events(&options.node).await.map_err(Error::Live)?;
@@ -395,6 +407,7 @@ fn work<D: Dataplane>(mut agent: Agent<D>, told: &mpsc::Receiver<Message>) {
         for message in first.into_iter().chain(told.try_iter()) {
             match message {
                 Message::Event(event, at) => agent.hear(*event, at),
+                Message::Attached(attachment, at) => agent.attached(&attachment, at),
                 Message::Asked(request, at, answer) => agent.asked(request, at, answer),
                 Message::Excerpt([source, destination], answer) => {
                     // Whoever asked may have gone.

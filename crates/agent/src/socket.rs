@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use portcullis_cni::Attachments;
 use portcullis_cni::flow::{Filter, Flow};
-use portcullis_cni::protocol::{Answer, Held, Holding, LONGEST, Request, line};
+use portcullis_cni::protocol::{Answer, Attachment, Held, Holding, LONGEST, Request, line};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -28,11 +28,13 @@ const IN_A_LINE: usize = 50;
 /// Between attempts to listen, and after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Serves for ever. `ask` brings a request to where it is answered.
+/// Serves for ever. `ask` brings a request to where it is answered, `know` what the plugin has noted of
+/// pods to where it is known.
 pub(crate) async fn serve(
     socket: &Path,
     attachments: &Path,
     flows: &Arc<Flows>,
+    know: impl Fn(Attachment),
     ask: impl Fn(Request) -> oneshot::Receiver<Answer> + Clone + Send + 'static,
 ) -> Infallible {
     let mut said = false;
@@ -52,10 +54,7 @@ pub(crate) async fn serve(
     match Attachments::of(attachments).read() {
         Ok(known) => {
             info!(socket = %socket.display(), attachments = known.len(), "listening");
-            for attachment in known {
-                // Nobody waits for the answer.
-                drop(ask(Request::Add(attachment)));
-            }
+            known.into_iter().for_each(know);
         }
         Err(error) => warn!(folder = %attachments.display(), %error, "cannot read attachments"),
     }

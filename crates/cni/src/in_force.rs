@@ -1,5 +1,6 @@
 //! What stands in the kernel without the agent, as a file beside the agent's socket.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -20,6 +21,10 @@ pub struct InForce {
     /// Whether nothing at all is refused: then nothing is closed, and pods start all the same.
     #[serde(default)]
     pub audit: bool,
+    /// Who had which address when open connections were judged last, as numbers that say nothing but
+    /// who is another: the next agent goes on from that.
+    #[serde(default)]
+    pub owners: BTreeMap<IpAddr, u64>,
 }
 
 impl InForce {
@@ -77,7 +82,7 @@ mod tests {
         let in_force = InForce {
             closed: vec![(address("10.0.1.0"), address("10.0.1.255"))],
             programmed: vec![address("10.0.1.2")],
-            audit: false,
+            ..InForce::default()
         };
         assert!(in_force.is_closed(address("10.0.1.3")));
         assert!(!in_force.is_closed(address("10.0.1.2")), "that of another pod, perhaps");

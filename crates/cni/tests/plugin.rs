@@ -191,7 +191,7 @@ fn without_an_agent_a_pod_starts_only_where_the_kernel_is_known_to_close_it() {
     let mut in_force = InForce {
         closed: vec![(address("10.0.1.0"), address("10.0.1.255"))],
         programmed: vec![address("10.0.1.9")],
-        audit: false,
+        ..InForce::default()
     };
     in_force.write(&node.socket()).unwrap();
     assert!(node.add("1.0.0", json!({})).success);

@@ -101,6 +101,8 @@ struct PodRecord {
     /// Those that it claims as a pod, or brings to its node if it is on the host network.
     addresses: Box<[IpAddr]>,
     local: bool,
+    /// What its addresses are noted under in [`NodeState::owners`].
+    owner: u64,
 }
 
 /// What tells pods of one namespace apart: their labels, and the ports that have names.
@@ -162,6 +164,17 @@ impl NodeProgram {
 
     /// A pod is so, or is no longer there. Tells whether anything about it is new.
     pub fn pod(&mut self, namespace: &str, name: &str, pod: Option<&Pod>) -> bool {
+        self.pod_of_uid(namespace, name, "", pod)
+    }
+
+    /// The same, by `metadata.uid`, which tells the pod from an earlier one of its name.
+    pub fn pod_of_uid(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        pod: Option<&Pod>,
+    ) -> bool {
         let known = self.namespaces.get(namespace).and_then(|n| n.pods.get(name)).copied();
         if known.is_none() && pod.is_none() {
             return false;
@@ -180,11 +193,14 @@ impl NodeProgram {
             }
             _ => Box::default(),
         };
+        let parts = [&*namespace, name, uid].into_iter();
+        let owner = number_of(parts.flat_map(|part| part.bytes().chain([0])));
         let same = known.and_then(|id| self.pods.get(id)).is_some_and(|old| {
             pod.is_some()
                 && old.class == class
                 && old.addresses == addresses
                 && (old.local == local || class.is_none())
+                && (old.owner == owner || !local)
         });
         if same {
             self.leave_class(class, false);
@@ -207,8 +223,8 @@ impl NodeProgram {
                 let id = match old {
                     Some((id, _)) => {
                         if let Some(record) = self.pods.get_mut(id) {
-                            (record.class, record.addresses, record.local) =
-                                (class, addresses, local);
+                            (record.class, record.addresses) = (class, addresses);
+                            (record.local, record.owner) = (local, owner);
                         }
                         id
                     }
@@ -220,6 +236,7 @@ impl NodeProgram {
                             class,
                             addresses,
                             local,
+                            owner,
                         });
                         if let Some(namespace) = self.namespaces.get_mut(&namespace) {
                             namespace.pods.insert(name, id);
@@ -501,6 +518,13 @@ fn number_for(thing: &impl std::hash::Hash, taken: impl Fn(u32) -> bool) -> u32 
         number = number.wrapping_add(1);
     }
     number
+}
+
+/// A number for what these bytes name, the same in every process: others keep it (FNV-1a).
+fn number_of(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |number, byte| {
+        (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn each_once(addresses: &[IpAddr]) -> Box<[IpAddr]> {

@@ -35,7 +35,7 @@ use std::net::IpAddr;
 use portcullis_core::net::Family;
 
 use crate::encode::{
-    self, EQUAL, FAMILY_V4, FAMILY_V6, HOOK_FORWARD, META_FAMILY, NETWORK_HEADER, Request, compare,
+    EQUAL, FAMILY_V4, FAMILY_V6, HOOK_FORWARD, META_FAMILY, NETWORK_HEADER, Request, compare,
     load_meta, load_payload, new_connection,
 };
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
@@ -74,7 +74,7 @@ impl Allowed {
         table.chain(ALLOWED);
         table.ends(ALLOWED, Some((log, ALLOWED)), Verdict::Accept);
         table.delete();
-        socket.transaction(encode::transaction(table.into_requests()))?;
+        table::commit(&mut socket, table.into_requests())?;
         Ok(Allowed { socket, log, in_force: None, counted: Tally::default() })
     }
 
@@ -89,7 +89,7 @@ impl Allowed {
         if self.in_force.as_ref() != Some(pods) {
             self.counted = self.counted();
             self.in_force = None;
-            self.socket.transaction(encode::transaction(requests(self.log, pods)))?;
+            table::commit(&mut self.socket, requests(self.log, pods))?;
             self.in_force = Some(pods.clone());
         }
         Ok(())
@@ -110,13 +110,13 @@ impl Allowed {
     fn remove(&mut self) -> Result<(), Error> {
         self.counted = self.counted();
         self.in_force = None;
-        self.socket.transaction(encode::transaction(Table::removed(LOG_TABLE)))
+        table::commit(&mut self.socket, Table::removed(LOG_TABLE))
     }
 
     /// Removes what a process left behind, whether there is anything or not.
     pub fn cleanup() -> Result<(), Error> {
-        NetlinkSocket::open(NETLINK_NETFILTER)?
-            .transaction(encode::transaction(Table::removed(LOG_TABLE)))
+        let mut socket = NetlinkSocket::open(NETLINK_NETFILTER)?;
+        table::commit(&mut socket, Table::removed(LOG_TABLE))
     }
 }
 

@@ -17,13 +17,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::conntrack::{self, Flow, Tuple};
 use crate::cut;
-use crate::encode;
+use crate::handover::Handovers;
 use crate::judge::{Judge, Opening};
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::nftables::wait_for_packets_under_way;
 use crate::nudge::Nudger;
 use crate::state::NodeState;
-use crate::table::{Changes, Table};
+use crate::table::{self, Changes, Table};
 use crate::{Difference, Error, Headers};
 
 /// The connections of one network namespace.
@@ -34,13 +34,17 @@ pub struct Connections {
     /// `None` if that is not permitted.
     nudger: Option<Nudger>,
     cut: Arc<Mutex<Cut>>,
+    handovers: Arc<Mutex<Handovers>>,
     /// Who had which address when they were judged last.
     owners: BTreeMap<IpAddr, u64>,
 }
 
-/// Lets go what a state allows again, at once and from any thread.
+/// What is done at once and from any thread, also while connections are judged.
 #[derive(Debug, Clone)]
-pub struct Release(Arc<Mutex<Cut>>);
+pub struct Release {
+    cut: Arc<Mutex<Cut>>,
+    handovers: Arc<Mutex<Handovers>>,
+}
 
 /// What is cut.
 #[derive(Debug)]
@@ -88,6 +92,7 @@ impl Connections {
             route: NetlinkSocket::open(NETLINK_ROUTE)?,
             nudger: Nudger::open().ok(),
             cut: Arc::new(Mutex::new(cut)),
+            handovers: Arc::new(Mutex::new(Handovers::open()?)),
             owners: BTreeMap::new(),
         })
     }
@@ -98,9 +103,14 @@ impl Connections {
         self.nudger.is_some()
     }
 
+    /// Goes on from who had which address when connections were judged last, by an earlier process.
+    pub fn remember(&mut self, owners: BTreeMap<IpAddr, u64>) {
+        self.owners = owners;
+    }
+
     /// For whoever puts states in force on another thread.
     pub fn release(&self) -> Release {
-        Release(self.cut.clone())
+        Release { cut: self.cut.clone(), handovers: self.handovers.clone() }
     }
 
     /// Cuts every flow of a local pod that the state does not allow, and lets go those that it
@@ -110,6 +120,8 @@ impl Connections {
     pub fn judge(&mut self, state: &NodeState) -> Result<Judged, Error> {
         let start = Instant::now();
         lock(&self.cut).let_go(state)?;
+        let handed_over = lock(&self.handovers).under_way().clone();
+        let passed_on: FxHashSet<IpAddr> = handed_over.values().flatten().copied().collect();
         // A packet that the rules before let pass may be on its way to be tracked.
         wait_for_packets_under_way();
         let own = self.own_addresses()?;
@@ -117,7 +129,8 @@ impl Connections {
         let owners = &self.owners;
         let is_another_s = |tuple: &Tuple| {
             let before = owners.get(&tuple.source);
-            before.is_some() && before != state.owners.get(&tuple.source)
+            let another = before.is_some() && before != state.owners.get(&tuple.source);
+            another || passed_on.contains(&tuple.source)
         };
         let mut verdicts = Verdicts { judge: Judge::new(state), own, known: FxHashMap::default() };
         let (mut tracked, mut strange) = (0, Vec::new());
@@ -125,7 +138,7 @@ impl Connections {
         conntrack::each(&mut self.netfilter, |flow, told| {
             tracked += 1;
             if [&flow.original, &flow.reply].into_iter().any(is_another_s) {
-                strange.push(told.forgetting());
+                strange.push((*flow, told.forgetting()));
             } else if let Some(get) = told.get_announcer() {
                 announced.push((*flow, get));
             } else if !verdicts.allow(flow) {
@@ -139,11 +152,27 @@ impl Connections {
                 refused.push(flow);
             }
         }
+        // What the owner of now has opened is not among that.
+        if !strange.is_empty() {
+            let opened = lock(&self.handovers).opened()?;
+            strange.retain(|(flow, _)| {
+                let is_left = |end: &&Tuple| {
+                    let since = opened.get(&end.source);
+                    is_another_s(end) && !since.is_some_and(|flows| flows.contains(&flow.original))
+                };
+                let left = [&flow.original, &flow.reply].iter().any(is_left);
+                if !left && !verdicts.allow(flow) {
+                    refused.push(*flow);
+                }
+                left
+            });
+        }
         let forgotten = strange.len();
-        conntrack::forget(&mut self.netfilter, strange)?;
+        conntrack::forget(&mut self.netfilter, strange.into_iter().map(|(_, request)| request))?;
         self.owners.clone_from(&state.owners);
 
         let newly = lock(&self.cut).put(&refused)?;
+        lock(&self.handovers).end(&handed_over)?;
         let elapsed = start.elapsed();
         let mut newly_cut = refused.iter().filter(|flow| newly.contains(&cut::key(opening(flow))));
         if let Some(nudger) = &self.nudger {
@@ -165,9 +194,11 @@ impl Connections {
     pub fn remove(&mut self) -> Result<(), Error> {
         let mut cut = lock(&self.cut);
         cut.in_force = None;
-        cut.socket.transaction(encode::transaction(cut::remove()))?;
+        table::commit(&mut cut.socket, cut::remove())?;
         cut.in_force = Some(FxHashSet::default());
-        Ok(())
+        let mut handovers = lock(&self.handovers);
+        let all = handovers.under_way().clone();
+        handovers.end(&all)
     }
 
     /// The addresses of this machine. What has one of them at an end is not forwarded, and no rule
@@ -194,14 +225,24 @@ impl Release {
     ///
     /// After an error something may be cut until the next judgement that need not be.
     pub fn allow(&self, state: Arc<NodeState>) -> Result<(), Error> {
-        let mut cut = lock(&self.0);
+        let mut cut = lock(&self.cut);
         cut.newest = Some(state.clone());
         cut.let_go(&state)
     }
+
+    /// A pod that begins now has these addresses: nothing of what was opened there before passes from
+    /// now on. To be called when a state is in force that says so. It lasts until
+    /// [`judge`](Connections::judge) is called by that state, or a later one, and is done. `false` if that
+    /// is under way for so many pods already that this one has to wait.
+    ///
+    /// After an error it may be so or not.
+    pub fn hand_over(&self, addresses: &[IpAddr]) -> Result<bool, Error> {
+        lock(&self.handovers).begin(addresses)
+    }
 }
 
-fn lock(cut: &Mutex<Cut>) -> MutexGuard<'_, Cut> {
-    cut.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cut {
@@ -238,7 +279,7 @@ impl Cut {
             _ => cut::put(&wanted),
         };
         if !requests.is_empty() {
-            self.socket.transaction(encode::transaction(requests))?;
+            table::commit(&mut self.socket, requests)?;
         }
         self.in_force = Some(wanted);
         Ok(())

@@ -53,11 +53,11 @@ const PRIORITY_RAW: i32 = -300;
 /// Just before the rules that let known connections pass.
 const PRIORITY: i32 = -1;
 
-const CT_PROTOCOL: u32 = 10;
-const CT_SOURCE_PORT: u32 = 11;
-const CT_SOURCE: [u32; 2] = [19, 21];
-const ORIGINAL: u8 = 0;
-const REPLY: u8 = 1;
+pub(crate) const CT_PROTOCOL: u32 = 10;
+pub(crate) const CT_SOURCE_PORT: u32 = 11;
+pub(crate) const CT_SOURCE: [u32; 2] = [19, 21];
+pub(crate) const ORIGINAL: u8 = 0;
+pub(crate) const REPLY: u8 = 1;
 
 /// Flows of one family that are looked up by the same parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +200,7 @@ impl Class {
 }
 
 /// Loads what connection tracking has of a flow, or of a direction of it, to a place in the key.
-fn load_tracked(list: &mut Attributes, key: u32, direction: Option<u8>, offset: u32) {
+pub(crate) fn load_tracked(list: &mut Attributes, key: u32, direction: Option<u8>, offset: u32) {
     expression(list, "ct", |ct| {
         ct.u32(1, register(offset)).u32(2, key);
         direction.into_iter().for_each(|direction| _ = ct.bytes(3, &[direction]));

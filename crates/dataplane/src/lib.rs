@@ -16,6 +16,7 @@ mod encode;
 mod error;
 mod fake;
 mod flow_log;
+mod handover;
 mod judge;
 mod layout;
 pub mod netlink;

@@ -18,7 +18,7 @@ use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, absent_is_
 use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
-use crate::witness::Witness;
+use crate::witness::{self, Witness};
 use crate::{Dataplane, Difference, Ended, Error, Hits, Report, Unseen};
 
 /// The kernel's nf_tables in the network namespace in which this was opened. It owns the table
@@ -150,6 +150,7 @@ impl Nftables {
 
     /// One transaction. As long as nobody else makes any, the kernel's number is known after it.
     fn transaction(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        let _turn = witness::turn();
         self.witness.iter_mut().for_each(Witness::off);
         let done = self.socket.transaction(encode::transaction(requests));
         if let Some(witness) = &mut self.witness {
@@ -531,9 +532,12 @@ impl Dataplane for Nftables {
         if self.installed.is_none() {
             return Ok(Vec::new());
         }
-        // First what is told, then how far that has to go: what comes between is seen the next time.
+        // First what is told, then how far that has to go: what comes between is seen the next time, and is
+        // nothing of ours.
+        let turn = witness::turn();
         let others = self.witness.as_mut().and_then(Witness::elsewhere);
         let now = self.kernel_generation()?;
+        drop(turn);
         let unchanged = self.seen.zip(now).is_some_and(|(seen, now)| {
             let since = now.wrapping_sub(seen);
             since == 0 || Some(since) == others

@@ -69,7 +69,7 @@ use portcullis_core::net::Family;
 
 use crate::attributes::Attributes;
 use crate::encode::{
-    self, DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
+    DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
     expression, load_meta, load_payload,
 };
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
@@ -151,7 +151,7 @@ impl Sources {
         if self.in_force.as_ref() != Some(&known) {
             self.dropped = self.dropped();
             self.in_force = None;
-            self.netfilter.transaction(encode::transaction(requests(&known)))?;
+            table::commit(&mut self.netfilter, requests(&known))?;
             self.in_force = Some(known);
         }
         Ok(links)
@@ -172,7 +172,7 @@ impl Sources {
         let mut table = Table::new(SOURCES_TABLE);
         add(&mut table, &pods);
         self.in_force = None;
-        self.netfilter.transaction(encode::transaction(table.into_requests()))?;
+        table::commit(&mut self.netfilter, table.into_requests())?;
         known.pods.extend(pods);
         self.in_force = Some(known);
         Ok(())
@@ -215,7 +215,7 @@ impl Sources {
     /// Lets every source pass.
     pub fn remove(&mut self) -> Result<(), Error> {
         self.in_force = None;
-        self.netfilter.transaction(encode::transaction(Table::removed(SOURCES_TABLE)))
+        table::commit(&mut self.netfilter, Table::removed(SOURCES_TABLE))
     }
 
     /// The links that lead to pods with these addresses. A pod that is not there yet, or not any more,

@@ -1,5 +1,6 @@
 //! Requests about a small table of ours that is not made from a plan.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
@@ -8,17 +9,18 @@ use crate::attributes::Attributes;
 use crate::compare::{self, Listing};
 use crate::encode::{
     self, ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
-    DELETE_ELEMENTS, DELETE_TABLE, DYNAMIC, ELEMENT_KEY, ELEMENT_LIST_BYTES, ELEMENTS_LIST,
-    ELEMENTS_SET, GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE, HOOK_NUMBER,
-    HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE, NEW_SET,
-    NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_FLAGS, SET_ID, SET_KEY_LENGTH,
-    SET_KEY_TYPE, SET_NAME, SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN,
-    VERDICT_CODE, VERDICT_REGISTER, byte_order, counter_of, expression, message, tell,
+    DELETE_ELEMENTS, DELETE_TABLE, DESCRIPTION_SIZE, DYNAMIC, ELEMENT_KEY, ELEMENT_LIST_BYTES,
+    ELEMENTS_LIST, ELEMENTS_SET, GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE,
+    HOOK_NUMBER, HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE,
+    NEW_SET, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_DESCRIPTION,
+    SET_FILLED_BY_RULES, SET_FLAGS, SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME, SET_USER_DATA,
+    SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER, byte_order,
+    counter_of, expression, message, tell,
 };
 use crate::netlink::{NetlinkSocket, absent_is_fine};
 use crate::plan::Limit;
 use crate::state::Log;
-use crate::{Difference, Error, Tally};
+use crate::{Difference, Error, Tally, witness};
 
 /// The type of a part of a key: its number in `nft`, and its bytes.
 pub(crate) type Part = (u32, u32);
@@ -44,18 +46,18 @@ pub(crate) enum Verdict {
 /// Requests about one table of the family `inet`, in order.
 #[derive(Debug)]
 pub(crate) struct Table {
-    name: &'static str,
+    name: Cow<'static, str>,
     requests: Vec<Request>,
     sets: u32,
 }
 
 impl Table {
-    pub(crate) fn new(name: &'static str) -> Table {
-        Table { name, requests: Vec::new(), sets: 0 }
+    pub(crate) fn new(name: impl Into<Cow<'static, str>>) -> Table {
+        Table { name: name.into(), requests: Vec::new(), sets: 0 }
     }
 
     /// A table that is put in the place of whatever is there under its name.
-    pub(crate) fn anew(name: &'static str) -> Table {
+    pub(crate) fn anew(name: impl Into<Cow<'static, str>>) -> Table {
         let mut table = Table::new(name);
         table.add();
         table.delete();
@@ -64,7 +66,7 @@ impl Table {
     }
 
     /// Removes a table, whether it is there or not.
-    pub(crate) fn removed(name: &'static str) -> Vec<Request> {
+    pub(crate) fn removed(name: impl Into<Cow<'static, str>>) -> Vec<Request> {
         let mut table = Table::new(name);
         table.add();
         table.delete();
@@ -115,10 +117,23 @@ impl Table {
         Ok(compare::differences(requests, &found))
     }
 
+    /// The keys of the elements of a set, each followed by what else is said of it. None if there is no
+    /// such set.
+    pub(crate) fn keys(
+        &self,
+        set: &str,
+        socket: &mut NetlinkSocket,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE_NAME, &self.name).text(ELEMENTS_SET, set);
+        let found = absent_is_fine(socket.dump(message(GET_ELEMENTS, attributes)))?;
+        Ok(found.iter().flat_map(encode::elements).collect())
+    }
+
     /// What came to a chain that [`ends`](Table::ends) packets, if it is there.
     pub(crate) fn ended(&self, chain: &str, socket: &mut NetlinkSocket) -> Option<Tally> {
         let mut attributes = Attributes::default();
-        attributes.text(TABLE_NAME, self.name).text(RULE_CHAIN, chain);
+        attributes.text(TABLE_NAME, &self.name).text(RULE_CHAIN, chain);
         let rules = socket.dump(message(GET_RULE, attributes)).ok()?;
         if rules.is_empty() {
             return None;
@@ -161,31 +176,44 @@ impl Table {
 
     /// A hash set.
     pub(crate) fn set(&mut self, set: &str, key: &[Part]) {
-        self.new_set(set, key, false);
+        self.new_set(set, key, 0, |_| {});
     }
 
     /// A set that the kernel fills, as [rules](Table::ends_beyond) say.
     pub(crate) fn dynamic_set(&mut self, set: &str, key: Part) {
-        self.new_set(set, &[key], true);
+        self.new_set(set, &[key], DYNAMIC, encode::bounds);
     }
 
-    fn new_set(&mut self, set: &str, key: &[Part], dynamic: bool) {
+    /// A hash set that rules [add](add) to, so many at most.
+    pub(crate) fn growing_set(&mut self, set: &str, key: &[Part], size: u32) {
+        self.new_set(set, key, SET_FILLED_BY_RULES, |attributes| {
+            attributes.nest(SET_DESCRIPTION, |description| {
+                description.u32(DESCRIPTION_SIZE, size);
+            });
+        });
+    }
+
+    fn new_set(
+        &mut self,
+        set: &str,
+        key: &[Part],
+        flags: u32,
+        bounds: impl FnOnce(&mut Attributes),
+    ) {
         self.sets += 1;
         let number = self.sets;
         self.push(NEW_SET, NLM_F_CREATE, |attributes| {
             // A user's program reads the types of the parts from this, 6 bits each.
             let types = key.iter().fold(0, |types, (number, _)| types << 6 | number);
             let length = key.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
-            attributes.text(SET_NAME, set).u32(SET_FLAGS, if dynamic { DYNAMIC } else { 0 });
+            attributes.text(SET_NAME, set).u32(SET_FLAGS, flags);
             attributes.u32(SET_KEY_TYPE, types).u32(SET_KEY_LENGTH, length).u32(SET_ID, number);
             let order = match key {
                 [LINK] => ByteOrder::Machine,
                 [_] => ByteOrder::Network,
                 _ => ByteOrder::Mixed,
             };
-            if dynamic {
-                encode::bounds(attributes);
-            }
+            bounds(attributes);
             attributes.bytes(SET_USER_DATA, &byte_order(order));
         });
     }
@@ -281,10 +309,16 @@ impl Table {
 
     fn push(&mut self, kind: u16, flags: u16, write: impl FnOnce(&mut Attributes)) {
         let mut attributes = Attributes::default();
-        attributes.text(TABLE_NAME, self.name);
+        attributes.text(TABLE_NAME, &self.name);
         write(&mut attributes);
         self.requests.push((message(kind, attributes), flags));
     }
+}
+
+/// One transaction.
+pub(crate) fn commit(socket: &mut NetlinkSocket, requests: Vec<Request>) -> Result<(), Error> {
+    let _turn = witness::turn();
+    socket.transaction(encode::transaction(requests))
 }
 
 /// Tells whether anybody has changed anything in nf_tables since it was asked last.
@@ -312,6 +346,15 @@ pub(crate) fn register(offset: u32) -> u32 {
 pub(crate) fn lookup(list: &mut Attributes, set: &str) {
     expression(list, "lookup", |lookup| {
         lookup.text(1, set).u32(2, KEY_REGISTER);
+    });
+}
+
+/// Adds the key that begins in the first register to a [growing set](Table::growing_set). If that is
+/// full, the rule ends here without a verdict.
+pub(crate) fn add(list: &mut Attributes, set: &str) {
+    const ADD: u32 = 0;
+    expression(list, "dynset", |dynset| {
+        dynset.text(1, set).u32(3, ADD).u32(4, KEY_REGISTER);
     });
 }
 

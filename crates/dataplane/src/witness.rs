@@ -6,7 +6,11 @@
 //! (`nf_tables_gen_notify`). So only what was in our table has to be looked at.
 //!
 //! Where anybody listens, the kernel writes a message for every element and keeps them all to the
-//! end of the transaction, each in a buffer of kilobytes. So nobody listens during our own.
+//! end of the transaction, each in a buffer of kilobytes. So nobody listens during our own. Those of
+//! our other tables [wait](turn) meanwhile, so that all of them are heard: one that was not is a reason to
+//! read all of the table.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
 use crate::attributes::Message;
@@ -15,6 +19,13 @@ use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
 
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const GROUP: u32 = 7;
+
+/// Had by whoever of this process makes a transaction, does not listen, or counts what was heard. The
+/// kernel lets transactions wait for each other anyway.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Listens.
 #[derive(Debug)]

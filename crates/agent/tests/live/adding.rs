@@ -1,7 +1,8 @@
 //! Pods that the container runtime adds, before the API server says what their addresses are.
 
 use std::fs;
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use portcullis_dataplane::Nftables;
 use portcullis_kube::live::Access;
 use serde_json::{Value, json};
 
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::server::Server;
 use crate::{
     NO_LOG, NODE, PATIENCE, Running, Watched, cluster, eventually, own_network, pod, policy,
@@ -157,6 +158,200 @@ pub(crate) fn left_open() {
     fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
 }
 
+/// A flow each way, of each sort: the client's ends and the servers', which have spoken both.
+struct Flows {
+    tcp: [(TcpStream, TcpStream); 2],
+    udp: [(UdpSocket, UdpSocket); 2],
+}
+
+impl Flows {
+    fn open(ends: [(&network::Pod, IpAddr); 2], port: u16) -> Flows {
+        let [a, b] = ends;
+        let tcp = [[a, b], [b, a]].map(|[(from, _), (to, at)]| {
+            let listener = to.listen(at, port);
+            (from.connect(at, port), listener.accept().unwrap().0)
+        });
+        let udp = [[a, b], [b, a]].map(|[(from, of), (to, at)]| {
+            let (client, server) = (from.udp(of, port + 1), to.udp(at, port));
+            client.connect((at, port)).unwrap();
+            server.connect((of, port + 1)).unwrap();
+            (client, server)
+        });
+        let mut flows = Flows { tcp, udp };
+        flows.go_on();
+        flows
+    }
+
+    #[track_caller]
+    fn go_on(&mut self) {
+        for (client, server) in &mut self.tcp {
+            for [from, to] in [[&*client, &*server], [&*server, &*client]] {
+                to.set_read_timeout(Some(PATIENCE)).unwrap();
+                { from }.write_all(b"x").unwrap();
+                { to }.read_exact(&mut [0; 1]).unwrap();
+            }
+        }
+        for (client, server) in &self.udp {
+            for [from, to] in [[client, server], [server, client]] {
+                to.set_read_timeout(Some(PATIENCE)).unwrap();
+                from.send(b"?").unwrap();
+                to.recv(&mut [0; 8]).unwrap();
+            }
+        }
+    }
+
+    /// Whether anybody hears what the other end says.
+    fn is_heard(&mut self) -> bool {
+        let wait = Some(Duration::from_millis(100));
+        let tcp = self.tcp.iter_mut().any(|(client, server)| {
+            [[&*client, &*server], [&*server, &*client]].into_iter().any(|[mut from, mut to]| {
+                to.set_read_timeout(wait).unwrap();
+                let _ = from.write_all(b"x");
+                to.read(&mut [0; 1]).is_ok_and(|bytes| bytes > 0)
+            })
+        });
+        let udp = self.udp.iter().any(|(client, server)| {
+            [[client, server], [server, client]].into_iter().any(|[from, to]| {
+                to.set_read_timeout(wait).unwrap();
+                let _ = from.send(b"!");
+                to.recv(&mut [0; 8]).is_ok()
+            })
+        });
+        tcp || udp
+    }
+}
+
+/// Each pod may open what the others may not: what one hears of the flows of another, it hears because
+/// they are still open.
+pub(crate) fn handed_over() {
+    const PODS: [(&str, &str, u16); 3] =
+        [("first", "7", 81), ("next", "8", 91), ("last", "9", 101)];
+    own_network();
+    let network = Network::with_pods(3);
+    let (web, third) = (&network.pods[0], &network.pods[2]);
+    let server = Server::start(30);
+    cluster(&server);
+    let (ours, passing) = ("10.0.1.2".parse().unwrap(), "10.0.3.2".parse().unwrap());
+    let peers = json!([{"podSelector": {"matchLabels": {"app": "web"}}}]);
+    for (name, _, port) in PODS {
+        let ports = ["TCP", "UDP"].map(|of| json!({"port": port, "protocol": of}));
+        let spec = json!({
+            "podSelector": {"matchLabels": {"app": name}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": peers, "ports": ports}],
+            "egress": [{"to": peers, "ports": ports}],
+        });
+        server.put("networkpolicies", policy(name, spec));
+    }
+    let [(first, _, port), rest @ ..] = PODS;
+    server.put("pods", pod(first, NODE, "10.0.3.2", first));
+    let socket = socket("handed-over");
+    let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
+        options.keep_established = false;
+        options.allow_spoofing = false;
+        options.socket = Some(socket.clone());
+        options.unprogrammed = Unprogrammed::Closed(vec!["10.0.3.0/24".parse().unwrap()]);
+    });
+    eventually("ready", || {
+        ask(&socket.path, &Request::Status, LONG).is_ok_and(|answer| answer == Answer::Ready)
+    });
+    let ends = [(web, ours), (third, passing)];
+    let mut before = vec![Flows::open(ends, port)];
+    // So many that to judge them takes a while.
+    for from in 20_001..24_001 {
+        let _ = web.udp(ours, from).send_to(b"?", (passing, port));
+    }
+    for (name, uid, _) in rest {
+        server.put("pods", without_address(name, name, uid));
+    }
+    for (name, uid, port) in rest {
+        let forgotten = || agent.metric("portcullis_connections_forgotten_total");
+        let so_far = forgotten();
+        // The server has not told that the pod before is gone.
+        let added = attachment(name, uid, "10.0.3.2");
+        assert_eq!(asked(&socket, &Request::Add(added)), Answer::Enforced);
+        for flows in &mut before {
+            assert!(!flows.is_heard(), "{name} goes on with what is not its own");
+        }
+        let mut own = Flows::open(ends, port);
+        eventually("all is judged", || forgotten() >= so_far + 4.0);
+        own.go_on();
+        before.push(own);
+    }
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
+/// No plugin tells of it: the uid alone does.
+pub(crate) fn same_name() {
+    own_network();
+    let network = Network::with_pods(3);
+    let (web, third) = (&network.pods[0], &network.pods[2]);
+    let server = Server::start(30);
+    cluster(&server);
+    let of_uid = |uid: &str, app: &str| {
+        let mut pod = pod("third", NODE, "10.0.3.2", app);
+        pod["metadata"]["uid"] = uid.into();
+        pod
+    };
+    server.put("pods", of_uid("1", "silent"));
+    let subject = json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["silent", "mute"]}]});
+    let spec = json!({"podSelector": subject, "policyTypes": ["Egress"]});
+    server.put("networkpolicies", policy("silent", spec));
+    let socket = socket("same-name");
+    let start = || {
+        let agent = Running::with(&server, Nftables::open().unwrap(), |options| {
+            options.keep_established = false;
+            options.socket = Some(socket.clone());
+        });
+        eventually("ready", || agent.get("/readyz").0 == 200);
+        agent
+    };
+    let agent = start();
+    let (from, to): (IpAddr, IpAddr) = ("10.0.1.2".parse().unwrap(), "10.0.3.2".parse().unwrap());
+    let (asking, answering) = (web.udp(from, 20_000), third.udp(to, 81));
+    asking.connect((to, 81)).unwrap();
+    answering.connect((from, 20_000)).unwrap();
+    asking.send(b"?").unwrap();
+    answering.recv(&mut [0; 8]).unwrap();
+    let answers = || {
+        asking.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        answering.send(b"!").unwrap();
+        asking.recv(&mut [0; 8]).is_ok()
+    };
+    assert!(answers());
+    // The same pod, with another label that means the same.
+    let enforced = agent.metric("portcullis_apply_duration_seconds_count");
+    server.put("pods", of_uid("1", "mute"));
+    eventually("enforced", || agent.metric("portcullis_apply_duration_seconds_count") > enforced);
+    assert!((0..10).all(|_| answers()), "it is the same pod");
+    let is_another = |agent: &Running| {
+        let forgotten = || agent.metric("portcullis_connections_forgotten_total");
+        eventually("forgotten", || forgotten() >= 1.0);
+        assert!(!answers(), "an answer to what the pod before was asked");
+        asking.send(b"?").unwrap();
+        answering.recv(&mut [0; 8]).unwrap();
+        assert!(answers(), "the next one is asked itself");
+    };
+    let noted = || InForce::read(&socket.path).unwrap_or_default().owners;
+    eventually("noted", || noted().len() == 3);
+    let first = noted();
+    server.put("pods", of_uid("2", "mute"));
+    is_another(&agent);
+    eventually("noted anew", || noted() != first);
+    agent.stop();
+    // An agent knows it from the one before it.
+    let agent = start();
+    eventually("judged", || agent.metric("portcullis_cut_duration_seconds_count") >= 1.0);
+    assert!((0..10).all(|_| answers()), "it is the same pod to the next agent");
+    agent.stop();
+    server.put("pods", of_uid("3", "mute"));
+    let agent = start();
+    is_another(&agent);
+    agent.stop();
+    fs::remove_dir_all(socket.path.parent().unwrap()).unwrap();
+}
+
 /// What an address has open ends before the address is told as free, and before a pod is there that
 /// started without an agent.
 pub(crate) fn freed() {
@@ -268,7 +463,7 @@ pub(crate) fn not_heard() {
 }
 
 pub(crate) fn strange_lines() {
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixStream;
     let server = Server::start(30);
     cluster(&server);

@@ -78,6 +78,8 @@ fn main() -> ExitCode {
         test("a_node_that_the_cluster_does_not_have_is_never_ready", unknown_node),
         test("a_pod_that_the_runtime_adds_is_enforced_when_that_is_answered", adding::known),
         test("a_pod_does_not_go_on_with_connections_of_the_one_before", adding::left_open),
+        test("an_address_goes_to_the_next_pod_at_once_and_without_flows", adding::handed_over),
+        test("a_pod_that_is_made_anew_under_its_name_is_another", adding::same_name),
         test("an_address_is_told_as_free_when_nothing_of_it_is_open", adding::freed),
         test("a_pod_that_nobody_has_told_of_is_closed", adding::unknown),
         test("what_was_added_while_no_agent_was_there_is_known_to_the_next", adding::away),

@@ -3,13 +3,10 @@
 //! (SEMANTICS 13).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustc_hash::FxBuildHasher;
-
-use super::{NodeProgram, number_for};
+use super::{NodeProgram, number_for, number_of};
 use crate::model::{Direction, Mode};
 use crate::net::ByAddress;
 use crate::node::Profile;
@@ -114,8 +111,7 @@ impl NodeProgram {
         let class = pod.class.and_then(|class| self.classes.get(class));
         if let Some(profile) = class.and_then(|class| class.profile.as_ref()) {
             self.state.endpoints.insert(address, profile.number);
-            let owner = FxBuildHasher.hash_one((&pod.namespace, &pod.name));
-            self.state.owners.insert(address, owner);
+            self.state.owners.insert(address, pod.owner);
         }
     }
 
@@ -177,8 +173,8 @@ impl NodeProgram {
     fn closed(&self, address: IpAddr) -> Option<(Profile, u64)> {
         let pods = || self.claims.claimants(address).filter_map(|id| self.pods.get(id));
         pods().find(|pod| pod.local)?;
-        let mut names: Vec<_> = pods().map(|pod| (&pod.namespace, &pod.name)).collect();
-        names.sort_unstable();
+        let mut owners: Vec<u64> = pods().map(|pod| pod.owner).collect();
+        owners.sort_unstable();
         let classes: BTreeSet<u32> = pods().filter_map(|pod| pod.class).collect();
         let mut profile = Profile::default();
         for direction in Direction::ALL {
@@ -197,7 +193,7 @@ impl NodeProgram {
                 Direction::Egress => (profile.egress, profile.audit_egress) = (nothing, audited),
             }
         }
-        Some((profile, FxBuildHasher.hash_one(names)))
+        Some((profile, number_of(owners.into_iter().flat_map(u64::to_ne_bytes))))
     }
 
     /// The numbers of the profiles of disputed addresses that a pod of these profiles claims.

@@ -10,6 +10,7 @@ use portcullis_core::net::Protocol;
 use portcullis_dataplane::state::{Entry, NodeState, PeerSet, Ports, Profile};
 use portcullis_dataplane::{Connections, Dataplane, Nftables};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use socket2::SockRef;
 
 use crate::network::{Network, Pod};
 use crate::{address, in_namespace, nft, with_nft};
@@ -27,7 +28,11 @@ pub(crate) fn tests() -> Vec<Trial> {
         in_namespace("what_is_allowed_again_goes_on_at_once", released),
         in_namespace("another_process_cuts_the_same_and_no_more", another_process),
         in_namespace("an_address_carries_nothing_over_to_its_next_owner", next_owner),
+        in_namespace("an_address_is_handed_over_before_connections_are_judged", handed_over),
+        in_namespace("an_address_that_passes_on_twice_carries_nothing_over", handed_over_twice),
+        in_namespace("what_a_process_handed_over_stays_so_when_it_ends", handed_over_by_another),
         with_nft("nft_lists_what_is_cut", listed),
+        with_nft("nft_lists_what_is_handed_over", handed_over_listed),
         with_nft("a_table_that_somebody_removed_is_put_there_again", removed),
         with_nft("a_connection_through_a_service_is_cut_by_its_endpoint", service),
         with_nft("a_connection_through_a_node_port_is_judged_as_its_client_s", node_port),
@@ -382,6 +387,173 @@ fn next_owner() {
     gone.owners.remove(&address("10.0.1.2"));
     cluster.nftables.apply(&gone).unwrap();
     assert_eq!(cluster.connections.judge(&gone).unwrap().forgotten, 1);
+}
+
+/// Pod 1 is of this owner. Whoever it is may open the same.
+fn owned(owner: u64) -> NodeState {
+    let mut state = state(&[PORT, OTHER, THIRD]);
+    let both = |address: &IpAddr| CLIENTS.contains(&&*address.to_string());
+    let owner = |address: &IpAddr| if both(address) { owner } else { 7 };
+    state.owners = state.endpoints.keys().map(|address| (*address, owner(address))).collect();
+    state
+}
+
+const THIRD: u16 = 82;
+const CLIENTS: [&str; 2] = ["10.0.1.2", "fd00:1::2"];
+
+/// A connection of each sort between the pods.
+struct Open {
+    tcp: Vec<[TcpStream; 2]>,
+    udp: Vec<[UdpSocket; 2]>,
+}
+
+impl Open {
+    fn on(cluster: &Cluster, port: u16) -> Open {
+        Open {
+            tcp: SERVERS.map(|server| cluster.tcp(address(server), port)).into(),
+            udp: SERVERS.map(|server| cluster.udp(address(server), port)).into(),
+        }
+    }
+
+    #[track_caller]
+    fn goes_on(&mut self) {
+        for [client, server] in &mut self.tcp {
+            say(client, server);
+            say(server, client);
+        }
+        for [client, server] in &self.udp {
+            assert!(arrives(client, server, true) && arrives(server, client, true));
+        }
+    }
+
+    /// Nothing that either end says arrives.
+    #[track_caller]
+    fn stands_still(&mut self) {
+        for ends in &mut self.tcp {
+            for i in [0, 1] {
+                let [from, to] = [i, 1 - i];
+                ends[to].set_read_timeout(wait(false)).unwrap();
+                ends[from].write_all(b"x").unwrap();
+                let read = ends[to].read(&mut [0; 1]);
+                assert!(
+                    read.as_ref().is_err_and(|e| e.kind() == ErrorKind::WouldBlock),
+                    "{read:?}"
+                );
+            }
+        }
+        for [client, server] in &self.udp {
+            assert!(!arrives(client, server, false) && !arrives(server, client, false));
+        }
+    }
+}
+
+impl Cluster {
+    /// Hands pod 1 over to this owner, and judges nothing.
+    fn hand_over(&mut self, owner: u64) {
+        self.nftables.apply(&owned(owner)).unwrap();
+        assert!(self.connections.release().hand_over(&CLIENTS.map(address)).unwrap());
+    }
+}
+
+fn handed_over() {
+    let mut cluster = Cluster::new();
+    cluster.set(&owned(1));
+    let mut before = Open::on(&cluster, PORT);
+    let elsewhere = cluster.network.pods[2].udp(address("10.0.3.2"), PORT);
+    let from_server = cluster.server().udp(address(SERVERS[0]), 0);
+    from_server.connect((address("10.0.3.2"), PORT)).unwrap();
+    elsewhere.connect(from_server.local_addr().unwrap()).unwrap();
+    before.goes_on();
+    cluster.hand_over(2);
+    before.stands_still();
+    // What is said again later would open it anew.
+    for end in before.tcp.iter().flatten() {
+        SockRef::from(end).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    drop(before);
+    let mut after = Open::on(&cluster, OTHER);
+    after.goes_on();
+    assert!(
+        arrives(&from_server, &elsewhere, true) && arrives(&elsewhere, &from_server, true),
+        "of others"
+    );
+    let judged = cluster.connections.judge(&owned(2)).unwrap();
+    assert_eq!((judged.forgotten, judged.cut), (4, 0), "{judged:?}");
+    after.goes_on();
+    let judged = cluster.connections.judge(&owned(2)).unwrap();
+    assert_eq!((judged.forgotten, judged.cut), (0, 0), "{judged:?}");
+    // What was opened since is judged too.
+    cluster.hand_over(3);
+    let opened = Open::on(&cluster, THIRD);
+    let mut closed = owned(3);
+    for (number, profile) in state(&[PORT, OTHER]).profiles {
+        closed.profiles.insert(number, profile);
+    }
+    cluster.nftables.apply(&closed).unwrap();
+    let judged = cluster.connections.judge(&closed).unwrap();
+    assert_eq!((judged.forgotten, judged.cut), (4, 4), "{judged:?}");
+    drop(opened);
+}
+
+fn handed_over_twice() {
+    let mut cluster = Cluster::new();
+    cluster.set(&owned(1));
+    let mut first = Open::on(&cluster, PORT);
+    cluster.hand_over(2);
+    let mut second = Open::on(&cluster, OTHER);
+    cluster.hand_over(3);
+    first.stands_still();
+    second.stands_still();
+    let mut third = Open::on(&cluster, THIRD);
+    third.goes_on();
+    let judged = cluster.connections.judge(&owned(3)).unwrap();
+    assert_eq!((judged.forgotten, judged.cut), (8, 0), "{judged:?}");
+    third.goes_on();
+}
+
+fn handed_over_by_another() {
+    let mut cluster = Cluster::new();
+    cluster.set(&owned(1));
+    let mut before = Open::on(&cluster, PORT);
+    cluster.hand_over(2);
+    let mut after = Open::on(&cluster, OTHER);
+    cluster.connections = Connections::open().unwrap();
+    before.stands_still();
+    after.goes_on();
+    // It does not know who had the address before.
+    let judged = cluster.connections.judge(&owned(2)).unwrap();
+    assert_eq!((judged.forgotten, judged.cut), (4, 0), "{judged:?}");
+    after.goes_on();
+}
+
+fn handed_over_listed() {
+    let mut cluster = Cluster::new();
+    cluster.hand_over(1);
+    let _open = Open::on(&cluster, PORT);
+    let text = nft(&["list", "table", "inet", "portcullis-handover-1"], "");
+    let key = "ct original ip saddr . ct original ip daddr . ct protocol . ct original proto-src . ct \
+               original proto-dst";
+    for line in [
+        "type filter hook forward priority filter - 1; policy accept;",
+        "ct original ip saddr @addresses4 goto handed-over4",
+        "ct reply ip6 saddr @addresses6 goto handed-over6",
+        "type ipv6_addr . ipv6_addr . inet_proto . inet_service . inet_service",
+        "size 65536",
+        "flags dynamic",
+        &format!("ct state new add @opened4 {{ {key} }}"),
+        &format!("{key} @opened4 accept"),
+        "counter packets 0 bytes 0 drop",
+    ] {
+        assert!(text.lines().any(|found| found.trim() == line), "{line}\n{text}");
+    }
+    assert!(text.contains("10.0.1.2 . 10.0.2.2 . tcp . "), "{text}");
+    // As JSON too.
+    nft(&["-j", "list", "ruleset"], "");
+    cluster.connections.judge(&owned(1)).unwrap();
+    assert!(!nft(&["list", "ruleset"], "").contains("handover"), "all is judged");
+    cluster.hand_over(2);
+    cluster.connections.remove().unwrap();
+    assert!(!nft(&["list", "ruleset"], "").contains("handover"), "nothing is enforced");
 }
 
 fn table() -> String {

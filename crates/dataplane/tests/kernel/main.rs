@@ -37,7 +37,7 @@ use portcullis_core::net::{IpNet, Protocol};
 use portcullis_dataplane::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use portcullis_dataplane::plan::{TABLE, plan, render};
 use portcullis_dataplane::state::{Addresses, Entry, NodeState, PeerSet, Ports, Profile};
-use portcullis_dataplane::{Dataplane, Error, Fake, Nftables};
+use portcullis_dataplane::{Connections, Dataplane, Error, Fake, Nftables};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use serde_json::Value;
@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         with_nft("what_a_process_that_died_left_behind_is_replaced_and_removed", left_behind),
         in_namespace("a_pod_that_comes_or_goes_is_an_element_in_each_set", one_pod_more),
         in_namespace("what_was_applied_is_found_again_as_it_was", nothing_changed),
+        in_namespace("our_other_tables_are_no_reason_to_read_all_of_the_first", our_other_tables),
         with_nft("what_somebody_else_changed_is_told_and_the_next_apply_mends_it", drift),
         in_namespace("hits_survive_whatever_is_applied", hits_last),
         in_namespace("real_packets_pass_as_the_fake_says_and_are_counted", packets),
@@ -484,6 +485,22 @@ fn nothing_changed() {
             assert_ne!(nftables.compare(next).unwrap(), [], "{next:?}");
         }
     }
+}
+
+/// Another thread changes our other tables all the time.
+fn our_other_tables() {
+    let mut nftables = Nftables::open().unwrap();
+    let mut connections = Connections::open().unwrap();
+    let (one, other) = (two_pods(), NodeState::default());
+    nftables.apply(&one).unwrap();
+    let changing = thread::spawn(move || (0..1000).for_each(|_| connections.remove().unwrap()));
+    while !changing.is_finished() {
+        for state in [&other, &one] {
+            nftables.apply(state).unwrap();
+            assert_eq!(nftables.differences().unwrap(), []);
+        }
+    }
+    assert_eq!(nftables.listings(), 0, "what is ours is no reason to read all of the table");
 }
 
 fn drift() {
