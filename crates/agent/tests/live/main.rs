@@ -769,7 +769,9 @@ fn repairs() {
         // The last thing that happened was not just now.
         thread::sleep(Duration::from_millis(700));
         nft(edit);
+        let start = Instant::now();
         eventually(edit, || kernel.compare(&state).is_ok_and(|d| d.is_empty()));
+        eprintln!("{edit}: repaired after {:?}", start.elapsed());
         eventually("counted", || agent.metric("portcullis_drift_repairs_total") == f64::from(i));
         if edit != "flush ruleset" {
             assert_eq!(listed(), before, "a table of others, after {edit}");

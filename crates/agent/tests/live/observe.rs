@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portcullis_agent::{Logging, Options, Socket, Unprogrammed};
 use portcullis_cni::flow::{Filter, Flow, RuleHits, Verdict};
@@ -262,7 +262,9 @@ pub(crate) fn repairs() {
     let mut repairs = 0;
     for (edit, tables_changed) in edits {
         nft(edit);
+        let start = Instant::now();
         eventually(edit, || tables.map(listed) == before);
+        eprintln!("{edit}: repaired after {:?}", start.elapsed());
         repairs += tables_changed;
         eventually("counted", || node.metric("portcullis_drift_repairs_total") == repairs);
     }
