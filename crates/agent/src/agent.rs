@@ -302,8 +302,9 @@ impl<D: Dataplane> Agent<D> {
         self.metrics().alive = Some(now);
         let next = self.next_attempt.max(self.next_look);
         let next = if more || self.tells_both { next.min(now + TIDY) } else { next };
-        let guards = self.waiting.iter().any(|waiting| !self.is_judged(waiting))
-            || self.asking.iter().any(|asking| asking.found.is_some());
+        let guards =
+            self.waiting.iter().any(|waiting| waiting.state.is_some_and(|n| !self.is_judged(n)))
+                || self.asking.iter().any(|asking| asking.found.is_some());
         let next = if guards { next.min(now + GUARDING) } else { next };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         waiting.chain(self.asking.iter().map(|asking| asking.until)).fold(next, Instant::min)
@@ -387,9 +388,8 @@ impl<D: Dataplane> Agent<D> {
         for mut waiting in all {
             let mut standing = self.standing(&waiting.attachment);
             if standing == Answer::Enforced {
-                let told = self.tell.as_ref().map_or(0, |tell| tell.told);
-                waiting.state.get_or_insert(told);
-                if !self.begin(&mut waiting) && !self.is_judged(&waiting) {
+                let number = *waiting.state.get_or_insert(self.told());
+                if !self.begin(&mut waiting) && !self.is_judged(number) {
                     // What the pod that had the address before has left open is not this one's.
                     let why = "open connections have not been judged yet".to_owned();
                     standing = Answer::Failed { why };
@@ -408,13 +408,11 @@ impl<D: Dataplane> Agent<D> {
             }
         }
         for mut asking in std::mem::take(&mut self.asking) {
-            let told = self.tell.as_ref().map_or(0, |tell| tell.told);
             let found = match asking.found.take() {
                 Some(found) => Ok(found),
-                None => self.holding(asking.only.as_ref()).map(|holding| (told, holding)),
+                None => self.holding(asking.only.as_ref()).map(|holding| (self.told(), holding)),
             };
-            let judged = |number| self.tell.as_ref().is_none_or(|tell| tell.is_judged(number));
-            let done = matches!(found, Ok((number, _)) if judged(number));
+            let done = matches!(found, Ok((number, _)) if self.is_judged(number));
             if !done && now < asking.until {
                 self.asking.push(Asking { found: found.ok(), ..asking });
                 continue;
@@ -491,10 +489,14 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// Whether no connection goes on that the policies of the pod do not allow.
-    fn is_judged(&self, waiting: &Waiting) -> bool {
-        let by = |number: u64| self.tell.as_ref().is_none_or(|tell| tell.is_judged(number));
-        waiting.state.is_none_or(by)
+    /// The number of the last state that is in force.
+    fn told(&self) -> u64 {
+        self.tell.as_ref().map_or(0, |tell| tell.told)
+    }
+
+    /// Whether no connection goes on that the state of this number does not allow.
+    fn is_judged(&self, number: u64) -> bool {
+        self.tell.as_ref().is_none_or(|tell| tell.is_judged(number))
     }
 
     /// Whether pods can be added.

@@ -7,38 +7,25 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use portcullis_apiserver::{FakeRuntime, Node, Options, Process, Server};
+use portcullis_tests::folder::Folder;
+use portcullis_tests::process::{LIMIT, limited};
 use rustix::process::{Pid, Signal, kill_process};
-
-/// A guard against hanging for ever: nothing takes so long.
-const LIMIT: Duration = Duration::from_secs(120);
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
 
 /// A server, and a kubectl that knows it.
 struct Cluster {
     kubectl: PathBuf,
-    home: PathBuf,
+    home: Folder,
     _server: Server,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Cluster {
-    /// `None` where there is no kubectl, which is said, unless `PORTCULLIS_REQUIRE_KUBECTL` is 1.
+    /// `None` where there is no kubectl.
     fn new(name: &str) -> Option<Cluster> {
-        let Some(kubectl) = on_path("kubectl") else {
-            let required = std::env::var("PORTCULLIS_REQUIRE_KUBECTL").is_ok_and(|v| v == "1");
-            assert!(!required, "kubectl is not installed, and PORTCULLIS_REQUIRE_KUBECTL is 1");
-            // Not with a macro: what those print is not shown of a test that passes.
-            let said = "SKIPPED: no kubectl on PATH, so no session with kubectl was tested\n";
-            std::io::stderr().write_all(said.as_bytes()).unwrap();
-            return None;
-        };
+        let kubectl = portcullis_tests::kubectl::found("no session with kubectl was tested")?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let fake = Arc::new(FakeRuntime::default());
         let server = runtime.block_on(Server::start(Options::default(), fake)).unwrap();
@@ -50,9 +37,7 @@ impl Cluster {
             });
         }
         // kubectl keeps what it discovers under HOME.
-        let home = format!("portcullis-{name}-{}", std::process::id());
-        let home = std::env::temp_dir().join(home);
-        std::fs::create_dir_all(&home).unwrap();
+        let home = Folder::new(name);
         server.write_kubeconfig(&home.join("kubeconfig")).unwrap();
         Some(Cluster { kubectl, home, _server: server, _runtime: runtime })
     }
@@ -62,11 +47,8 @@ impl Cluster {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        // What goes on for longer is ended, with the exit code 124.
-        let mut command = Command::new("timeout");
-        let seconds = LIMIT.as_secs().to_string();
-        command.args(["--foreground", "--kill-after=5", &seconds, program]);
-        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.home);
+        let mut command = limited(program);
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &*self.home);
         command
     }
 
@@ -104,12 +86,6 @@ impl Cluster {
         let mut seen = Vec::new();
         process.stdout.unwrap().0.read_to_end(&mut seen).unwrap();
         (process.control.wait(), String::from_utf8_lossy(&seen).into_owned())
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.home).unwrap();
     }
 }
 

@@ -88,5 +88,5 @@ fn what_is_written_anew_is_chained_again() {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    lines.until("chained portcullis-cni into");
+    assert!(lines.until("").starts_with("chained portcullis-cni into"));
 }

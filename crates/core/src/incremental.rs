@@ -118,8 +118,8 @@ struct Class {
     key: Arc<ClassKey>,
     pods: u32,
     local: u32,
-    /// The sets that its addresses are in, ascending, and some that are gone. Of peers that are an `ipBlock`, those of its
-    /// addresses that are in the block.
+    /// The sets that its addresses are in, ascending, and some that are gone. Of peers that are an
+    /// `ipBlock`, those of its addresses that are in the block.
     sets: Vec<SetKey>,
     /// While it has local pods.
     profile: Option<LocalClass>,

@@ -32,14 +32,16 @@
 
 use portcullis_core::net::{Family, Protocol};
 
-use crate::attributes::Attributes;
 use crate::encode::{
     EQUAL, HOOK_FORWARD, META_PROTOCOL, Request, TRANSPORT_HEADER, compare, expression,
     known_connection, load_meta, load_payload,
 };
 use crate::judge::Opening;
 use crate::nudge;
-use crate::table::{self, ADDRESS_V4, ADDRESS_V6, PORT, PROTOCOL, Table, Verdict, register};
+use crate::table::{
+    self, ADDRESS_V4, ADDRESS_V6, CT_PROTOCOL, CT_SOURCE, CT_SOURCE_PORT, ORIGINAL, PORT, PROTOCOL,
+    REPLY, Table, Verdict, load_tracked, register,
+};
 
 /// The name of the table; its family is `inet`.
 pub(crate) const CUT_TABLE: &str = "portcullis-cut";
@@ -52,12 +54,6 @@ const HOOK_OUTPUT: u32 = 3;
 const PRIORITY_RAW: i32 = -300;
 /// Just before the rules that let known connections pass.
 const PRIORITY: i32 = -1;
-
-pub(crate) const CT_PROTOCOL: u32 = 10;
-pub(crate) const CT_SOURCE_PORT: u32 = 11;
-pub(crate) const CT_SOURCE: [u32; 2] = [19, 21];
-pub(crate) const ORIGINAL: u8 = 0;
-pub(crate) const REPLY: u8 = 1;
 
 /// Flows of one family that are looked up by the same parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,12 +193,4 @@ impl Class {
             table::verdict(list, Verdict::Goto(CUT));
         });
     }
-}
-
-/// Loads what connection tracking has of a flow, or of a direction of it, to a place in the key.
-pub(crate) fn load_tracked(list: &mut Attributes, key: u32, direction: Option<u8>, offset: u32) {
-    expression(list, "ct", |ct| {
-        ct.u32(1, register(offset)).u32(2, key);
-        direction.into_iter().for_each(|direction| _ = ct.bytes(3, &[direction]));
-    });
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NetlinkSerializable};
 use portcullis_core::net::{Family, next_address};
@@ -75,7 +76,7 @@ pub(crate) const SET_KEY_TYPE: u16 = 4;
 pub(crate) const SET_KEY_LENGTH: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LENGTH: u16 = 7;
-pub(crate) const SET_DESCRIPTION: u16 = 9;
+const SET_DESCRIPTION: u16 = 9;
 const SET_TIMEOUT: u16 = 11;
 pub(crate) const SET_ID: u16 = 10;
 pub(crate) const SET_USER_DATA: u16 = 13;
@@ -83,11 +84,9 @@ const SET_EXPRESSION: u16 = 17;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_WITH_TIMEOUT: u32 = 0x10;
-pub(crate) const SET_FILLED_BY_RULES: u32 = 0x20;
-/// The flags of a dynamic set.
-pub(crate) const DYNAMIC: u32 = SET_WITH_TIMEOUT | SET_FILLED_BY_RULES;
+const SET_FILLED_BY_RULES: u32 = 0x20;
 const SET_CONCATENATION: u32 = 0x80;
-pub(crate) const DESCRIPTION_SIZE: u16 = 1;
+const DESCRIPTION_SIZE: u16 = 1;
 const DESCRIPTION_CONCATENATION: u16 = 2;
 const FIELD_LENGTH: u16 = 1;
 const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
@@ -130,6 +129,7 @@ const LOOKUP_INVERTED: u32 = 1;
 
 const DYNAMIC_SET: u16 = 1;
 const DYNAMIC_OPERATION: u16 = 3;
+const DYNAMIC_ADD: u32 = 0;
 const DYNAMIC_UPDATE: u32 = 1;
 const DYNAMIC_KEY: u16 = 4;
 const DYNAMIC_EXPRESSION: u16 = 7;
@@ -260,9 +260,8 @@ impl Encoder<'_> {
         if set.interval && concatenation {
             flags |= SET_CONCATENATION;
         }
-        if set.dynamic {
-            flags |= DYNAMIC;
-        }
+        let room = set.dynamic.then_some(Room::OF_HEARD);
+        flags |= room.map_or(0, Room::flags);
         // A user's program reads the types of the parts from this, 6 bits each.
         let key_type = set.key.iter().fold(0, |types, part| types << 6 | type_number(*part));
         let length = |part: &Type| type_length(*part).next_multiple_of(4);
@@ -290,9 +289,7 @@ impl Encoder<'_> {
                 });
             });
         }
-        if set.dynamic {
-            bounds(&mut attributes);
-        }
+        room.iter().for_each(|room| room.write(&mut attributes));
         let order = if concatenation { ByteOrder::Mixed } else { ByteOrder::Network };
         attributes.bytes(SET_USER_DATA, &byte_order(order));
         if set.counted {
@@ -855,21 +852,52 @@ pub(crate) fn tell(list: &mut Attributes, log: Log, prefix: &str) {
     expression(list, "counter", |_| {});
 }
 
-/// How many elements a dynamic set has room for, and for how long.
-pub(crate) fn bounds(set: &mut Attributes) {
-    set.nest(SET_DESCRIPTION, |description| {
-        description.u32(DESCRIPTION_SIZE, Set::HEARD);
-    });
-    let milliseconds = Set::QUIET.as_millis() as u64;
-    set.bytes(SET_TIMEOUT, &milliseconds.to_be_bytes());
+/// What a set that rules fill has room for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// The most elements.
+    pub(crate) size: u32,
+    /// How long an element stays that no packet meets; without it, for as long as the set does.
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Room {
+    /// Of a set that remembers who was heard.
+    pub(crate) const OF_HEARD: Room = Room { size: Set::HEARD, timeout: Some(Set::QUIET) };
+
+    /// Those of the set.
+    pub(crate) fn flags(self) -> u32 {
+        SET_FILLED_BY_RULES | self.timeout.map_or(0, |_| SET_WITH_TIMEOUT)
+    }
+
+    pub(crate) fn write(self, set: &mut Attributes) {
+        set.nest(SET_DESCRIPTION, |description| {
+            description.u32(DESCRIPTION_SIZE, self.size);
+        });
+        if let Some(timeout) = self.timeout {
+            set.bytes(SET_TIMEOUT, &(timeout.as_millis() as u64).to_be_bytes());
+        }
+    }
 }
 
 /// Goes on if more packets than the limit have come with what is in the first register.
 pub(crate) fn exceeds(list: &mut Attributes, set: &str, limit: Limit) {
+    fill(list, set, DYNAMIC_UPDATE, |dynset| {
+        dynset.nest(DYNAMIC_EXPRESSION, |each| write_limit(each, limit, LIMIT_OVER));
+    });
+}
+
+/// Adds the key that begins in the first register. If the set is full, the rule ends here without a
+/// verdict.
+pub(crate) fn add(list: &mut Attributes, set: &str) {
+    fill(list, set, DYNAMIC_ADD, |_| {});
+}
+
+fn fill(list: &mut Attributes, set: &str, operation: u32, more: impl FnOnce(&mut Attributes)) {
     expression(list, "dynset", |dynset| {
         dynset.text(DYNAMIC_SET, set);
-        dynset.u32(DYNAMIC_OPERATION, DYNAMIC_UPDATE).u32(DYNAMIC_KEY, KEY_REGISTER);
-        dynset.nest(DYNAMIC_EXPRESSION, |each| write_limit(each, limit, LIMIT_OVER));
+        dynset.u32(DYNAMIC_OPERATION, operation).u32(DYNAMIC_KEY, KEY_REGISTER);
+        more(dynset);
     });
 }
 

@@ -44,10 +44,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::Error;
 use crate::attributes::Attributes;
 use crate::conntrack::Tuple;
-use crate::cut::{CT_PROTOCOL, CT_SOURCE, CT_SOURCE_PORT, ORIGINAL, REPLY, load_tracked};
-use crate::encode::{self, HOOK_FORWARD, Request, expression, new_connection};
+use crate::encode::{self, HOOK_FORWARD, Request, Room, expression, new_connection};
 use crate::netlink::{NETLINK_NETFILTER, NetlinkSocket};
-use crate::table::{self, ADDRESS_V4, ADDRESS_V6, PORT, PROTOCOL, Part, Table, Verdict};
+use crate::table::{
+    self, ADDRESS_V4, ADDRESS_V6, CT_DESTINATION, CT_DESTINATION_PORT, CT_PROTOCOL, CT_SOURCE,
+    CT_SOURCE_PORT, ORIGINAL, PORT, PROTOCOL, Part, REPLY, Table, Verdict, load_tracked,
+};
 
 /// How the names of the tables begin; a number follows.
 const PREFIX: &str = "portcullis-handover-";
@@ -58,9 +60,6 @@ const PRIORITY: i32 = -1;
 const MOST: usize = 100;
 /// The most flows that are opened at the addresses of a table; what is beyond does not pass.
 const FLOWS: u32 = 1 << 16;
-
-const CT_DESTINATION: [u32; 2] = [20, 22];
-const CT_DESTINATION_PORT: u32 = 12;
 
 /// The addresses of one network namespace that have passed on.
 #[derive(Debug)]
@@ -174,12 +173,12 @@ fn put(number: u32, addresses: &[IpAddr]) -> Vec<Request> {
         let of_family = addresses.iter().filter(|a| Family::of(**a) == side.family);
         table.set(side.addresses, &[side.address]);
         table.add_addresses(side.addresses, of_family);
-        table.growing_set(side.opened, &side.key(), FLOWS);
+        table.dynamic_set(side.opened, &side.key(), Room { size: FLOWS, timeout: None });
         table.chain(side.chain);
         table.rule(side.chain, |list| {
             new_connection(list);
             side.load(list);
-            table::add(list, side.opened);
+            encode::add(list, side.opened);
         });
         table.rule(side.chain, |list| {
             side.load(list);

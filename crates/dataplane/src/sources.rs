@@ -69,7 +69,7 @@ use portcullis_core::net::Family;
 
 use crate::attributes::Attributes;
 use crate::encode::{
-    DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, compare,
+    DATA_VALUE, EQUAL, FAMILY_V4, FAMILY_V6, META_FAMILY, NETWORK_HEADER, Request, Room, compare,
     expression, load_meta, load_payload,
 };
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
@@ -304,7 +304,7 @@ fn requests(known: &Known) -> Vec<Request> {
         false => (Verdict::Drop, FALSE_SOURCE),
     };
     if let Some(log) = known.log {
-        table.dynamic_set("heard", LINK);
+        table.dynamic_set("heard", &[LINK], Room::OF_HEARD);
         let link = |list: &mut Attributes| load_meta(list, META_LINK, register(0));
         table.ends_beyond(FALSE_SOURCE, link, "heard", Limit::of_one_source(log), then);
     }

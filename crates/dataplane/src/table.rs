@@ -9,13 +9,12 @@ use crate::attributes::Attributes;
 use crate::compare::{self, Listing};
 use crate::encode::{
     self, ByteOrder, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT,
-    DELETE_ELEMENTS, DELETE_TABLE, DESCRIPTION_SIZE, DYNAMIC, ELEMENT_KEY, ELEMENT_LIST_BYTES,
-    ELEMENTS_LIST, ELEMENTS_SET, GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE,
-    HOOK_NUMBER, HOOK_PRIORITY, KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE,
-    NEW_SET, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, Request, SET_DESCRIPTION,
-    SET_FILLED_BY_RULES, SET_FLAGS, SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME, SET_USER_DATA,
-    SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER, byte_order,
-    counter_of, expression, message, tell,
+    DELETE_ELEMENTS, DELETE_TABLE, ELEMENT_KEY, ELEMENT_LIST_BYTES, ELEMENTS_LIST, ELEMENTS_SET,
+    GET_CHAIN, GET_ELEMENTS, GET_RULE, GET_SET, GET_TABLE, HOOK_NUMBER, HOOK_PRIORITY,
+    KEY_REGISTER, LIST_ELEMENT, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE, NEW_SET, NEW_TABLE, RULE_CHAIN,
+    RULE_EXPRESSIONS, Request, Room, SET_FLAGS, SET_ID, SET_KEY_LENGTH, SET_KEY_TYPE, SET_NAME,
+    SET_USER_DATA, SMALL_REGISTERS, TABLE_NAME, VERDICT_CHAIN, VERDICT_CODE, VERDICT_REGISTER,
+    byte_order, counter_of, expression, message, tell,
 };
 use crate::netlink::{NetlinkSocket, absent_is_fine};
 use crate::plan::Limit;
@@ -31,6 +30,16 @@ pub(crate) const PROTOCOL: Part = (12, 1);
 pub(crate) const PORT: Part = (13, 2);
 /// The number of a link, in the machine's own byte order.
 pub(crate) const LINK: Part = (20, 4);
+
+/// What connection tracking has of a flow; of both families where that makes a difference.
+pub(crate) const CT_PROTOCOL: u32 = 10;
+pub(crate) const CT_SOURCE_PORT: u32 = 11;
+pub(crate) const CT_DESTINATION_PORT: u32 = 12;
+pub(crate) const CT_SOURCE: [u32; 2] = [19, 21];
+pub(crate) const CT_DESTINATION: [u32; 2] = [20, 22];
+/// Its directions.
+pub(crate) const ORIGINAL: u8 = 0;
+pub(crate) const REPLY: u8 = 1;
 
 /// What follows for a packet.
 #[derive(Debug, Clone, Copy)]
@@ -176,44 +185,30 @@ impl Table {
 
     /// A hash set.
     pub(crate) fn set(&mut self, set: &str, key: &[Part]) {
-        self.new_set(set, key, 0, |_| {});
+        self.new_set(set, key, None);
     }
 
-    /// A set that the kernel fills, as [rules](Table::ends_beyond) say.
-    pub(crate) fn dynamic_set(&mut self, set: &str, key: Part) {
-        self.new_set(set, &[key], DYNAMIC, encode::bounds);
+    /// A set that the kernel fills as rules say, with [`encode::add`] or
+    /// [`ends_beyond`](Table::ends_beyond).
+    pub(crate) fn dynamic_set(&mut self, set: &str, key: &[Part], room: Room) {
+        self.new_set(set, key, Some(room));
     }
 
-    /// A hash set that rules [add](add) to, so many at most.
-    pub(crate) fn growing_set(&mut self, set: &str, key: &[Part], size: u32) {
-        self.new_set(set, key, SET_FILLED_BY_RULES, |attributes| {
-            attributes.nest(SET_DESCRIPTION, |description| {
-                description.u32(DESCRIPTION_SIZE, size);
-            });
-        });
-    }
-
-    fn new_set(
-        &mut self,
-        set: &str,
-        key: &[Part],
-        flags: u32,
-        bounds: impl FnOnce(&mut Attributes),
-    ) {
+    fn new_set(&mut self, set: &str, key: &[Part], room: Option<Room>) {
         self.sets += 1;
         let number = self.sets;
         self.push(NEW_SET, NLM_F_CREATE, |attributes| {
             // A user's program reads the types of the parts from this, 6 bits each.
             let types = key.iter().fold(0, |types, (number, _)| types << 6 | number);
             let length = key.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
-            attributes.text(SET_NAME, set).u32(SET_FLAGS, flags);
+            attributes.text(SET_NAME, set).u32(SET_FLAGS, room.map_or(0, Room::flags));
             attributes.u32(SET_KEY_TYPE, types).u32(SET_KEY_LENGTH, length).u32(SET_ID, number);
             let order = match key {
                 [LINK] => ByteOrder::Machine,
                 [_] => ByteOrder::Network,
                 _ => ByteOrder::Mixed,
             };
-            bounds(attributes);
+            room.iter().for_each(|room| room.write(attributes));
             attributes.bytes(SET_USER_DATA, &byte_order(order));
         });
     }
@@ -349,12 +344,11 @@ pub(crate) fn lookup(list: &mut Attributes, set: &str) {
     });
 }
 
-/// Adds the key that begins in the first register to a [growing set](Table::growing_set). If that is
-/// full, the rule ends here without a verdict.
-pub(crate) fn add(list: &mut Attributes, set: &str) {
-    const ADD: u32 = 0;
-    expression(list, "dynset", |dynset| {
-        dynset.text(1, set).u32(3, ADD).u32(4, KEY_REGISTER);
+/// Loads what connection tracking has of a flow, or of a direction of it, to a place in the key.
+pub(crate) fn load_tracked(list: &mut Attributes, key: u32, direction: Option<u8>, offset: u32) {
+    expression(list, "ct", |ct| {
+        ct.u32(1, register(offset)).u32(2, key);
+        direction.into_iter().for_each(|direction| _ = ct.bytes(3, &[direction]));
     });
 }
 

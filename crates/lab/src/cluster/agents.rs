@@ -259,21 +259,13 @@ impl Drop for Agents {
 /// Is the agent of a node, as the arguments after [`AGENT`] say, in whose network this process was
 /// started. Returns when that has failed, and has then said why on standard error.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
+    let (options, events) = match arguments {
+        [options @ .., last] if last == EVENTS => (options, true),
+        options => (options, false),
+    };
     let rate = |text: &OsStr| text.to_str()?.parse().ok();
-    let options = match arguments {
-        [node, log_rate] => rate(log_rate).map(|rate| (node, rate, false)),
-        [node, log_rate, events] if events == EVENTS => {
-            rate(log_rate).map(|rate| (node, rate, true))
-        }
-        _ => None,
-    };
-    let (node, rate, events) = match options {
-        Some(options) => options,
-        None => {
-            eprintln!("{AGENT} is how a lab starts the agents of its nodes, and not for people");
-            return ExitCode::from(126);
-        }
-    };
+    let [node, log_rate] = options else { return not_for_people() };
+    let Some(rate) = rate(log_rate) else { return not_for_people() };
     match enforce(node, rate, events) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -281,6 +273,11 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn not_for_people() -> ExitCode {
+    eprintln!("{AGENT} is how a lab starts the agents of its nodes, and not for people");
+    ExitCode::from(126)
 }
 
 /// How an agent is told of packets.
