@@ -255,9 +255,7 @@ impl Nftables {
             true => 0,
             false => encode::bytes(prepare.iter().chain(&switch)),
         };
-        // The kernel fills a set of intervals only after it has changed the rules.
-        let is_filled_later = |id| plan.set(id).is_some_and(|set| set.interval);
-        if bytes <= limit && !update.new_sets.iter().copied().any(is_filled_later) {
+        if bytes <= limit && update.at_once(plan) {
             prepare.append(&mut switch);
         }
         if !update.new_sets.is_empty() || !update.new_chains.is_empty() {

@@ -207,6 +207,20 @@ impl Update {
         others
     }
 
+    /// Whether what is new may come with the rules, in one transaction, instead of before them.
+    ///
+    /// A chain that is new with the rules is empty to a packet in the old ones, and so nothing that
+    /// changes in place may lead there. A set of intervals is filled only after the rules have changed.
+    pub(crate) fn at_once(&self, new: &Plan) -> bool {
+        let is_filled_later = |id: &SetId| new.set(*id).is_some_and(|set| set.interval);
+        let leads_to_new = |element: &Element| match element.verdict {
+            Some(Verdict::Jump(chain) | Verdict::Goto(chain)) => self.new_chains.contains(&chain),
+            _ => false,
+        };
+        !self.new_sets.iter().any(is_filled_later)
+            && !self.in_place.values().flat_map(|delta| &delta.added).any(leads_to_new)
+    }
+
     /// How many elements are sent.
     pub(crate) fn elements(&self, new: &Plan) -> usize {
         let sets = self.new_sets.iter().filter_map(|id| new.set(*id)).map(Set::len);
@@ -551,6 +565,26 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_the_node_becomes_that_of_a_pod_with_rules_of_its_own() {
+        let (nothing, everyone) = ([], [entry(1, None)]);
+        let one = |pods: &[(&str, u32)]| {
+            let everyone = Some(&everyone[..]);
+            let profiles = [[None, Some(&nothing[..])], [everyone, everyone]];
+            let peers = [addresses(&["10.7.0.1"]), addresses(&["10.0.0.1", "10.7.0.1"])];
+            let ranges = vec!["10.0.0.0/24".parse::<portcullis_core::net::IpNet>().unwrap().into()];
+            NodeState { ranges, ..state(pods, &profiles, &peers) }
+        };
+        let with = one(&[("10.0.0.1", 0), ("10.0.0.2", 1)]);
+        let mut without = one(&[("10.0.0.2", 1)]);
+        without.profiles.remove(&0);
+        let (before, after) = (plan(&without).unwrap(), plan(&with).unwrap());
+        let update = Update::between(&before, &after, true);
+        assert!(!update.in_place.is_empty() && !update.new_chains.is_empty(), "{update:?}");
+        assert!(!update.at_once(&after), "its chain has to be there before: {update:?}");
+        refused_throughout(&without, &with);
+    }
+
+    #[test]
     fn kinds_of_ports_change_places() {
         // The first kind of ports is 53 in one state, and 80 in the other.
         let (a, b) = (entry(0, Some((50, 55))), entry(1, Some((80, 85))));
@@ -589,8 +623,8 @@ mod tests {
         })
     }
 
-    /// What is in the kernel before the rules change: the old plan, and beside it what is new, of
-    /// which sets that are put there again have other names.
+    /// What is in the kernel before the rules change, or to packets that came then: the old plan, and
+    /// beside it what is new, of which sets that are put there again have other names.
     fn prepared(old: &Plan, new: &Plan, update: &Update) -> Plan {
         let mut plan = old.clone();
         let beside = |id: SetId| match old.sets.contains_key(&id) {
@@ -604,6 +638,10 @@ mod tests {
             plan.sets.insert(beside(*id), new.sets[id].clone());
         }
         for id in &update.new_chains {
+            if update.at_once(new) {
+                plan.chains.insert(*id, Arc::new(Chain { rules: Vec::new() }));
+                continue;
+            }
             let mut chain = new.chain(*id).unwrap().clone();
             for part in chain.rules.iter_mut().flat_map(|rule| &mut rule.0) {
                 if let Expression::Lookup(_, set) | Expression::Map(_, set) = part
