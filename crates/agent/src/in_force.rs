@@ -64,6 +64,6 @@ fn of(state: &NodeState) -> InForce {
         closed: closed.map(|range| (range.first, range.last)).collect(),
         programmed: state.endpoints.keys().copied().collect(),
         audit: state.audit,
-        owners: state.owners.clone(),
+        owners: (*state.owners).clone(),
     }
 }

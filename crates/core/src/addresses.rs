@@ -131,9 +131,6 @@ impl Addresses {
             unknown.flat_map(|chunk| chunk.iter().copied()).collect()
         };
         let (new, old) = (unknown(new, &theirs), unknown(old, &ours));
-        let missing = |from: &[IpAddr], of: &[IpAddr]| -> Vec<IpAddr> {
-            from.iter().copied().filter(|address| of.binary_search(address).is_err()).collect()
-        };
         (missing(&new, &old), missing(&old, &new))
     }
 
@@ -186,4 +183,14 @@ impl fmt::Debug for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
     }
+}
+
+/// Those of the first that are not in the second; both are ascending.
+fn missing(from: &[IpAddr], of: &[IpAddr]) -> Vec<IpAddr> {
+    let mut others = of.iter().peekable();
+    let mut is_missing = |address: &IpAddr| {
+        while others.next_if(|other| *other < address).is_some() {}
+        others.next_if_eq(&address).is_none()
+    };
+    from.iter().copied().filter(|address| is_missing(address)).collect()
 }

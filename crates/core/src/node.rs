@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::addresses::Addresses;
@@ -18,22 +19,80 @@ pub use crate::program::Ports;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeState {
     /// The addresses of the local pods, each with the number of its profile.
-    pub endpoints: BTreeMap<IpAddr, u32>,
+    pub endpoints: Shared<BTreeMap<IpAddr, u32>>,
     /// Who has them, as numbers that say nothing but who is another: an address that passes to
     /// another owner carries no flows over (SEMANTICS 25). An endpoint need not have one.
-    pub owners: BTreeMap<IpAddr, u64>,
+    pub owners: Shared<BTreeMap<IpAddr, u64>>,
     /// Where the addresses of local pods come from. One of these that no endpoint has is closed,
     /// both ways: it is of a pod that nobody has spoken of yet (SEMANTICS 26). Without ranges
     /// such an address is like any other.
     pub ranges: Vec<IpRange>,
     /// The profiles in use.
-    pub profiles: BTreeMap<u32, Profile>,
+    pub profiles: Shared<BTreeMap<u32, Profile>>,
     /// Sets of remote addresses that entries name.
-    pub peers: BTreeMap<u32, PeerSet>,
+    pub peers: Shared<BTreeMap<u32, PeerSet>>,
     /// Where packets that are refused are told; without it they are only counted.
     pub log: Option<Log>,
     /// Whether nothing at all is refused, and what would be is only reported (SEMANTICS 28).
     pub audit: bool,
+}
+
+/// Something of which copies are one until one of them changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shared<T>(Arc<T>);
+
+impl<T> Shared<T> {
+    /// Whether they are one, and so are equal. Others can be equal too.
+    pub fn same(&self, other: &Shared<T>) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl<T, I> FromIterator<I> for Shared<T>
+where
+    T: FromIterator<I>,
+{
+    fn from_iter<A: IntoIterator<Item = I>>(items: A) -> Shared<T> {
+        Shared(Arc::new(items.into_iter().collect()))
+    }
+}
+
+impl<K: Ord, V, const N: usize> From<[(K, V); N]> for Shared<BTreeMap<K, V>> {
+    fn from(items: [(K, V); N]) -> Self {
+        Shared(Arc::new(items.into()))
+    }
+}
+
+impl<T> From<T> for Shared<T> {
+    fn from(value: T) -> Shared<T> {
+        Shared(Arc::new(value))
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Shared<T>
+where
+    &'a T: IntoIterator,
+{
+    type Item = <&'a T as IntoIterator>::Item;
+    type IntoIter = <&'a T as IntoIterator>::IntoIter;
+
+    fn into_iter(self) -> Self::IntoIter {
+        (&*self.0).into_iter()
+    }
 }
 
 /// Where packets are told of.

@@ -16,6 +16,7 @@
 //! laid out again only if its entries are others, or peer sets of which it has copies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -48,6 +49,15 @@ pub struct Planner {
     local: Arc<BTreeSet<IpAddr>>,
     shared: BTreeMap<u32, Arc<Shared>>,
     parts: BTreeMap<(u32, Direction), Arc<Part>>,
+    base: Option<Base>,
+}
+
+/// What belongs to no profile.
+#[derive(Debug)]
+struct Base {
+    part: Arc<Part>,
+    /// The chains of profiles that it leads to.
+    chain_of: FxHashMap<(u32, Direction), ChainId>,
 }
 
 /// The sets of a large peer set.
@@ -56,7 +66,7 @@ struct Shared {
     sets: Vec<(SetId, Arc<Set>)>,
 }
 
-/// What belongs to one profile and direction.
+/// What belongs to one profile and direction, or to none.
 #[derive(Debug, Default)]
 struct Part {
     chains: Vec<(ChainId, Arc<Chain>)>,
@@ -102,14 +112,15 @@ impl Planner {
         }
 
         let mut parts = BTreeMap::new();
-        let mut first_with = FxHashMap::<(Direction, &[Entry], bool), u32>::default();
+        let mut first_with = FxHashMap::<(Direction, Rules<'_>, bool), u32>::default();
         let mut chain_of = FxHashMap::<(u32, Direction), ChainId>::default();
         for (number, profile) in &state.profiles {
             for direction in Direction::BOTH {
                 let Some(entries) = entries(profile, direction) else { continue };
                 // Profiles with equal rules share a chain.
                 let audited = is_audited(state, profile, direction);
-                let owner = *first_with.entry((direction, entries, audited)).or_insert(*number);
+                let rules = (direction, Rules(entries), audited);
+                let owner = *first_with.entry(rules).or_insert(*number);
                 chain_of.insert((*number, direction), ChainId::Profile(owner, direction));
                 if owner != *number {
                     continue;
@@ -133,22 +144,32 @@ impl Planner {
             }
         }
 
-        let part_sets = || parts.values().flat_map(|part| part.sets.iter().cloned());
+        let base = match &self.base {
+            Some(base)
+                if base.chain_of == chain_of
+                    && self.state.endpoints == state.endpoints
+                    && self.state.ranges == state.ranges
+                    && self.state.audit == state.audit =>
+            {
+                base.part.clone()
+            }
+            _ => Arc::new(layout.base(&chain_of)),
+        };
+
+        let all = || parts.values().chain([&base]);
         let used: FxHashSet<u32> =
-            parts.values().flat_map(|part| part.looked_into.keys().copied()).collect();
+            all().flat_map(|part| part.looked_into.keys().copied()).collect();
         let shared = layout.shared.iter().filter(|(number, _)| used.contains(number));
         let shared = shared.flat_map(|(_, shared)| shared.sets.iter().cloned());
         let mut plan = Plan {
-            sets: part_sets().chain(shared).collect(),
-            chains: parts.values().flat_map(|part| part.chains.iter().cloned()).collect(),
+            sets: all().flat_map(|part| part.sets.iter().cloned()).chain(shared).collect(),
+            chains: all().flat_map(|part| part.chains.iter().cloned()).collect(),
             local: local.clone(),
         };
-        layout.base_chain(&mut plan, &chain_of);
-        let ends = parts.values().flat_map(|part| part.ends.iter().copied());
-        let ends = ends.chain(plan.chain(ChainId::Base).into_iter().flat_map(ends_of)).collect();
+        let ends = all().flat_map(|part| part.ends.iter().copied()).collect();
         layout.last_chains(&mut plan, &ends);
-        let shared = layout.shared;
-        *self = Planner { state: state.clone(), local, shared, parts };
+        let (shared, base) = (layout.shared, Some(Base { part: base, chain_of }));
+        *self = Planner { state: state.clone(), local, shared, parts, base };
         Ok(plan)
     }
 
@@ -184,10 +205,29 @@ fn other_peers(old: &BTreeMap<u32, PeerSet>, new: &BTreeMap<u32, PeerSet>) -> BT
     others
 }
 
-fn entries(profile: &Profile, direction: Direction) -> Option<&[Entry]> {
+fn entries(profile: &Profile, direction: Direction) -> Option<&Arc<[Entry]>> {
     match direction {
-        Direction::Egress => profile.egress.as_deref(),
-        Direction::Ingress => profile.ingress.as_deref(),
+        Direction::Egress => profile.egress.as_ref(),
+        Direction::Ingress => profile.ingress.as_ref(),
+    }
+}
+
+/// Rules by what they are. Most that are equal are in one place, and most others differ at once.
+struct Rules<'a>(&'a Arc<[Entry]>);
+
+impl PartialEq for Rules<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.0, other.0) || self.0 == other.0
+    }
+}
+
+impl Eq for Rules<'_> {}
+
+impl Hash for Rules<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let entries = &**self.0;
+        (entries.len(), entries.first(), entries.get(entries.len() / 2), entries.last())
+            .hash(state);
     }
 }
 
@@ -203,7 +243,7 @@ fn is_audited(state: &NodeState, profile: &Profile, direction: Direction) -> boo
 fn same_entries(old: &Profile, new: &Profile, direction: Direction) -> bool {
     let (old, new) = (entries(old, direction), entries(new, direction));
     match (old, new) {
-        (Some(old), Some(new)) => std::ptr::eq(old, new) || old == new,
+        (Some(old), Some(new)) => Rules(old) == Rules(new),
         _ => false,
     }
 }
@@ -232,7 +272,8 @@ struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    fn base_chain(&self, plan: &mut Plan, chains: &FxHashMap<(u32, Direction), ChainId>) {
+    fn base(&self, chains: &FxHashMap<(u32, Direction), ChainId>) -> Part {
+        let mut part = Part::default();
         // Neighbour discovery is how pods on one bridge find each other. It comes here where the
         // kernel hands bridged packets to IP hooks, and is of no known connection.
         let passing = [Expression::KnownConnection, Expression::NeighborDiscovery];
@@ -242,28 +283,37 @@ impl Layout<'_> {
             // A pod reaches itself: through a Service, the packet comes back to it by the node.
             let selves =
                 self.endpoints(family).map(|(address, _)| (Key::Pair(address, address), None));
-            let set = plan.add(SetId::Selves(family), plain(selves));
+            let set = part.add(SetId::Selves(family), plain(selves));
             let fields = vec![Field::Source(family), Field::Destination(family)];
             rules.extend(set.map(|set| lookup(fields, set, None, Verdict::Accept)));
         }
         let gates = Direction::BOTH.into_iter().flat_map(|d| Family::ALL.map(|family| (d, family)));
-        let gates = gates.filter_map(|(d, family)| self.unprogrammed(plan, d, family));
-        let gates: Vec<Rule> = gates.collect();
-        rules.extend(gates.iter().cloned());
+        let gates = gates.filter_map(|(d, family)| self.unprogrammed(&mut part, d, family));
+        rules.extend(gates);
         for direction in Direction::BOTH {
             for family in Family::ALL {
                 let isolated = self.endpoints(family).filter_map(|(address, profile)| {
                     let chain = *chains.get(&(profile, direction))?;
                     Some((Key::Address(address), Some(Verdict::Jump(chain))))
                 });
-                let map = plan.add(SetId::Isolated(direction, family), plain(isolated));
+                let map = part.add(SetId::Isolated(direction, family), plain(isolated));
                 let fields = vec![direction.local(family)];
                 rules.extend(map.map(|map| Rule(vec![Expression::Map(fields, map)])));
             }
         }
-        // Asked first and last, so that pods can come and go in place: see `update.rs`.
-        rules.extend(gates);
-        plan.chains.insert(ChainId::Base, Arc::new(Chain { rules }));
+        // Asked last, so that what is about local pods can change in place: see `update.rs`.
+        for family in Family::ALL {
+            let set = SetId::Changed(family);
+            part.sets.push((set, Arc::new(empty(family, false))));
+            rules.extend(
+                Direction::BOTH.map(|direction| {
+                    lookup(vec![direction.local(family)], set, None, Verdict::Drop)
+                }),
+            );
+        }
+        part.chains.push((ChainId::Base, Arc::new(Chain { rules })));
+        part.ends = part.chains.iter().flat_map(|(_, chain)| ends_of(chain)).collect();
+        part
     }
 
     /// The chains for what is refused, and for what would be, as far as rules lead there. The latter
@@ -280,7 +330,7 @@ impl Layout<'_> {
             if let Some(log) = self.state.log {
                 for family in Family::ALL {
                     let set = SetId::Heard(family);
-                    plan.sets.insert(set, Arc::new(heard(family)));
+                    plan.sets.insert(set, Arc::new(empty(family, true)));
                     let share = Limit::of_one_source(log);
                     let mut rule = vec![Expression::Exceeds(Field::Source(family), set, share)];
                     rule.extend(last.iter().cloned());
@@ -294,14 +344,14 @@ impl Layout<'_> {
     }
 
     /// Refuses what is from or to an address of the node's ranges that no endpoint has.
-    fn unprogrammed(&self, plan: &mut Plan, direction: Direction, family: Family) -> Option<Rule> {
+    fn unprogrammed(&self, part: &mut Part, direction: Direction, family: Family) -> Option<Rule> {
         let of_family = |range: &&IpRange| Family::of(range.first) == family;
         let ranges = self.state.ranges.iter().filter(of_family);
         let pieces = cut(ranges.map(|range| (number(range.first), number(range.last), 0)));
         let ranges = pieces.iter().map(|piece| (Key::Addresses(piece.range(family)), None));
-        let ranges = plan.add(SetId::Ranges(family), plain(ranges))?;
+        let ranges = part.add(SetId::Ranges(family), plain(ranges))?;
         let pods = self.endpoints(family).map(|(address, _)| (Key::Address(address), None));
-        let pods = plan.add(SetId::Pods(family), plain(pods));
+        let pods = part.add(SetId::Pods(family), plain(pods));
         let field = || vec![direction.local(family)];
         // Most packets are of pods that are known, and looking for those is the cheaper part.
         let mut rule: Vec<_> =
@@ -516,14 +566,6 @@ impl Part {
     }
 }
 
-impl Plan {
-    /// Adds the set, unless it would be empty.
-    fn add(&mut self, id: SetId, content: Content) -> Option<SetId> {
-        self.sets.insert(id, Arc::new(set(content)?));
-        Some(id)
-    }
-}
-
 /// Elements sorted by key, and what their counters stand for if they have any.
 type Content = (Vec<Element>, Option<OriginLists>);
 
@@ -634,14 +676,14 @@ fn set((elements, origins): Content) -> Option<Set> {
     Some(Set { key, interval, counted, map, dynamic: false, elements, origins })
 }
 
-/// The set in which the kernel remembers sources.
-fn heard(family: Family) -> Set {
+/// A set of addresses that none are in yet: the kernel adds some if it is dynamic.
+fn empty(family: Family, dynamic: bool) -> Set {
     Set {
         key: vec![Type::Address(family)],
         interval: false,
         counted: false,
         map: false,
-        dynamic: true,
+        dynamic,
         elements: Elements::Listed(Vec::new()),
         origins: vec![Vec::new()],
     }

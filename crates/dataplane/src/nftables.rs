@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use portcullis_core::net::Family;
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -15,7 +16,7 @@ use crate::compare::{self, Listing};
 use crate::counts::Counts;
 use crate::encode::{self, Encoder, Names, Request};
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, absent_is_fine};
-use crate::plan::{BASE_CHAIN, Chain, ChainId, Plan, Planner, Set, SetId, plan};
+use crate::plan::{BASE_CHAIN, Chain, ChainId, Element, Key, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
 use crate::update::Update;
 use crate::witness::{self, Witness};
@@ -67,6 +68,8 @@ struct Aside {
 
 /// So many elements are asked for at once.
 const ASKED: usize = 256;
+/// An element that is asked for costs as much as so many that are listed.
+const LISTED: usize = 8;
 /// The rules of more chains are read with those of all others.
 const CHAINS: usize = 32;
 
@@ -316,17 +319,26 @@ impl Nftables {
         for (id, keys, stays) in removed.chain(anew) {
             let Some(set) = installed.plan.set(*id).filter(|set| set.counted) else { continue };
             let name = installed.names.set(*id);
-            for keys in keys.chunks(ASKED) {
-                let message = encode::get_some_elements(&name, keys);
-                for answer in self.socket.request(message, 0)? {
-                    let found = encode::element_counters(&answer);
-                    counts.add_elements(&name, set, found.iter().copied());
-                    for (key, counter) in found {
-                        let begun = counts.begun.entry(name.clone()).or_default();
-                        match stays {
-                            true => _ = begun.insert(key.to_vec(), counter),
-                            false => _ = begun.remove(key),
-                        }
+            let mut answers = Vec::new();
+            match keys.len() * LISTED > set.len() {
+                true => answers = self.socket.dump(encode::get_elements(&name))?,
+                false => {
+                    for keys in keys.chunks(ASKED) {
+                        let message = encode::get_some_elements(&name, keys);
+                        answers.extend(self.socket.request(message, 0)?);
+                    }
+                }
+            }
+            let keys: FxHashSet<Vec<u8>> = keys.into_iter().map(encode::element_key).collect();
+            for answer in &answers {
+                let mut found = encode::element_counters(answer);
+                found.retain(|(key, _)| keys.contains(*key));
+                counts.add_elements(&name, set, found.iter().copied());
+                for (key, counter) in found {
+                    let begun = counts.begun.entry(name.clone()).or_default();
+                    match stays {
+                        true => _ = begun.insert(key.to_vec(), counter),
+                        false => _ = begun.remove(key),
                     }
                 }
             }
@@ -438,6 +450,13 @@ impl Step {
         let mut switch = Vec::new();
         for (id, delta) in &update.in_place {
             encoder.change(*id, &delta.added, &delta.removed, &mut switch);
+        }
+        let before = Encoder { plan: &installed.plan, names: &installed.names };
+        for family in Family::ALL {
+            let changed = update.changed.iter().filter(|address| Family::of(**address) == family);
+            let changed: Vec<_> =
+                changed.map(|address| Element::plain(Key::Address(*address))).collect();
+            before.change(SetId::Changed(family), &changed, &[], &mut switch);
         }
         switch.extend(encoder.switch(update.changed_chains.iter().copied()));
         Step { update, names, prepare, switch }

@@ -74,6 +74,9 @@ pub enum SetId {
     Pods(Family),
     /// The sources of packets that were told of, or would have been, not long ago.
     Heard(Family),
+    /// Empty, until other rules take the place of these: then the local pods about which sets and maps
+    /// change at that moment.
+    Changed(Family),
 }
 
 /// Which end of a connection is the local one.
@@ -312,6 +315,7 @@ impl fmt::Display for SetId {
             SetId::Ranges(family) => write!(f, "ranges{}", digit(family)),
             SetId::Pods(family) => write!(f, "pods{}", digit(family)),
             SetId::Heard(family) => write!(f, "heard{}", digit(family)),
+            SetId::Changed(family) => write!(f, "changed{}", digit(family)),
         }
     }
 }
@@ -349,8 +353,16 @@ impl SetId {
             | SetId::Local(..)
             | SetId::Ranges(_)
             | SetId::Pods(_)
-            | SetId::Heard(_) => None,
+            | SetId::Heard(_)
+            | SetId::Changed(_) => None,
         }
+    }
+}
+
+impl Element {
+    /// One without a verdict, that is not counted.
+    pub(crate) fn plain(key: Key) -> Element {
+        Element { key, origins: OriginsId::default(), verdict: None }
     }
 }
 
@@ -367,11 +379,7 @@ impl Set {
             Elements::Listed(elements) => Box::new(elements.iter().copied()),
             Elements::Remote { of, family, local } => {
                 let remote = of.of(*family).filter(|a| local.binary_search(a).is_err());
-                Box::new(remote.map(|address| Element {
-                    key: Key::Address(address),
-                    origins: OriginsId::default(),
-                    verdict: None,
-                }))
+                Box::new(remote.map(|address| Element::plain(Key::Address(address))))
             }
         }
     }
@@ -414,20 +422,6 @@ impl Plan {
     /// The chain, if it is there.
     pub fn chain(&self, id: ChainId) -> Option<&Chain> {
         self.chains.get(&id).map(Arc::as_ref)
-    }
-
-    /// Whether everything from and to an address is refused unless it is a pod's, because it is of
-    /// the node's ranges.
-    pub(crate) fn gates(&self, address: IpAddr) -> bool {
-        let ranges =
-            self.set(SetId::Ranges(Family::of(address))).into_iter().flat_map(Set::elements);
-        let mut ranges = ranges.filter_map(|element| match element.key {
-            Key::Addresses(range) => Some(range),
-            _ => None,
-        });
-        // Where all is in audit, nothing is refused.
-        self.chains.contains_key(&ChainId::Refused(Direction::Egress))
-            && ranges.any(|range| range.contains(address))
     }
 
     pub(crate) fn report(&self, elements: usize, bytes: usize, elapsed: Duration) -> Report {

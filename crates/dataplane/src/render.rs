@@ -58,6 +58,9 @@ fn set(id: SetId, set: &Set, out: &mut String) -> fmt::Result {
         writeln!(out, "\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\ttimeout {seconds}s")?;
         return writeln!(out, "\t}}");
     }
+    if set.is_empty() {
+        return writeln!(out, "\t}}");
+    }
     writeln!(out, "\t\telements = {{")?;
     for element in set.elements() {
         write!(out, "\t\t\t{}", key(element.key))?;

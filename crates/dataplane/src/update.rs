@@ -7,32 +7,29 @@
 //! there again, beside the old one, and the rules change with it:
 //!
 //! - An element less in a set of what is allowed makes the old rules refuse more, and that is always
-//!   right. So is one more in the map of isolated pods.
+//!   right.
 //! - A connection with a remote address is judged by one chain, which allows it if one of its sets
 //!   does. If the chain is the same before and after, whatever it allows in between is allowed
-//!   before or after. If it is another chain afterwards, or another chain's turn, none of the sets
-//!   that the old one looked into gets more elements in place.
-//! - A connection between two local pods is judged by two chains, of which one can open while the
-//!   other one closes. So no set gets the address of a local pod in place, and no pod leaves the map
-//!   of isolated pods.
-//! - But where an address of the node's ranges is refused while it is no pod's, the rules ask for
-//!   that first and last. Of an address that becomes a pod's, a packet that passes the first time
-//!   finds all as it is afterwards, as long as no rule changes: otherwise the set of pods is put
-//!   there again, and the old rules refuse the address. Of an address that is no longer a pod's, a
-//!   packet that passes the last time has found all as it was before. So such an address may come
-//!   and go in place, everywhere.
+//!   before or after. If it is another chain afterwards, none of the sets that the old one looked into
+//!   gets more remote addresses in place.
+//! - What is about a local pod may change in any way, and in every set and map: its address is put into
+//!   a set that the old rules ask for last, and the new ones do not. A packet in the old rules that comes
+//!   there afterwards, from or to that pod, is dropped, because it may have met some of the old and some
+//!   of the new. One that came there before has met nothing new. Packets of others look for other keys.
 //! - Intervals, and maps of ports, never change in place.
 //!
-//! An address that moves from one set of a chain to an earlier one can, for the nanoseconds of that
-//! moment, be found in neither: a first packet that both plans allow is then lost, and comes again.
+//! So a first packet that both plans allow can be lost, if it is in the rules in the nanoseconds of that
+//! moment: also if a remote address moves from one set of a chain to an earlier one, and is found in
+//! neither. It comes again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use portcullis_core::net::Family;
+
 use crate::plan::{
-    Chain, ChainId, Direction, Element, Elements, Expression, Key, OriginsId, Plan, Set, SetId,
-    Verdict,
+    Chain, ChainId, Direction, Element, Elements, Expression, Key, Plan, Set, SetId,
 };
 use crate::state::Addresses;
 
@@ -46,6 +43,8 @@ pub(crate) struct Update {
     pub(crate) changed_chains: BTreeSet<ChainId>,
     /// Sets that change in place.
     pub(crate) in_place: BTreeMap<SetId, Delta>,
+    /// The local addresses of which packets in the old rules may meet something else than before.
+    pub(crate) changed: BTreeSet<IpAddr>,
     /// Elements that stay where they are and count for others than before.
     pub(crate) count_anew: BTreeMap<SetId, Vec<Key>>,
     /// What is not needed any more. A set that is new too is the old one of that name.
@@ -78,22 +77,7 @@ impl Update {
                 (_, None) => _ = update.old_sets.insert(**id),
             }
         }
-        let goes = |id: &SetId| match id {
-            SetId::Isolated(_, family) => {
-                let pods = update.in_place.get(&SetId::Pods(*family));
-                let pods = pods.filter(|pods| pods.added.is_empty());
-                let gone: BTreeSet<Key> =
-                    pods.into_iter().flat_map(|pods| &pods.removed).map(|e| e.key).collect();
-                update.in_place[id].removed.iter().all(|element| match element.key {
-                    Key::Address(address) => old.gates(address) && gone.contains(&element.key),
-                    _ => false,
-                })
-            }
-            _ => true,
-        };
-        let anew = update.in_place.keys().filter(|id| !goes(id)).copied().collect();
-        update.put_anew(anew);
-        let others = update.restructured(old, new, &chains);
+        let others = update.restructured(old, &chains);
         let read_by_others: BTreeSet<SetId> = match others.is_empty() {
             true => BTreeSet::new(),
             false => old
@@ -103,34 +87,37 @@ impl Update {
                 .flat_map(|(_, chain)| looked_into(chain))
                 .collect(),
         };
-        let may_come = |id: SetId, element: &Element| match (id, element.key) {
-            // A pod reaches itself by this alone, and a pod that is isolated is allowed less.
-            (SetId::Selves(_) | SetId::Isolated(..), _) => true,
-            (_, Key::Address(address) | Key::Service(address, ..)) => {
-                !read_by_others.contains(&id)
-                    && !old.local.contains(&address)
-                    && (!new.local.contains(&address) || old.gates(address))
+        let is_local =
+            |address: &IpAddr| old.local.contains(address) || new.local.contains(address);
+        let may_come = |id: &SetId, element: &Element| match element.key {
+            Key::Pair(..) => true,
+            Key::Address(address) | Key::Service(address, ..) => {
+                is_local(&address) || !read_by_others.contains(id)
             }
-            _ => false,
+            Key::Addresses(_) | Key::Ports(_) => false,
         };
-        let anew: Vec<SetId> = update
-            .in_place
-            .iter()
-            .filter(|(id, delta)| {
-                !in_place || !delta.added.iter().all(|element| may_come(**id, element))
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        update.put_anew(anew);
-        update.change_chains(new, &chains);
-        if !update.changed_chains.is_empty() {
-            let opened = update
-                .in_place
-                .iter()
-                .filter(|(id, delta)| matches!(id, SetId::Pods(_)) && !delta.added.is_empty());
-            update.put_anew(opened.map(|(id, _)| *id).collect());
-            update.change_chains(new, &chains);
+        let anew = update.in_place.iter().filter(|(id, delta)| {
+            !in_place || !delta.added.iter().all(|element| may_come(id, element))
+        });
+        update.put_anew(anew.map(|(id, _)| *id).collect());
+        // Whoever is isolated no longer, or known no longer, may be allowed more.
+        let opens = |id: &SetId| matches!(id, SetId::Isolated(..) | SetId::Pods(_));
+        let address_of = |element: &Element| match element.key {
+            Key::Address(address) | Key::Service(address, ..) => Some(address),
+            // A pod reaches itself by this alone.
+            _ => None,
+        };
+        for (id, Delta { added, removed }) in &update.in_place {
+            let removed = removed.iter().filter(|_| opens(id));
+            update.changed.extend(added.iter().chain(removed).filter_map(address_of));
         }
+        update.changed.retain(is_local);
+        for set in update.old_sets.iter().filter(|id| opens(id)).filter_map(|id| old.set(*id)) {
+            update.changed.extend(set.elements().filter_map(|element| address_of(&element)));
+        }
+        let families = update.changed.iter().map(|address| SetId::Changed(Family::of(*address)));
+        update.new_sets.extend(families);
+        update.change_chains(new, &chains);
         for (id, before, set) in &sets {
             if let (Some(before), Some(set), false) = (before, set, update.new_sets.contains(id)) {
                 let keys = other_origins(before, set);
@@ -179,53 +166,32 @@ impl Update {
         }
     }
 
-    /// The profiles and directions that mean something else to a packet in the old rules than they
-    /// do afterwards: whose chains or maps are others, or that a pod leaves.
+    /// The profiles and directions whose chains or maps are others afterwards.
     fn restructured(
         &self,
         old: &Plan,
-        new: &Plan,
         chains: &[Other<'_, ChainId, Chain>],
     ) -> BTreeSet<(u32, Direction)> {
         let chains = chains.iter().filter(|(_, before, _)| before.is_some());
         let chains = chains.filter_map(|(id, ..)| id.family());
         let sets = self.new_sets.iter().filter(|id| old.sets.contains_key(id));
-        let mut others: BTreeSet<_> = chains.chain(sets.filter_map(|id| id.family())).collect();
-        for id in &self.new_sets {
-            let (SetId::Isolated(..), Some(before), Some(after)) = (id, old.set(*id), new.set(*id))
-            else {
-                continue;
-            };
-            let after: BTreeMap<Key, Element> = after.elements().map(|e| (e.key, e)).collect();
-            for element in before.elements() {
-                let left = after.get(&element.key).is_none_or(|e| e.verdict != element.verdict);
-                if let (true, Some(Verdict::Jump(chain))) = (left, element.verdict) {
-                    others.extend(chain.family());
-                }
-            }
-        }
-        others
+        chains.chain(sets.filter_map(|id| id.family())).collect()
     }
 
-    /// Whether what is new may come with the rules, in one transaction, instead of before them.
+    /// Whether what is new may come with the rules, in one transaction, instead of before them. The
+    /// kernel fills a set of intervals only after it has changed the rules.
     ///
-    /// A chain that is new with the rules is empty to a packet in the old ones, and so nothing that
-    /// changes in place may lead there. A set of intervals is filled only after the rules have changed.
+    /// A chain that is new with the rules is empty to a packet in the old ones, but those lead only
+    /// packets of [changed](Update::changed) addresses there.
     pub(crate) fn at_once(&self, new: &Plan) -> bool {
-        let is_filled_later = |id: &SetId| new.set(*id).is_some_and(|set| set.interval);
-        let leads_to_new = |element: &Element| match element.verdict {
-            Some(Verdict::Jump(chain) | Verdict::Goto(chain)) => self.new_chains.contains(&chain),
-            _ => false,
-        };
-        !self.new_sets.iter().any(is_filled_later)
-            && !self.in_place.values().flat_map(|delta| &delta.added).any(leads_to_new)
+        !self.new_sets.iter().any(|id| new.set(*id).is_some_and(|set| set.interval))
     }
 
     /// How many elements are sent.
     pub(crate) fn elements(&self, new: &Plan) -> usize {
         let sets = self.new_sets.iter().filter_map(|id| new.set(*id)).map(Set::len);
         let deltas = self.in_place.values().map(|delta| delta.added.len() + delta.removed.len());
-        sets.chain(deltas).sum()
+        sets.chain(deltas).sum::<usize>() + self.changed.len()
     }
 }
 
@@ -279,18 +245,14 @@ fn changes(id: SetId, old: &Set, new: &Set) -> Change {
             let candidates: BTreeSet<IpAddr> = came.into_iter().chain(went).chain(moved).collect();
             let mut delta = Delta::default();
             for address in candidates {
-                if portcullis_core::net::Family::of(address) != *family {
+                if Family::of(address) != *family {
                     continue;
                 }
                 let is_in = |of: &Addresses, local: &[IpAddr]| {
                     of.contains(address) && local.binary_search(&address).is_err()
                 };
                 let (was, is) = (is_in(before, old_local), is_in(after, local));
-                let element = Element {
-                    key: Key::Address(address),
-                    origins: OriginsId::default(),
-                    verdict: None,
-                };
+                let element = Element::plain(Key::Address(address));
                 match (was, is) {
                     (false, true) => delta.added.push(element),
                     (true, false) => delta.removed.push(element),
@@ -304,14 +266,7 @@ fn changes(id: SetId, old: &Set, new: &Set) -> Change {
     match delta {
         Delta { added, removed } if added.is_empty() && removed.is_empty() => Change::Same,
         _ if new.interval => Change::Other,
-        // A pod that stays isolated stays so in the old rules, too.
-        Delta { added, removed }
-            if new.map
-                && (!matches!(id, SetId::Isolated(..))
-                    || added.iter().any(|a| removed.iter().any(|b| a.key == b.key))) =>
-        {
-            Change::Other
-        }
+        _ if new.map && !matches!(id, SetId::Isolated(..)) => Change::Other,
         delta => Change::Elements(delta),
     }
 }
@@ -368,7 +323,7 @@ fn looked_into(chain: &Chain) -> impl Iterator<Item = SetId> {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_core::net::{Family, Protocol};
+    use portcullis_core::net::Protocol;
     use proptest::collection::vec;
     use proptest::option::weighted;
     use proptest::prelude::*;
@@ -414,8 +369,8 @@ mod tests {
                     new.endpoints = other.endpoints;
                 }
                 // What the rules of the other one name is there.
-                for (number, set) in other.peers {
-                    new.peers.entry(number).or_insert(set);
+                for (number, set) in &other.peers {
+                    new.peers.entry(*number).or_insert_with(|| set.clone());
                 }
             }
             let known: Vec<u32> = new.profiles.keys().copied().collect();
@@ -542,16 +497,74 @@ mod tests {
         [one(&others, rules, without), one(&all, then, with)]
     }
 
+    /// Nothing is put there again but the rules that ask what changed, and what they ask.
+    fn changes_in_place(update: &Update, old: &Plan, pod: &str) -> bool {
+        let again = update.new_sets.iter().filter(|id| old.sets.contains_key(id));
+        again.eq(&[SetId::Changed(Family::V4)])
+            && update.changed_chains == [ChainId::Base].into()
+            && update.changed == [pod.parse().unwrap()].into()
+    }
+
     #[test]
-    fn an_address_of_the_node_becomes_a_pod_s_and_is_none_any_more_in_place() {
+    fn a_pod_of_the_node_comes_and_goes_in_place() {
         let allowed = [entry(0, None)];
-        let [without, with] = with_and_without_a_pod(&allowed, &allowed);
-        refused_throughout(&without, &with);
-        for (old, new) in [(&without, &with), (&with, &without)] {
-            let update = Update::between(&plan(old).unwrap(), &plan(new).unwrap(), true);
-            let stays = update.new_sets.is_empty() && update.changed_chains.is_empty();
-            assert!(stays, "{update:?}");
+        let [mut without, mut with] = with_and_without_a_pod(&allowed, &allowed);
+        for ranges in [with.ranges.clone(), Vec::new()] {
+            (without.ranges, with.ranges) = (ranges.clone(), ranges);
+            refused_throughout(&without, &with);
+            for (old, new) in [(&without, &with), (&with, &without)] {
+                let before = plan(old).unwrap();
+                let update = Update::between(&before, &plan(new).unwrap(), true);
+                assert!(changes_in_place(&update, &before, "10.0.0.1"), "{update:?}");
+            }
         }
+    }
+
+    #[test]
+    fn a_pod_of_the_node_gets_other_policies_in_place() {
+        let (nothing, everyone, some) = ([], [entry(1, None)], [entry(0, None)]);
+        let (nothing, everyone, some) = (Some(&nothing[..]), Some(&everyone[..]), Some(&some[..]));
+        let one = |profiles: &[[Option<&[Entry]>; 2]], pods: [(&str, u32); 2], peers: &[&str]| {
+            let pods: Vec<_> = pods.into_iter().chain([("10.0.0.3", 1), ("10.0.0.4", 2)]).collect();
+            let all = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
+            state(&pods, profiles, &[addresses(peers), addresses(&all)])
+        };
+        // While the pod closes, the other end opens to what it is then.
+        let source = [[None, everyone], [None, nothing], [some, None]];
+        let source =
+            |profile, peers: &[&str]| one(&source, [("10.0.0.1", profile), ("10.0.0.2", 2)], peers);
+        let source = [source(0, &["10.0.0.3"]), source(1, &["10.0.0.1", "10.0.0.3"])];
+        let destination = [[everyone, None], [nothing, None], [None, some]];
+        let destination = |profile, peers: &[&str]| {
+            one(&destination, [("10.0.0.2", profile), ("10.0.0.1", 2)], peers)
+        };
+        let destination =
+            [destination(0, &["10.0.0.3"]), destination(1, &["10.0.0.2", "10.0.0.3"])];
+        for ([a, b], pod) in [(source, "10.0.0.1"), (destination, "10.0.0.2")] {
+            refused_throughout(&a, &b);
+            for (old, new) in [(&a, &b), (&b, &a)] {
+                let mut old = old.clone();
+                // It is the first that these policies select.
+                old.profiles.retain(|number, _| old.endpoints.values().any(|used| used == number));
+                let (before, after) = (plan(&old).unwrap(), plan(new).unwrap());
+                let update = Update::between(&before, &after, true);
+                assert!(changes_in_place(&update, &before, pod), "{update:?}");
+                assert!(update.at_once(&after));
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_pod_of_the_node_goes_while_its_set_grows() {
+        let rules = [entry(0, None)];
+        let one = |pods: &[(&str, u32)], peers: &[&str]| {
+            let ranges = vec!["10.0.0.2/31".parse::<portcullis_core::net::IpNet>().unwrap().into()];
+            let profiles = [[Some(&rules[..]), None]];
+            NodeState { ranges, ..state(pods, &profiles, &[addresses(peers)]) }
+        };
+        let with = one(&[("10.0.0.2", 0)], &["10.7.0.1"]);
+        let without = one(&[], &["10.7.0.1", "10.0.0.1"]);
+        refused_throughout(&with, &without);
     }
 
     #[test]
@@ -580,7 +593,7 @@ mod tests {
         let (before, after) = (plan(&without).unwrap(), plan(&with).unwrap());
         let update = Update::between(&before, &after, true);
         assert!(!update.in_place.is_empty() && !update.new_chains.is_empty(), "{update:?}");
-        assert!(!update.at_once(&after), "its chain has to be there before: {update:?}");
+        assert!(update.at_once(&after), "{update:?}");
         refused_throughout(&without, &with);
     }
 
@@ -611,6 +624,11 @@ mod tests {
         fake.meanwhile.elements = changed
             .map(|id| (*id, new.set(*id).unwrap().elements().map(|e| (e.key, e)).collect()))
             .collect();
+        for address in &update.changed {
+            let changed = fake.meanwhile.elements.entry(SetId::Changed(Family::of(*address)));
+            let element = Element::plain(Key::Address(*address));
+            changed.or_default().insert(element.key, element);
+        }
         packets.iter().find_map(|packet| {
             (0..).find_map(|lookups| {
                 fake.meanwhile.lookups = lookups;

@@ -125,7 +125,7 @@ proptest! {
 /// One pod at 10.0.0.1 with this ingress.
 fn pod(ingress: Vec<Entry>, peers: Vec<PeerSet>) -> NodeState {
     NodeState {
-        endpoints: BTreeMap::from([("10.0.0.1".parse().unwrap(), 0)]),
+        endpoints: [("10.0.0.1".parse().unwrap(), 0)].into(),
         profiles: [(0, Profile { ingress: Some(ingress.into()), ..Profile::default() })].into(),
         peers: (0..).zip(peers).collect(),
         ..NodeState::default()

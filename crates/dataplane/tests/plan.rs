@@ -145,6 +145,12 @@ pod fd00::1 web
       fd00::7 . tcp . 80,
     }
   }
+  set changed4 {
+    type ipv4_addr
+  }
+  set changed6 {
+    type ipv6_addr
+  }
   chain forward {
     ct state established,related accept
     ip6 hoplimit 255 icmpv6 type 133-137 accept
@@ -152,6 +158,10 @@ pod fd00::1 web
     ip6 saddr . ip6 daddr @self6 accept
     ip daddr vmap @ingress4
     ip6 daddr vmap @ingress6
+    ip saddr @changed4 drop
+    ip daddr @changed4 drop
+    ip6 saddr @changed6 drop
+    ip6 daddr @changed6 drop
   }
   chain p00000000-ingress {
     ip saddr . meta l4proto . th dport @p00000000-ingress-exact4 return
@@ -213,11 +223,21 @@ pod 10.0.0.1 p
       192.168.5.10,
     }
   }
+  set changed4 {
+    type ipv4_addr
+  }
+  set changed6 {
+    type ipv6_addr
+  }
   chain forward {
     ct state established,related accept
     ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip saddr vmap @egress4
+    ip saddr @changed4 drop
+    ip daddr @changed4 drop
+    ip6 saddr @changed6 drop
+    ip6 daddr @changed6 drop
   }
   chain p00000000-egress {
     ip daddr @p00000000-egress-addresses4 return
@@ -307,11 +327,21 @@ pod 10.0.0.1 p
       10.0.0.0-10.255.255.255,
     }
   }
+  set changed4 {
+    type ipv4_addr
+  }
+  set changed6 {
+    type ipv6_addr
+  }
   chain forward {
     ct state established,related accept
     ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip daddr vmap @ingress4
+    ip saddr @changed4 drop
+    ip daddr @changed4 drop
+    ip6 saddr @changed6 drop
+    ip6 daddr @changed6 drop
   }
   chain p00000000-ingress {
     th dport . meta l4proto vmap @p00000000-ingress-ports
@@ -383,12 +413,22 @@ pod 10.0.0.3 open
       10.0.0.1 : jump p00000000-ingress,
     }
   }
+  set changed4 {
+    type ipv4_addr
+  }
+  set changed6 {
+    type ipv6_addr
+  }
   chain forward {
     ct state established,related accept
     ip6 hoplimit 255 icmpv6 type 133-137 accept
     ip saddr . ip daddr @self4 accept
     ip saddr vmap @egress4
     ip daddr vmap @ingress4
+    ip saddr @changed4 drop
+    ip daddr @changed4 drop
+    ip6 saddr @changed6 drop
+    ip6 daddr @changed6 drop
   }
   chain p00000000-egress {
     goto refused-egress

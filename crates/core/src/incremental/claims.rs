@@ -118,8 +118,15 @@ impl NodeProgram {
     fn disown(&mut self, address: IpAddr, id: u32) {
         self.claims.owners.remove(&address);
         self.count_in_sets(address, id, -1);
-        self.state.endpoints.remove(&address);
-        self.state.owners.remove(&address);
+        self.is_no_endpoint(address);
+    }
+
+    /// Most addresses never were one, and then the state goes on to share what it has with earlier ones.
+    fn is_no_endpoint(&mut self, address: IpAddr) {
+        if self.state.endpoints.contains_key(&address) {
+            self.state.endpoints.remove(&address);
+            self.state.owners.remove(&address);
+        }
     }
 
     fn count_in_sets(&mut self, address: IpAddr, pod: u32, count: i32) {
@@ -149,8 +156,7 @@ impl NodeProgram {
             }
             self.state.profiles.remove(&number);
             if self.state.endpoints.get(&address) == Some(&number) {
-                self.state.endpoints.remove(&address);
-                self.state.owners.remove(&address);
+                self.is_no_endpoint(address);
             }
             self.version += 1;
         }
@@ -163,8 +169,12 @@ impl NodeProgram {
                 self.state.profiles.insert(number, profile);
                 self.version += 1;
             }
-            self.state.endpoints.insert(address, number);
-            self.state.owners.insert(address, owner);
+            if self.state.endpoints.get(&address) != Some(&number)
+                || self.state.owners.get(&address) != Some(&owner)
+            {
+                self.state.endpoints.insert(address, number);
+                self.state.owners.insert(address, owner);
+            }
         }
     }
 

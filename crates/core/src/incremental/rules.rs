@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::peers::{Base, PeerKey};
 use super::{NodeOrigin, NodeProgram, number_for};
 use crate::model::{self, Direction, Mode, Policy, PortMatch};
-use crate::node::{Entry, Ports};
+use crate::node::{Entry, Ports, Profile};
 
 /// Where in a policy an allowance comes from: direction, rule, peer, port.
 pub(super) type Place = (Direction, u32, Option<u32>, Option<u32>);
@@ -55,16 +55,20 @@ impl NodeProgram {
         let number = local.number;
         local.policies = selecting.into_iter().map(|(name, _)| name).collect();
         let old_uses = std::mem::replace(&mut local.uses, uses);
-        let profile = self.state.profiles.entry(number).or_default();
-        // What is as it was stays the same thing.
-        let renew = |old: &mut Option<Arc<[Entry]>>, new: Option<Vec<Entry>>| {
-            if old.as_deref() != new.as_deref() {
-                *old = new.map(Arc::from);
-            }
+        // What is as it was stays the same thing, and what another profile has is one thing with that.
+        let own = self.state.profiles.get(&number);
+        let known: Vec<&Profile> = own.into_iter().chain(self.state.profiles.values()).collect();
+        let one = |new: Vec<Entry>, direction| {
+            let mut known = known.iter().filter_map(|profile| profile.entries(direction));
+            known.find(|known| ***known == *new).cloned().unwrap_or_else(|| new.into())
         };
-        renew(&mut profile.ingress, ingress);
-        renew(&mut profile.egress, egress);
-        (profile.audit_ingress, profile.audit_egress) = (audit_ingress, audit_egress);
+        let profile = Profile {
+            ingress: ingress.map(|new| one(new, Direction::Ingress)),
+            egress: egress.map(|new| one(new, Direction::Egress)),
+            audit_ingress,
+            audit_egress,
+        };
+        self.state.profiles.insert(number, profile);
         self.version += 1;
         for peer in old_uses {
             self.release(peer);

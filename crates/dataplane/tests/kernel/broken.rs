@@ -43,17 +43,54 @@ impl Witness {
         Witness { client: network.pods[0].udp(address(ONE), 0), refused, allowed, number: 0 }
     }
 
-    /// Sends one packet that is refused and one that is allowed. They go the same way, so that when
-    /// the second has come the first one will not.
+    /// Sends one packet that is refused and one that is allowed, which has to arrive.
     fn look(&mut self) {
+        assert!(self.look_or_lose(), "an allowed packet arrives");
+    }
+
+    /// The same, where that may be lost. They go the same way, so that when the second has come the first
+    /// one will not.
+    fn look_or_lose(&mut self) -> bool {
         self.number += 1;
         for port in [53, 54] {
             self.client.send_to(&self.number.to_be_bytes(), (address(TWO), port)).unwrap();
         }
         let mut number = [0; 8];
-        self.allowed.recv(&mut number).expect("an allowed packet arrives");
-        assert_eq!(u64::from_be_bytes(number), self.number);
+        let mut arrived = self.allowed.recv(&mut number).is_ok();
+        // One that was taken for lost can be late.
+        while arrived && u64::from_be_bytes(number) != self.number {
+            arrived = self.allowed.recv(&mut number).is_ok();
+        }
         assert!(self.refused.recv(&mut number).is_err(), "a refused packet arrived");
+        arrived
+    }
+
+    /// Looks until one state has followed the other [so often](flip_count). Returns how often it looked
+    /// and how many packets did not come within some time.
+    fn at_flips(mut self, states: &[NodeState; 2], patience: Duration) -> (u64, u64) {
+        let mut nftables = Nftables::open().unwrap();
+        nftables.apply(&states[0]).unwrap();
+        self.look();
+        self.allowed.set_read_timeout(Some(patience)).unwrap();
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let mut lost = 0;
+                while !end.load(Relaxed) {
+                    lost += u64::from(!self.look_or_lose());
+                }
+                (self.number, lost)
+            });
+            for flip in 1..=flip_count() {
+                nftables.apply(&states[flip % 2]).unwrap();
+                nftables.tidy(false);
+            }
+            end.store(true, Relaxed);
+            let (looks, lost) = looking.join().unwrap();
+            eprintln!("{looks} looks at {} flips, {lost} packets lost", flip_count());
+            assert!(looks > 10, "{looks} looks show nothing");
+            (looks, lost)
+        })
     }
 }
 
@@ -61,7 +98,6 @@ impl Witness {
 /// always does.
 pub(crate) fn flips() {
     let network = Network::with_pods(2);
-    let mut witness = Witness::of(&network);
     let by_address = |peer| udp(Some(peer), 54, 54);
     let by_port = udp(None, 50, 60);
     let nothing: &[Entry] = &[];
@@ -75,26 +111,37 @@ pub(crate) fn flips() {
         node_state(&pods, &[(nothing, Some(&wide(&out))), (&narrow(&into), None)], &peers),
         node_state(&pods, &[(nothing, Some(&narrow(&out))), (&wide(&into), None)], &peers),
     ];
-    let mut nftables = Nftables::open().unwrap();
-    nftables.apply(&states[0]).unwrap();
-    witness.look();
-    let (end, flips) = (AtomicBool::new(false), flip_count());
-    let looks = thread::scope(|scope| {
-        let looking = scope.spawn(|| {
-            while !end.load(Relaxed) {
-                witness.look();
-            }
-            witness.number
-        });
-        for flip in 1..=flips {
-            nftables.apply(&states[flip % 2]).unwrap();
-            nftables.tidy(false);
-        }
-        end.store(true, Relaxed);
-        looking.join().unwrap()
-    });
-    eprintln!("{looks} looks at {flips} flips");
-    assert!(looks > 10, "{looks} looks show nothing");
+    let (_, lost) = Witness::of(&network).at_flips(&states, Duration::from_secs(3));
+    assert_eq!(lost, 0);
+}
+
+/// A pod closes while the other end opens to it, and the other way round. Half of each state would let
+/// the packet pass; one that is allowed can be lost.
+pub(crate) fn policies_flip() {
+    let network = Network::with_pods(2);
+    for moves in [ONE, TWO] {
+        let (every, some) = ([udp(None, 50, 60)], [udp(None, 54, 54)]);
+        let nothing: &[Entry] = &[];
+        let by_peer = [udp(Some(0), 53, 53), some[0]];
+        let state = |profile: u32, peer: &str| {
+            let pods = match moves {
+                ONE => [(ONE, profile), (TWO, 2)],
+                _ => [(ONE, 2), (TWO, profile)],
+            };
+            // The other pods keep what the policies need.
+            let pods: Vec<_> = pods.into_iter().chain([("10.0.9.1", 0), ("10.0.9.2", 1)]).collect();
+            let profiles = match moves {
+                ONE => {
+                    [(nothing, Some(&every[..])), (nothing, Some(&some[..])), (&by_peer[..], None)]
+                }
+                _ => [(&every[..], None), (&some[..], None), (nothing, Some(&by_peer[..]))],
+            };
+            node_state(&pods, &profiles, &[addresses(&["10.0.9.1", peer])])
+        };
+        let states = [state(0, "10.7.0.1"), state(1, moves)];
+        let (looks, lost) = Witness::of(&network).at_flips(&states, Duration::from_millis(20));
+        assert!(lost * 2 < looks, "{lost} of {looks} allowed packets were lost");
+    }
 }
 
 /// From one state to the next, and from what that has left behind, with small sends, so that there are

@@ -486,8 +486,8 @@ fn handed_over() {
     cluster.hand_over(3);
     let opened = Open::on(&cluster, THIRD);
     let mut closed = owned(3);
-    for (number, profile) in state(&[PORT, OTHER]).profiles {
-        closed.profiles.insert(number, profile);
+    for (number, profile) in &state(&[PORT, OTHER]).profiles {
+        closed.profiles.insert(*number, profile.clone());
     }
     cluster.nftables.apply(&closed).unwrap();
     let judged = cluster.connections.judge(&closed).unwrap();

@@ -108,7 +108,7 @@ pub(crate) fn state() -> impl Strategy<Value = NodeState> {
         (endpoints, vec(range(), 0..3), vec(profile, profiles), whole).prop_map(
             move |(endpoints, ranges, profiles, (log, audit))| NodeState {
                 audit,
-                endpoints,
+                endpoints: endpoints.into(),
                 ranges,
                 log,
                 profiles: (0..).zip(profiles).collect(),
