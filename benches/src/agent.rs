@@ -51,6 +51,42 @@ pub(crate) fn run() -> Outcome {
 struct Bench {
     agent: Agent<Nftables>,
     metrics: Arc<Mutex<Metrics>>,
+    all: Times,
+}
+
+/// What events of some sort took.
+#[derive(Default)]
+struct Times {
+    milliseconds: Runs,
+    elements: Runs,
+    bytes: Runs,
+    /// How many were of no concern.
+    idle: usize,
+}
+
+impl Times {
+    fn add(&mut self, measured: Option<(f64, f64, f64)>) {
+        match measured {
+            Some((milliseconds, elements, bytes)) => {
+                self.milliseconds.push(milliseconds);
+                self.elements.push(elements);
+                self.bytes.push(bytes);
+            }
+            None => self.idle += 1,
+        }
+    }
+
+    fn print(&self, what: &str) {
+        let Times { milliseconds: times, elements, bytes, idle } = self;
+        let row = [times.median(), times.p99(), times.greatest()].map(Digits);
+        println!(
+            "| {what} | {} | {} | {} | {} | {elements} | {bytes} | {idle} |",
+            times.len(),
+            row[0],
+            row[1],
+            row[2],
+        );
+    }
 }
 
 impl Bench {
@@ -85,30 +121,16 @@ impl Bench {
 
     /// Measures events of one sort, and prints a row.
     fn measure(&mut self, what: &str, events: impl Iterator<Item = Event>) {
-        let (mut times, mut elements, mut bytes) =
-            (Runs::default(), Runs::default(), Runs::default());
-        let (mut idle, started) = (0, Instant::now());
+        let (mut times, started) = (Times::default(), Instant::now());
         for event in events {
-            if times.len() == EVENTS || started.elapsed() > LONGEST {
+            if times.milliseconds.len() == EVENTS || started.elapsed() > LONGEST {
                 break;
             }
-            match self.enforce(event) {
-                Some((time, sent, size)) => {
-                    times.push(time);
-                    elements.push(sent);
-                    bytes.push(size);
-                }
-                None => idle += 1,
-            }
+            let measured = self.enforce(event);
+            times.add(measured);
+            self.all.add(measured);
         }
-        let row = [times.median(), times.p99(), times.greatest()].map(Digits);
-        println!(
-            "| {what} | {} | {} | {} | {} | {elements} | {bytes} | {idle} |",
-            times.len(),
-            row[0],
-            row[1],
-            row[2],
-        );
+        times.print(what);
     }
 }
 
@@ -145,7 +167,7 @@ pub(crate) fn once(size: &str) -> Outcome {
     let ranges = ["10.1.0.0/24".parse()?, "fd00:0:0:1::/120".parse()?];
     let agent = Agent::new(NODE, Nftables::open()?, metrics.clone())
         .with_unprogrammed(Unprogrammed::Closed(ranges.into()));
-    let mut bench = Bench { agent, metrics };
+    let mut bench = Bench { agent, metrics, all: Times::default() };
     let start = Instant::now();
     for kind in Kind::ALL {
         bench.agent.hear(Event::Listing(kind), Instant::now());
@@ -247,6 +269,7 @@ pub(crate) fn once(size: &str) -> Outcome {
         }
     }
     bench.measure("a namespace changes its labels", events.into_iter());
+    bench.all.print("all of these");
 
     let peak = memory("VmHWM:")? - before;
     drop(world);

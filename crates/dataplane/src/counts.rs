@@ -12,7 +12,7 @@ use crate::{Ended, Hits, Tally};
 
 /// What was counted of things that are no longer there, and where counters began to count for what
 /// they count for.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Counts {
     /// By origin.
     pub(crate) past: BTreeMap<u32, Hits>,

@@ -206,7 +206,8 @@ impl Encoder<'_> {
         for id in sets {
             let Some(set) = self.plan.set(id) else { continue };
             requests.push(self.new_set(set, id));
-            self.change_elements(NEW_ELEMENTS, set, id, set.elements(), &mut requests);
+            let name = self.names.set(id);
+            self.change_elements(NEW_ELEMENTS, set, &name, set.elements(), &mut requests);
         }
         chains.for_each(|id| self.new_rules(id, &mut requests));
         requests
@@ -236,8 +237,21 @@ impl Encoder<'_> {
         requests: &mut Vec<Request>,
     ) {
         let Some(set) = self.plan.set(id) else { return };
-        self.change_elements(DELETE_ELEMENTS, set, id, removed.iter().copied(), requests);
-        self.change_elements(NEW_ELEMENTS, set, id, added.iter().copied(), requests);
+        let name = self.names.set(id);
+        self.change_elements(DELETE_ELEMENTS, set, &name, removed.iter().copied(), requests);
+        self.change_elements(NEW_ELEMENTS, set, &name, added.iter().copied(), requests);
+    }
+
+    /// Adds elements to a set that is as this one is, and has another name.
+    pub(crate) fn add_to(
+        &self,
+        name: &str,
+        id: SetId,
+        added: &[Element],
+        requests: &mut Vec<Request>,
+    ) {
+        let Some(set) = self.plan.set(id) else { return };
+        self.change_elements(NEW_ELEMENTS, set, name, added.iter().copied(), requests);
     }
 
     /// All that is there when the plan is in force.
@@ -305,16 +319,15 @@ impl Encoder<'_> {
         &self,
         kind: u16,
         set: &Set,
-        id: SetId,
+        name: &str,
         elements: impl Iterator<Item = Element>,
         requests: &mut Vec<Request>,
     ) {
-        let name = self.names.set(id);
         let mut rest = elements.peekable();
         let mut key = Vec::with_capacity(64);
         while rest.peek().is_some() {
             let mut attributes = Attributes::default();
-            attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, &name);
+            attributes.text(TABLE_NAME, TABLE).text(ELEMENTS_SET, name);
             attributes.nest(ELEMENTS_LIST, |list| {
                 let start = list.len();
                 while list.len() - start < ELEMENT_LIST_BYTES

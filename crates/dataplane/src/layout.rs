@@ -189,8 +189,14 @@ impl Planner {
 }
 
 /// The peer sets that may not be the same in both, or are in one only.
-fn other_peers(old: &BTreeMap<u32, PeerSet>, new: &BTreeMap<u32, PeerSet>) -> BTreeSet<u32> {
+fn other_peers(
+    old: &crate::state::Shared<BTreeMap<u32, PeerSet>>,
+    new: &crate::state::Shared<BTreeMap<u32, PeerSet>>,
+) -> BTreeSet<u32> {
     let mut others = BTreeSet::new();
+    if old.same(new) {
+        return others;
+    }
     let mut old = old.iter().peekable();
     for (number, peers) in new {
         while let Some((gone, _)) = old.next_if(|(before, _)| *before < number) {
@@ -301,8 +307,9 @@ impl Layout<'_> {
                 rules.extend(map.map(|map| Rule(vec![Expression::Map(fields, map)])));
             }
         }
-        // Asked last, so that what is about local pods can change in place: see `update.rs`.
-        for family in Family::ALL {
+        // Asked last, so that what is about local pods can change in place: see `update.rs`. Where nothing
+        // is refused, nothing is lost either.
+        for family in Family::ALL.into_iter().filter(|_| !self.state.audit) {
             let set = SetId::Changed(family);
             part.sets.push((set, Arc::new(empty(family, false))));
             rules.extend(

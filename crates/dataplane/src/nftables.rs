@@ -14,7 +14,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use crate::bridge;
 use crate::compare::{self, Listing};
 use crate::counts::Counts;
-use crate::encode::{self, Encoder, Names, Request};
+use crate::encode::{self, Counted, Encoder, Names, Request};
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, absent_is_fine};
 use crate::plan::{BASE_CHAIN, Chain, ChainId, Element, Key, Plan, Planner, Set, SetId, plan};
 use crate::state::NodeState;
@@ -116,7 +116,15 @@ impl Nftables {
         let in_force = |id: &dyn ToString| last.get(&*id.to_string()).copied().unwrap_or(1);
         names.sets.iter_mut().for_each(|(id, generation)| *generation = in_force(id));
         names.chains.iter_mut().for_each(|(id, generation)| *generation = in_force(id));
-        Ok(compare::differences(&Encoder { plan: &plan, names: &names }.all(), &found))
+        let mut differences =
+            compare::differences(&Encoder { plan: &plan, names: &names }.all(), &found);
+        // Whoever enforces leaves these behind for a moment.
+        let left = Family::ALL.map(|family| format!("set {}.", SetId::Changed(family)));
+        differences.retain(|difference| match difference {
+            Difference::Foreign(what) => !left.iter().any(|left| what.starts_with(left)),
+            _ => true,
+        });
+        Ok(differences)
     }
 
     /// How often all of the table was read back, to see what somebody else may have changed in it.
@@ -248,9 +256,12 @@ impl Nftables {
         start: Instant,
     ) -> Result<Report, Error> {
         let limit = self.socket.send_limit()?;
-        let mut step = Step::new(&installed, plan, self.generation + 1, true);
+        // A packet can be so late that there have been other states since.
+        let older = self.aside.iter().flat_map(|aside| &aside.sets);
+        let older: Vec<&str> = older.map(|(name, _)| &**name).collect();
+        let mut step = Step::new(&installed, &older, plan, self.generation + 1, true);
         if encode::bytes(&step.switch) > limit {
-            step = Step::new(&installed, plan, self.generation + 1, false);
+            step = Step::new(&installed, &older, plan, self.generation + 1, false);
         }
         let Step { update, names, mut prepare, mut switch } = step;
         let elements = update.elements(plan);
@@ -297,12 +308,9 @@ impl Nftables {
     /// What will have been counted once an update is done, of what it ends or makes count for
     /// others.
     fn count_before(&mut self, installed: &Installed, update: &Update) -> Result<Counts, Error> {
-        let mut counts = std::mem::take(&mut self.counts);
-        let counted = self.count_into(&mut counts, installed, update);
-        if let Err(error) = counted {
-            self.counts = counts;
-            return Err(error);
-        }
+        // An update that is refused ends nothing.
+        let mut counts = self.counts.clone();
+        self.count_into(&mut counts, installed, update)?;
         Ok(counts)
     }
 
@@ -319,27 +327,31 @@ impl Nftables {
         for (id, keys, stays) in removed.chain(anew) {
             let Some(set) = installed.plan.set(*id).filter(|set| set.counted) else { continue };
             let name = installed.names.set(*id);
-            let mut answers = Vec::new();
-            match keys.len() * LISTED > set.len() {
-                true => answers = self.socket.dump(encode::get_elements(&name))?,
-                false => {
-                    for keys in keys.chunks(ASKED) {
-                        let message = encode::get_some_elements(&name, keys);
-                        answers.extend(self.socket.request(message, 0)?);
-                    }
-                }
+            let wanted: FxHashSet<Vec<u8>> =
+                keys.iter().copied().map(encode::element_key).collect();
+            let mut found = FxHashMap::<Vec<u8>, Counted>::default();
+            if keys.len() * LISTED > set.len()
+                && let Ok(answers) = self.socket.dump(encode::get_elements(&name))
+            {
+                let all = answers.iter().flat_map(encode::element_counters);
+                let wanted = all.filter(|(key, _)| wanted.contains(*key));
+                found.extend(wanted.map(|(key, counter)| (key.to_vec(), counter)));
             }
-            let keys: FxHashSet<Vec<u8>> = keys.into_iter().map(encode::element_key).collect();
-            for answer in &answers {
-                let mut found = encode::element_counters(answer);
-                found.retain(|(key, _)| keys.contains(*key));
-                counts.add_elements(&name, set, found.iter().copied());
-                for (key, counter) in found {
-                    let begun = counts.begun.entry(name.clone()).or_default();
-                    match stays {
-                        true => _ = begun.insert(key.to_vec(), counter),
-                        false => _ = begun.remove(key),
-                    }
+            // A list can lack some, where the kernel makes room in the set meanwhile.
+            let missing =
+                keys.into_iter().filter(|key| !found.contains_key(&encode::element_key(*key)));
+            let missing: Vec<Key> = missing.collect();
+            for keys in missing.chunks(ASKED) {
+                let answers = self.socket.request(encode::get_some_elements(&name, keys), 0)?;
+                let all = answers.iter().flat_map(encode::element_counters);
+                found.extend(all.map(|(key, counter)| (key.to_vec(), counter)));
+            }
+            counts.add_elements(&name, set, found.iter().map(|(key, counter)| (&**key, *counter)));
+            let begun = counts.begun.entry(name).or_default();
+            for (key, counter) in found {
+                match stays {
+                    true => _ = begun.insert(key, counter),
+                    false => _ = begun.remove(&key),
                 }
             }
         }
@@ -424,6 +436,11 @@ impl Nftables {
     }
 }
 
+/// Whether it is the name of a set, in any generation.
+fn is_of(name: &str, id: SetId) -> bool {
+    compare::without_generation(name) == id.to_string()
+}
+
 /// What an update sends.
 struct Step {
     update: Update,
@@ -433,7 +450,14 @@ struct Step {
 }
 
 impl Step {
-    fn new(installed: &Installed, plan: &Plan, generation: u32, in_place: bool) -> Step {
+    /// `older` are the sets that rules from before what is installed look into.
+    fn new(
+        installed: &Installed,
+        older: &[&str],
+        plan: &Plan,
+        generation: u32,
+        in_place: bool,
+    ) -> Step {
         let update = Update::between(&installed.plan, plan, in_place);
         let mut names = installed.names.clone();
         update.old_sets.iter().for_each(|id| _ = names.sets.remove(id));
@@ -453,10 +477,13 @@ impl Step {
         }
         let before = Encoder { plan: &installed.plan, names: &installed.names };
         for family in Family::ALL {
+            let id = SetId::Changed(family);
             let changed = update.changed.iter().filter(|address| Family::of(**address) == family);
             let changed: Vec<_> =
                 changed.map(|address| Element::plain(Key::Address(*address))).collect();
-            before.change(SetId::Changed(family), &changed, &[], &mut switch);
+            before.change(id, &changed, &[], &mut switch);
+            let older = older.iter().filter(|name| is_of(name, id));
+            older.for_each(|name| before.add_to(name, id, &changed, &mut switch));
         }
         switch.extend(encoder.switch(update.changed_chains.iter().copied()));
         Step { update, names, prepare, switch }

@@ -2,4 +2,4 @@
 //! numbers, and nothing of Kubernetes or of nf_tables.
 
 pub use portcullis_core::addresses::Addresses;
-pub use portcullis_core::node::{Entry, Log, NodeState, PeerSet, Ports, Profile};
+pub use portcullis_core::node::{Entry, Log, NodeState, PeerSet, Ports, Profile, Shared};

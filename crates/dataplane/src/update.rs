@@ -43,7 +43,8 @@ pub(crate) struct Update {
     pub(crate) changed_chains: BTreeSet<ChainId>,
     /// Sets that change in place.
     pub(crate) in_place: BTreeMap<SetId, Delta>,
-    /// The local addresses of which packets in the old rules may meet something else than before.
+    /// The addresses of which packets in the old rules may be allowed more than before, or led elsewhere:
+    /// those of local pods.
     pub(crate) changed: BTreeSet<IpAddr>,
     /// Elements that stay where they are and count for others than before.
     pub(crate) count_anew: BTreeMap<SetId, Vec<Key>>,
@@ -111,12 +112,19 @@ impl Update {
             let removed = removed.iter().filter(|_| opens(id));
             update.changed.extend(added.iter().chain(removed).filter_map(address_of));
         }
-        update.changed.retain(is_local);
+        // An address that is not a pod's is judged by one chain, and by the ranges of the node.
+        let other_ranges = Family::ALL
+            .map(SetId::Ranges)
+            .map(|ranges| old.sets.get(&ranges) != new.sets.get(&ranges));
+        let of_ranges = |address: &IpAddr| other_ranges[Family::of(*address) as usize];
+        update.changed.retain(|address| is_local(address) || of_ranges(address));
         for set in update.old_sets.iter().filter(|id| opens(id)).filter_map(|id| old.set(*id)) {
             update.changed.extend(set.elements().filter_map(|element| address_of(&element)));
         }
+        // They are asked for in both, or one of the two refuses nothing.
         let families = update.changed.iter().map(|address| SetId::Changed(Family::of(*address)));
-        update.new_sets.extend(families);
+        let both = |id: &SetId| old.sets.contains_key(id) && new.sets.contains_key(id);
+        update.new_sets.extend(families.filter(both));
         update.change_chains(new, &chains);
         for (id, before, set) in &sets {
             if let (Some(before), Some(set), false) = (before, set, update.new_sets.contains(id)) {
@@ -349,8 +357,8 @@ mod tests {
             })
         };
         let toggled = vec((any::<u32>(), random::address()), 0..12);
-        let parts = (weighted(0.3, few()), any::<bool>(), any::<bool>());
-        (few(), toggled, parts).prop_map(|(old, toggled, (other, pods, rules))| {
+        let parts = (weighted(0.3, few()), any::<bool>(), any::<bool>(), any::<bool>());
+        (few(), toggled, parts).prop_map(|(old, toggled, (other, pods, rules, ranges))| {
             let mut new = old.clone();
             let numbers: Vec<u32> = new.peers.keys().copied().collect();
             for (number, address) in toggled {
@@ -367,6 +375,9 @@ mod tests {
                 }
                 if pods {
                     new.endpoints = other.endpoints;
+                }
+                if ranges {
+                    (new.ranges, new.audit, new.log) = (other.ranges, other.audit, other.log);
                 }
                 // What the rules of the other one name is there.
                 for (number, set) in &other.peers {
@@ -552,6 +563,22 @@ mod tests {
                 assert!(update.at_once(&after));
             }
         }
+    }
+
+    #[test]
+    fn the_ranges_become_known_while_a_set_grows() {
+        let rules = [entry(0, None)];
+        let one = |ranges: &[&str], peers: &[&str]| {
+            let ranges = ranges
+                .iter()
+                .map(|text| text.parse::<portcullis_core::net::IpNet>().unwrap().into());
+            let profiles = [[Some(&rules[..]), None]];
+            let state = state(&[("10.0.0.2", 0)], &profiles, &[addresses(peers)]);
+            NodeState { ranges: ranges.collect(), ..state }
+        };
+        let unknown = one(&[], &["10.7.0.1"]);
+        let known = one(&["10.0.0.0/31"], &["10.7.0.1", "10.0.0.1"]);
+        refused_throughout(&unknown, &known);
     }
 
     #[test]

@@ -68,7 +68,9 @@ impl NodeProgram {
             audit_ingress,
             audit_egress,
         };
-        self.state.profiles.insert(number, profile);
+        if own != Some(&profile) {
+            self.state.profiles.insert(number, profile);
+        }
         self.version += 1;
         for peer in old_uses {
             self.release(peer);
