@@ -645,6 +645,19 @@ fn hits_last() {
     assert_eq!(count(&mut nftables), [(2, 3), (7, 2), (8, 1)]);
     nftables.tidy(true);
     assert_eq!(count(&mut nftables), [(2, 3), (7, 2), (8, 1)]);
+
+    // An update that is refused, because somebody else has been there, ends nothing.
+    state.endpoints.insert(address("10.0.2.3"), 0);
+    nftables.apply(&state).unwrap();
+    let sets = nft(&["list", "sets", "table", "inet", TABLE], "");
+    let own = sets.split_whitespace().find(|word| word.starts_with("self4.")).unwrap();
+    let gone = format!("delete element inet {TABLE} {own} {{ 10.0.2.3 . 10.0.2.3 }}");
+    nft(&["-f", "-"], &gone);
+    state.endpoints.remove(&address("10.0.2.3"));
+    nftables.apply(&state).unwrap();
+    assert_eq!(count(&mut nftables), [(2, 3), (7, 2), (8, 1)]);
+    nftables.tidy(true);
+    assert_eq!(count(&mut nftables), [(2, 3), (7, 2), (8, 1)]);
 }
 
 /// Pods 1 and 2 are behind this node. Pod 2 (10.0.2.2, fd00:2::2) is isolated.
