@@ -22,7 +22,7 @@ use crate::judge::{Judge, Opening};
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket};
 use crate::nftables::wait_for_packets_under_way;
 use crate::nudge::Nudger;
-use crate::state::NodeState;
+use crate::state::{NodeState, Shared};
 use crate::table::{self, Changes, Table};
 use crate::{Difference, Error, Headers};
 
@@ -36,7 +36,7 @@ pub struct Connections {
     cut: Arc<Mutex<Cut>>,
     handovers: Arc<Mutex<Handovers>>,
     /// Who had which address when they were judged last.
-    owners: BTreeMap<IpAddr, u64>,
+    owners: Shared<BTreeMap<IpAddr, u64>>,
 }
 
 /// What is done at once and from any thread, also while connections are judged.
@@ -93,7 +93,7 @@ impl Connections {
             nudger: Nudger::open().ok(),
             cut: Arc::new(Mutex::new(cut)),
             handovers: Arc::new(Mutex::new(Handovers::open()?)),
-            owners: BTreeMap::new(),
+            owners: Shared::default(),
         })
     }
 
@@ -105,7 +105,7 @@ impl Connections {
 
     /// Goes on from who had which address when connections were judged last, by an earlier process.
     pub fn remember(&mut self, owners: BTreeMap<IpAddr, u64>) {
-        self.owners = owners;
+        self.owners = owners.into();
     }
 
     /// For whoever puts states in force on another thread.
@@ -169,7 +169,7 @@ impl Connections {
         }
         let forgotten = strange.len();
         conntrack::forget(&mut self.netfilter, strange.into_iter().map(|(_, request)| request))?;
-        self.owners.clone_from(&state.owners);
+        self.owners = state.owners.clone();
 
         let newly = lock(&self.cut).put(&refused)?;
         lock(&self.handovers).end(&handed_over)?;

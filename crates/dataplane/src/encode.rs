@@ -242,16 +242,16 @@ impl Encoder<'_> {
         self.change_elements(NEW_ELEMENTS, set, &name, added.iter().copied(), requests);
     }
 
-    /// Adds elements to a set that is as this one is, and has another name.
+    /// Adds elements to the set of a name that is this one or was made as this one is.
     pub(crate) fn add_to(
         &self,
         name: &str,
         id: SetId,
-        added: &[Element],
+        added: impl Iterator<Item = Element>,
         requests: &mut Vec<Request>,
     ) {
         let Some(set) = self.plan.set(id) else { return };
-        self.change_elements(NEW_ELEMENTS, set, name, added.iter().copied(), requests);
+        self.change_elements(NEW_ELEMENTS, set, name, added, requests);
     }
 
     /// All that is there when the plan is in force.

@@ -96,7 +96,7 @@ impl Planner {
             moved.extend(local.symmetric_difference(&self.local));
         }
 
-        let others = other_peers(&self.state.peers, &state.peers);
+        let others = other_peers(&self.state, state);
         let mut layout = Layout { state, local: &local, shared: self.shared.clone() };
         let moved = self.shared.keys().filter(|number| {
             let peers = state.peers.get(number);
@@ -116,7 +116,7 @@ impl Planner {
         let mut chain_of = FxHashMap::<(u32, Direction), ChainId>::default();
         for (number, profile) in &state.profiles {
             for direction in Direction::BOTH {
-                let Some(entries) = entries(profile, direction) else { continue };
+                let Some(entries) = profile.entries(direction.into()) else { continue };
                 // Profiles with equal rules share a chain.
                 let audited = is_audited(state, profile, direction);
                 let rules = (direction, Rules(entries), audited);
@@ -189,16 +189,13 @@ impl Planner {
 }
 
 /// The peer sets that may not be the same in both, or are in one only.
-fn other_peers(
-    old: &crate::state::Shared<BTreeMap<u32, PeerSet>>,
-    new: &crate::state::Shared<BTreeMap<u32, PeerSet>>,
-) -> BTreeSet<u32> {
+fn other_peers(old: &NodeState, new: &NodeState) -> BTreeSet<u32> {
     let mut others = BTreeSet::new();
-    if old.same(new) {
+    if old.peers.same(&new.peers) {
         return others;
     }
-    let mut old = old.iter().peekable();
-    for (number, peers) in new {
+    let mut old = old.peers.iter().peekable();
+    for (number, peers) in &new.peers {
         while let Some((gone, _)) = old.next_if(|(before, _)| *before < number) {
             others.insert(*gone);
         }
@@ -209,13 +206,6 @@ fn other_peers(
     }
     others.extend(old.map(|(gone, _)| *gone));
     others
-}
-
-fn entries(profile: &Profile, direction: Direction) -> Option<&Arc<[Entry]>> {
-    match direction {
-        Direction::Egress => profile.egress.as_ref(),
-        Direction::Ingress => profile.ingress.as_ref(),
-    }
 }
 
 /// Rules by what they are. Most that are equal are in one place, and most others differ at once.
@@ -239,16 +229,11 @@ impl Hash for Rules<'_> {
 
 /// Whether what the direction does not allow passes (SEMANTICS 28).
 fn is_audited(state: &NodeState, profile: &Profile, direction: Direction) -> bool {
-    state.audit
-        || match direction {
-            Direction::Egress => profile.audit_egress,
-            Direction::Ingress => profile.audit_ingress,
-        }
+    state.audit || profile.is_audited(direction.into())
 }
 
 fn same_entries(old: &Profile, new: &Profile, direction: Direction) -> bool {
-    let (old, new) = (entries(old, direction), entries(new, direction));
-    match (old, new) {
+    match (old.entries(direction.into()), new.entries(direction.into())) {
         (Some(old), Some(new)) => Rules(old) == Rules(new),
         _ => false,
     }

@@ -119,9 +119,10 @@ impl Nftables {
         let mut differences =
             compare::differences(&Encoder { plan: &plan, names: &names }.all(), &found);
         // Whoever enforces leaves these behind for a moment.
-        let left = Family::ALL.map(|family| format!("set {}.", SetId::Changed(family)));
+        let is_left =
+            |name: &str| Family::ALL.iter().any(|family| is_of(name, SetId::Changed(*family)));
         differences.retain(|difference| match difference {
-            Difference::Foreign(what) => !left.iter().any(|left| what.starts_with(left)),
+            Difference::Foreign(what) => !what.strip_prefix("set ").is_some_and(is_left),
             _ => true,
         });
         Ok(differences)
@@ -327,32 +328,27 @@ impl Nftables {
         for (id, keys, stays) in removed.chain(anew) {
             let Some(set) = installed.plan.set(*id).filter(|set| set.counted) else { continue };
             let name = installed.names.set(*id);
-            let wanted: FxHashSet<Vec<u8>> =
-                keys.iter().copied().map(encode::element_key).collect();
-            let mut found = FxHashMap::<Vec<u8>, Counted>::default();
-            if keys.len() * LISTED > set.len()
+            let keys = keys.into_iter().map(|key| (encode::element_key(key), key));
+            let mut missing: FxHashMap<Vec<u8>, Key> = keys.collect();
+            let mut found: Vec<(Vec<u8>, Counted)> = Vec::new();
+            if missing.len() * LISTED > set.len()
                 && let Ok(answers) = self.socket.dump(encode::get_elements(&name))
             {
-                let all = answers.iter().flat_map(encode::element_counters);
-                let wanted = all.filter(|(key, _)| wanted.contains(*key));
-                found.extend(wanted.map(|(key, counter)| (key.to_vec(), counter)));
+                for (key, counter) in answers.iter().flat_map(encode::element_counters) {
+                    found.extend(missing.remove_entry(key).map(|(key, _)| (key, counter)));
+                }
             }
             // A list can lack some, where the kernel makes room in the set meanwhile.
-            let missing =
-                keys.into_iter().filter(|key| !found.contains_key(&encode::element_key(*key)));
-            let missing: Vec<Key> = missing.collect();
-            for keys in missing.chunks(ASKED) {
+            for keys in missing.into_values().collect::<Vec<_>>().chunks(ASKED) {
                 let answers = self.socket.request(encode::get_some_elements(&name, keys), 0)?;
                 let all = answers.iter().flat_map(encode::element_counters);
                 found.extend(all.map(|(key, counter)| (key.to_vec(), counter)));
             }
             counts.add_elements(&name, set, found.iter().map(|(key, counter)| (&**key, *counter)));
-            let begun = counts.begun.entry(name).or_default();
-            for (key, counter) in found {
-                match stays {
-                    true => _ = begun.insert(key, counter),
-                    false => _ = begun.remove(&key),
-                }
+            if stays {
+                counts.begun.entry(name).or_default().extend(found);
+            } else if let Some(begun) = counts.begun.get_mut(&name) {
+                found.iter().for_each(|(key, _)| _ = begun.remove(key));
             }
         }
         let changed = update.changed_chains.iter();
@@ -479,11 +475,10 @@ impl Step {
         for family in Family::ALL {
             let id = SetId::Changed(family);
             let changed = update.changed.iter().filter(|address| Family::of(**address) == family);
-            let changed: Vec<_> =
-                changed.map(|address| Element::plain(Key::Address(*address))).collect();
-            before.change(id, &changed, &[], &mut switch);
-            let older = older.iter().filter(|name| is_of(name, id));
-            older.for_each(|name| before.add_to(name, id, &changed, &mut switch));
+            let changed = changed.map(|address| Element::plain(Key::Address(*address)));
+            let own = before.names.set(id);
+            let asked = older.iter().copied().filter(|name| is_of(name, id)).chain([&*own]);
+            asked.for_each(|name| before.add_to(name, id, changed.clone(), &mut switch));
         }
         switch.extend(encoder.switch(update.changed_chains.iter().copied()));
         Step { update, names, prepare, switch }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_core::model;
 use portcullis_core::net::{Family, IpRange};
 
 use crate::Report;
@@ -74,8 +75,8 @@ pub enum SetId {
     Pods(Family),
     /// The sources of packets that were told of, or would have been, not long ago.
     Heard(Family),
-    /// Empty, until other rules take the place of these: then the local pods about which sets and maps
-    /// change at that moment.
+    /// Empty, until other rules take the place of these: then the addresses, mostly of local pods, about
+    /// which sets and maps change at that moment.
     Changed(Family),
 }
 
@@ -273,6 +274,15 @@ impl Direction {
     pub const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 }
 
+impl From<Direction> for model::Direction {
+    fn from(direction: Direction) -> model::Direction {
+        match direction {
+            Direction::Egress => model::Direction::Egress,
+            Direction::Ingress => model::Direction::Ingress,
+        }
+    }
+}
+
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -355,6 +365,16 @@ impl SetId {
             | SetId::Pods(_)
             | SetId::Heard(_)
             | SetId::Changed(_) => None,
+        }
+    }
+}
+
+impl Key {
+    /// The one address that it is about.
+    pub(crate) fn address(self) -> Option<IpAddr> {
+        match self {
+            Key::Address(address) | Key::Service(address, ..) => Some(address),
+            Key::Pair(..) | Key::Addresses(_) | Key::Ports(_) => None,
         }
     }
 }

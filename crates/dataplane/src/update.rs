@@ -16,6 +16,7 @@
 //!   a set that the old rules ask for last, and the new ones do not. A packet in the old rules that comes
 //!   there afterwards, from or to that pod, is dropped, because it may have met some of the old and some
 //!   of the new. One that came there before has met nothing new. Packets of others look for other keys.
+//!   So for any address while the ranges of the node change, as those can refuse what a set allows.
 //! - Intervals, and maps of ports, never change in place.
 //!
 //! So a first packet that both plans allow can be lost, if it is in the rules in the nanoseconds of that
@@ -44,7 +45,7 @@ pub(crate) struct Update {
     /// Sets that change in place.
     pub(crate) in_place: BTreeMap<SetId, Delta>,
     /// The addresses of which packets in the old rules may be allowed more than before, or led elsewhere:
-    /// those of local pods.
+    /// those of local pods, and of others if the node's ranges change too.
     pub(crate) changed: BTreeSet<IpAddr>,
     /// Elements that stay where they are and count for others than before.
     pub(crate) count_anew: BTreeMap<SetId, Vec<Key>>,
@@ -90,37 +91,15 @@ impl Update {
         };
         let is_local =
             |address: &IpAddr| old.local.contains(address) || new.local.contains(address);
-        let may_come = |id: &SetId, element: &Element| match element.key {
-            Key::Pair(..) => true,
-            Key::Address(address) | Key::Service(address, ..) => {
-                is_local(&address) || !read_by_others.contains(id)
-            }
-            Key::Addresses(_) | Key::Ports(_) => false,
+        let may_come = |id: &SetId, element: &Element| match element.key.address() {
+            Some(address) => is_local(&address) || !read_by_others.contains(id),
+            None => matches!(element.key, Key::Pair(..)),
         };
         let anew = update.in_place.iter().filter(|(id, delta)| {
             !in_place || !delta.added.iter().all(|element| may_come(id, element))
         });
         update.put_anew(anew.map(|(id, _)| *id).collect());
-        // Whoever is isolated no longer, or known no longer, may be allowed more.
-        let opens = |id: &SetId| matches!(id, SetId::Isolated(..) | SetId::Pods(_));
-        let address_of = |element: &Element| match element.key {
-            Key::Address(address) | Key::Service(address, ..) => Some(address),
-            // A pod reaches itself by this alone.
-            _ => None,
-        };
-        for (id, Delta { added, removed }) in &update.in_place {
-            let removed = removed.iter().filter(|_| opens(id));
-            update.changed.extend(added.iter().chain(removed).filter_map(address_of));
-        }
-        // An address that is not a pod's is judged by one chain, and by the ranges of the node.
-        let other_ranges = Family::ALL
-            .map(SetId::Ranges)
-            .map(|ranges| old.sets.get(&ranges) != new.sets.get(&ranges));
-        let of_ranges = |address: &IpAddr| other_ranges[Family::of(*address) as usize];
-        update.changed.retain(|address| is_local(address) || of_ranges(address));
-        for set in update.old_sets.iter().filter(|id| opens(id)).filter_map(|id| old.set(*id)) {
-            update.changed.extend(set.elements().filter_map(|element| address_of(&element)));
-        }
+        update.find_changed(old, is_local);
         // They are asked for in both, or one of the two refuses nothing.
         let families = update.changed.iter().map(|address| SetId::Changed(Family::of(*address)));
         let both = |id: &SetId| old.sets.contains_key(id) && new.sets.contains_key(id);
@@ -154,6 +133,26 @@ impl Update {
         }
     }
 
+    /// Finds the addresses about which something changes in place that the old rules must not pass by.
+    fn find_changed(&mut self, old: &Plan, is_local: impl Fn(&IpAddr) -> bool) {
+        // Whoever is isolated no longer, or known no longer, may be allowed more.
+        let opens = |id: &SetId| matches!(id, SetId::Isolated(..) | SetId::Pods(_));
+        let address = |element: &Element| element.key.address();
+        for (id, Delta { added, removed }) in &self.in_place {
+            let removed = removed.iter().filter(|_| opens(id));
+            self.changed.extend(added.iter().chain(removed).filter_map(address));
+        }
+        // An address that is not a pod's is judged by one chain, and by the ranges of the node.
+        let other_ranges = |address: &IpAddr| {
+            let ranges = SetId::Ranges(Family::of(*address));
+            self.new_sets.contains(&ranges) || self.old_sets.contains(&ranges)
+        };
+        self.changed.retain(|address| is_local(address) || other_ranges(address));
+        for set in self.old_sets.iter().filter(|id| opens(id)).filter_map(|id| old.set(*id)) {
+            self.changed.extend(set.elements().filter_map(|element| address(&element)));
+        }
+    }
+
     /// Finds the chains that stay and get other rules.
     fn change_chains(&mut self, new: &Plan, others: &[Other<'_, ChainId, Chain>]) {
         let stays =
@@ -174,7 +173,7 @@ impl Update {
         }
     }
 
-    /// The profiles and directions whose chains or maps are others afterwards.
+    /// The profiles and directions whose chains or sets are others afterwards.
     fn restructured(
         &self,
         old: &Plan,

@@ -118,11 +118,12 @@ impl NodeProgram {
     fn disown(&mut self, address: IpAddr, id: u32) {
         self.claims.owners.remove(&address);
         self.count_in_sets(address, id, -1);
-        self.is_no_endpoint(address);
+        self.forget_endpoint(address);
     }
 
-    /// Most addresses never were one, and then the state goes on to share what it has with earlier ones.
-    fn is_no_endpoint(&mut self, address: IpAddr) {
+    /// The address is no endpoint. Most never were one, and then the state goes on to share what it has with
+    /// earlier ones.
+    fn forget_endpoint(&mut self, address: IpAddr) {
         if self.state.endpoints.contains_key(&address) {
             self.state.endpoints.remove(&address);
             self.state.owners.remove(&address);
@@ -156,7 +157,7 @@ impl NodeProgram {
             }
             self.state.profiles.remove(&number);
             if self.state.endpoints.get(&address) == Some(&number) {
-                self.is_no_endpoint(address);
+                self.forget_endpoint(address);
             }
             self.version += 1;
         }

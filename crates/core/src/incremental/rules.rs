@@ -57,9 +57,9 @@ impl NodeProgram {
         let old_uses = std::mem::replace(&mut local.uses, uses);
         // What is as it was stays the same thing, and what another profile has is one thing with that.
         let own = self.state.profiles.get(&number);
-        let known: Vec<&Profile> = own.into_iter().chain(self.state.profiles.values()).collect();
         let one = |new: Vec<Entry>, direction| {
-            let mut known = known.iter().filter_map(|profile| profile.entries(direction));
+            let known = own.into_iter().chain(self.state.profiles.values());
+            let mut known = known.filter_map(|profile| profile.entries(direction));
             known.find(|known| ***known == *new).cloned().unwrap_or_else(|| new.into())
         };
         let profile = Profile {

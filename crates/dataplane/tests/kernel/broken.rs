@@ -32,6 +32,8 @@ struct Witness {
     refused: UdpSocket,
     allowed: UdpSocket,
     number: u64,
+    /// How many allowed packets did not come in time.
+    lost: u64,
 }
 
 impl Witness {
@@ -40,7 +42,13 @@ impl Witness {
         refused.set_nonblocking(true).unwrap();
         // New links take up to a second to come up.
         allowed.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        Witness { client: network.pods[0].udp(address(ONE), 0), refused, allowed, number: 0 }
+        Witness {
+            client: network.pods[0].udp(address(ONE), 0),
+            refused,
+            allowed,
+            number: 0,
+            lost: 0,
+        }
     }
 
     /// Sends one packet that is refused and one that is allowed, which has to arrive.
@@ -57,11 +65,12 @@ impl Witness {
         }
         let mut number = [0; 8];
         let mut arrived = self.allowed.recv(&mut number).is_ok();
-        // One that was taken for lost can be late.
         while arrived && u64::from_be_bytes(number) != self.number {
+            assert!(self.lost > 0, "it is late, and was not taken for lost");
             arrived = self.allowed.recv(&mut number).is_ok();
         }
         assert!(self.refused.recv(&mut number).is_err(), "a refused packet arrived");
+        self.lost += u64::from(!arrived);
         arrived
     }
 
@@ -75,11 +84,10 @@ impl Witness {
         let end = AtomicBool::new(false);
         thread::scope(|scope| {
             let looking = scope.spawn(|| {
-                let mut lost = 0;
                 while !end.load(Relaxed) {
-                    lost += u64::from(!self.look_or_lose());
+                    self.look_or_lose();
                 }
-                (self.number, lost)
+                (self.number, self.lost)
             });
             for flip in 1..=flip_count() {
                 nftables.apply(&states[flip % 2]).unwrap();
